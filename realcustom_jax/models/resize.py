@@ -1,0 +1,39 @@
+"""The two bilinear samplings that the original models use, on NHWC arrays.
+
+They differ in where the output samples lie on the input axis of n pixels (m output pixels, j = 0 … m − 1):
+
+    half pixel      u_j = (j + ½) · n / m − ½     torch ``interpolate(mode="bilinear", align_corners=False)``
+    align corners   u_j = j · (n − 1) / (m − 1)   torch ``interpolate(mode="bilinear", align_corners=True)``
+
+A sample is the linear interpolation of its two neighbours, positions outside the input are clamped to its edge,
+and no low-pass filter is applied when shrinking.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def resize_bilinear(x: jax.Array, size: tuple[int, int]) -> jax.Array:
+    """Half-pixel bilinear resize without antialiasing: float [B, H, W, C] -> [B, h, w, C], size = (h, w)."""
+    batch, _, _, channels = x.shape
+    return jax.image.resize(x, (batch, *size, channels), method="bilinear", antialias=False)
+
+
+def resize_align_corners(x: jax.Array, size: tuple[int, int]) -> jax.Array:
+    """Bilinear resize in which corner pixels map onto corner pixels: float [B, H, W, C] -> [B, h, w, C].
+
+    An output axis of one pixel takes the first input pixel, as torch does.
+    """
+    for axis, length in zip((1, 2), size, strict=True):
+        x = _lerp_along(x, axis, np.linspace(0, x.shape[axis] - 1, length))
+    return x
+
+
+def _lerp_along(x: jax.Array, axis: int, positions: np.ndarray) -> jax.Array:
+    low = np.floor(positions).astype(np.int32)
+    high = np.minimum(low + 1, x.shape[axis] - 1)
+    weight_shape = [1] * x.ndim
+    weight_shape[axis] = -1
+    weight = jnp.asarray(positions - low, x.dtype).reshape(weight_shape)
+    return jnp.take(x, low, axis) * (1 - weight) + jnp.take(x, high, axis) * weight
