@@ -1,0 +1,1 @@
+"""Data: the painted sprite world, its dataset and the loader."""
