@@ -1,0 +1,262 @@
+"""The vision transformer of both image encoders: SigLIP so400m/14 and DINOv2-L/14 with registers.
+
+One module for timm's `VisionTransformer` (pre-norm blocks of Dosovitskiy et al., arXiv 2010.11929):
+
+    x ← x + γ₁ ⊙ Attention(LayerNorm(x)),    x ← x + γ₂ ⊙ MLP(LayerNorm(x))
+
+DINOv2 prepends a class token and registers (arXiv 2309.16588) and has LayerScale γ; SigLIP has neither
+(γ = 1). RealCustom++ reads block outputs only: the final norm and the pooling head are no part of this module.
+
+Dimensions: B batch, H W pixels, h w the grid of patches, L = h·w patches, C channels.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+# Arguments of timm that would change the block outputs; only these values are implemented.
+_FIXED = {
+    "in_chans": 3, "pos_embed": "learn", "proj_bias": True, "qk_norm": False, "scale_attn_norm": False,
+    "scale_mlp_norm": False, "pre_norm": False, "dynamic_img_pad": False, "embed_layer": None,
+    "embed_norm_layer": None, "norm_layer": None, "block_fn": None, "mlp_layer": None, "attn_layer": None,
+}
+# Arguments of timm that concern the head, the initialisation or training noise, none of which is here.
+_IRRELEVANT = {
+    "num_classes", "global_pool", "fc_norm", "final_norm", "pool_include_prefix", "weight_init", "fix_init",
+    "drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate",
+    "dynamic_img_size",
+}
+_ACTIVATIONS = {
+    "gelu": functools.partial(nn.gelu, approximate=False),
+    "gelu_tanh": functools.partial(nn.gelu, approximate=True),
+    "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),
+}
+
+LayerNorm = functools.partial(nn.LayerNorm, epsilon=1e-6, use_fast_variance=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class VitConfig:
+    """The architecture, in timm's names and with timm's defaults. Sizes are (height, width) in pixels."""
+
+    img_size: tuple[int, int] = (224, 224)
+    patch_size: tuple[int, int] = (16, 16)
+    embed_dim: int = 768
+    depth: int = 12
+    num_heads: int = 12
+    mlp_ratio: float = 4.0
+    qkv_bias: bool = True
+    init_values: float | None = None
+    class_token: bool = True
+    no_embed_class: bool = False
+    reg_tokens: int = 0
+    act_layer: str = "gelu"
+
+    def __post_init__(self):
+        if self.embed_dim % self.num_heads:
+            raise ValueError(
+                f"ViT config: embed_dim={self.embed_dim} is not a multiple of num_heads={self.num_heads}.")
+        if self.act_layer not in _ACTIVATIONS:
+            raise ValueError(
+                f"ViT config: act_layer={self.act_layer!r} is not supported; {', '.join(_ACTIVATIONS)} are.")
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> "VitConfig":
+        """Reads timm `VisionTransformer` keyword arguments.
+
+        Raises:
+            ValueError: for an argument that is not timm's or that asks for a network not implemented here.
+        """
+        for key, only in _FIXED.items():
+            if config.get(key, only) != only:
+                raise ValueError(f"ViT config: {key}={config[key]!r} is not supported; only {only!r} is.")
+        fields = {field.name for field in dataclasses.fields(cls)}
+        if unknown := sorted(set(config) - fields - _FIXED.keys() - _IRRELEVANT):
+            raise ValueError(f"ViT config: {', '.join(unknown)} is no argument of timm's VisionTransformer.")
+        values = {key: value for key, value in config.items() if key in fields}
+        for key in {"img_size", "patch_size"} & values.keys():
+            values[key] = _pair(values[key])
+        if values.get("act_layer", "") is None:
+            del values["act_layer"]
+        return cls(**values)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Patches (vertically, horizontally); pixels beyond the last whole patch are not seen."""
+        return self.img_size[0] // self.patch_size[0], self.img_size[1] // self.patch_size[1]
+
+    @property
+    def num_prefix(self) -> int:
+        """Tokens before the patches: class token and registers."""
+        return int(self.class_token) + self.reg_tokens
+
+    @property
+    def num_embedded_prefix(self) -> int:
+        """Prefix tokens that have entries of their own in `pos_embed`."""
+        return 0 if self.no_embed_class else self.num_prefix
+
+
+class VisionTransformer(nn.Module):
+    """Image encoder that returns the outputs of its blocks (timm `get_intermediate_layers`, norm=False)."""
+
+    config: VitConfig
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: jax.Array, layers: Sequence[int]) -> tuple[jax.Array, ...]:
+        """Block outputs, patch tokens only, without the final norm.
+
+        Args:
+            images: [B, H, W, 3], normalised, of the config's size.
+            layers: zero-based indices of the blocks; the result follows their order.
+        Returns:
+            One [B, L, C] for each layer. Blocks after the last one asked for are not computed.
+        Raises:
+            ValueError: if the images' size or a layer's index does not fit the config.
+        """
+        config = self.config
+        if images.ndim != 4 or images.shape[1:] != (*config.img_size, 3):
+            raise ValueError("The image encoder takes images "
+                             f"[B, {config.img_size[0]}, {config.img_size[1]}, 3], not {list(images.shape)}.")
+        if not layers or any(not 0 <= layer < config.depth for layer in layers):
+            raise ValueError(
+                f"layers={tuple(layers)}: block indices from 0 to {config.depth - 1} are expected.")
+
+        x = PatchEmbed(config.patch_size, config.embed_dim, self.dtype, name="patch_embed")(images)
+        x = self._add_prefix_and_position(x)
+        # All parameters exist, whichever layers initialisation asks for.
+        last = config.depth - 1 if self.is_initializing() else max(layers)
+        outputs = {}
+        for i in range(last + 1):
+            x = outputs[i] = Block(config, self.dtype, name=f"blocks_{i}")(x)
+        return tuple(outputs[layer][:, config.num_prefix:] for layer in layers)
+
+    def _add_prefix_and_position(self, x):
+        config, channels = self.config, x.shape[-1]
+
+        def parameter(name, length):
+            value = self.param(name, nn.initializers.normal(0.02), (1, length, channels))
+            return value.astype(self.dtype)
+
+        prefix = []
+        if config.class_token:
+            prefix.append(parameter("cls_token", 1))
+        if config.reg_tokens:
+            prefix.append(parameter("reg_token", config.reg_tokens))
+        prefix = [jnp.broadcast_to(token, (x.shape[0], *token.shape[1:])) for token in prefix]
+        position = parameter("pos_embed", x.shape[1] + config.num_embedded_prefix)
+        if config.no_embed_class:
+            return jnp.concatenate([*prefix, x + position], axis=1)
+        return jnp.concatenate([*prefix, x], axis=1) + position
+
+
+class PatchEmbed(nn.Module):
+    """One linear map of each whole patch. [B, H, W, 3] → [B, L, C], rows first."""
+
+    patch_size: tuple[int, int]
+    embed_dim: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, images):
+        x = nn.Conv(self.embed_dim, self.patch_size, strides=self.patch_size, padding="VALID",
+                    dtype=self.dtype, name="proj")(images)
+        return x.reshape(x.shape[0], -1, self.embed_dim)
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block with optional LayerScale. [B, L, C] → [B, L, C]."""
+
+    config: VitConfig
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x):
+        config = self.config
+
+        def scale(name, branch):
+            if config.init_values is None:
+                return branch
+            return LayerScale(config.init_values, name=name)(branch)
+
+        y = LayerNorm(dtype=self.dtype, name="norm1")(x)
+        x = x + scale("ls1", Attention(config.num_heads, config.qkv_bias, self.dtype, name="attn")(y))
+        y = LayerNorm(dtype=self.dtype, name="norm2")(x)
+        return x + scale("ls2", Mlp(config.mlp_ratio, config.act_layer, self.dtype, name="mlp")(y))
+
+
+class LayerScale(nn.Module):
+    """A learned factor for each channel (arXiv 2103.17239)."""
+
+    init_value: float
+
+    @nn.compact
+    def __call__(self, x):
+        gamma = self.param("gamma", nn.initializers.constant(self.init_value), (x.shape[-1],))
+        return x * gamma.astype(x.dtype)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with one projection for queries, keys and values. [B, L, C] → [B, L, C]."""
+
+    num_heads: int
+    qkv_bias: bool
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x):
+        channels = x.shape[-1]
+        qkv = nn.Dense(3 * channels, use_bias=self.qkv_bias, dtype=self.dtype, name="qkv")(x)
+        query, key, value = jnp.moveaxis(qkv.reshape(*x.shape[:2], 3, self.num_heads, -1), 2, 0)
+        out = jax.nn.dot_product_attention(query, key, value)
+        return nn.Dense(channels, dtype=self.dtype, name="proj")(out.reshape(x.shape))
+
+
+class Mlp(nn.Module):
+    """Two linear layers. [B, L, C] → [B, L, C]."""
+
+    ratio: float
+    activation: str
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x):
+        channels = x.shape[-1]
+        hidden = nn.Dense(int(channels * self.ratio), dtype=self.dtype, name="fc1")(x)
+        return nn.Dense(channels, dtype=self.dtype, name="fc2")(_ACTIVATIONS[self.activation](hidden))
+
+
+def resample_pos_embed(pos_embed: np.ndarray, new_grid: tuple[int, int], num_prefix: int) -> np.ndarray:
+    """Position embeddings of a square grid, resampled to another grid (timm `resample_abs_pos_embed`).
+
+    Antialiased bicubic interpolation (Keys' kernel, a = −½) in float32, done once, when weights are loaded.
+
+    Args:
+        pos_embed: [1, num_prefix + n·n, C].
+        new_grid: patches (vertically, horizontally).
+        num_prefix: leading entries that belong to prefix tokens; they are kept.
+    Returns:
+        float32 [1, num_prefix + h·w, C].
+    Raises:
+        ValueError: if the stored grid is not square.
+    """
+    pos_embed = np.asarray(pos_embed, np.float32)
+    prefix, grid = pos_embed[:, :num_prefix], pos_embed[:, num_prefix:]
+    side, channels = round(grid.shape[1] ** 0.5), grid.shape[2]
+    if side * side != grid.shape[1]:
+        raise ValueError(f"pos_embed holds {grid.shape[1]} patch positions, which is not a square grid.")
+    if (side, side) == tuple(new_grid):
+        return pos_embed
+    grid = grid.reshape(1, side, side, channels)
+    grid = np.asarray(jax.image.resize(grid, (1, *new_grid, channels), "cubic", antialias=True))
+    return np.concatenate([prefix, grid.reshape(1, -1, channels)], axis=1)
+
+
+def _pair(size: int | Sequence[int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else tuple(size)
