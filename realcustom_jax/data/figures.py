@@ -212,7 +212,7 @@ def rabbit(pose: float) -> Figure:
         Part(disc(-0.4, 0.26, 0.12), "secondary", True),
         Part(oval(-0.1, 0.28, 0.34, 0.26, 12), "body"),
         Part(limb((0.14, 0.26), (0.24 + 0.06 * pose, 0.06), 0.12), "primary"),
-        Part(oval(-0.06 + 0.05 * pose, 0.06, 0.24, 0.07), "secondary"),
+        Part(oval(-0.06 + 0.05 * pose, 0.08, 0.25, 0.09), "secondary"),
         Part(oval(0.1, 0.92, 0.075, 0.22, 14 + lean), "secondary", True),
         Part(oval(0.27, 0.92, 0.075, 0.22, -6 + lean), "secondary", True),
         Part(oval(0.22, 0.58, 0.22, 0.19), "primary", True),

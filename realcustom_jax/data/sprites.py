@@ -111,6 +111,11 @@ class Placement:
     facing: str
     pose: float
 
+    def __post_init__(self):
+        _one_of("facing", self.facing, ("left", "right"))
+        if not -1 <= self.pose <= 1:
+            raise ValueError(f"pose is {self.pose}; expected a number in [-1, 1].")
+
 
 def split_of(identity: Identity) -> str:
     """ "train" or "test" (about 15 %), by a hash that is the same on every machine."""
