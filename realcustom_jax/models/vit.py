@@ -5,7 +5,7 @@ One module for timm's `VisionTransformer` (pre-norm blocks of Dosovitskiy et al.
     x ← x + γ₁ ⊙ Attention(LayerNorm(x)),    x ← x + γ₂ ⊙ MLP(LayerNorm(x))
 
 DINOv2 prepends a class token and registers (arXiv 2309.16588) and has LayerScale γ; SigLIP has neither
-(γ = 1). RealCustom++ reads block outputs only: the final norm and the pooling head are no part of this module.
+(γ = 1). RealCustom++ reads block outputs only, so the final norm and the pooling head are left out.
 
 Dimensions: B batch, H W pixels, h w the grid of patches, L = h·w patches, C channels.
 """
@@ -19,6 +19,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from realcustom_jax.choices import check_choice
 
 # Arguments of timm that would change the block outputs; only these values are implemented.
 _FIXED = {
@@ -62,9 +64,7 @@ class VitConfig:
         if self.embed_dim % self.num_heads:
             raise ValueError(
                 f"ViT config: embed_dim={self.embed_dim} is not a multiple of num_heads={self.num_heads}.")
-        if self.act_layer not in _ACTIVATIONS:
-            raise ValueError(
-                f"ViT config: act_layer={self.act_layer!r} is not supported; {', '.join(_ACTIVATIONS)} are.")
+        check_choice("act_layer", self.act_layer, _ACTIVATIONS)
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "VitConfig":

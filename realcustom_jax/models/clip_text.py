@@ -1,0 +1,185 @@
+"""The CLIP text encoder (arXiv 2103.00020), with or without the projection into the joint space.
+
+The networks of transformers' `CLIPTextModel` and `CLIPTextModelWithProjection`, from their JSON: a pre-norm
+transformer with causal attention, so that a token sees itself and those before it.
+
+Dimensions: B batch, T tokens, D width, P width of the joint space.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from realcustom_jax.choices import check_choice
+
+_ACTIVATIONS = {
+    "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),
+    "gelu": functools.partial(nn.gelu, approximate=False),
+}
+# Old conversions of CLIP carry this wrong id; their true end of text is the largest id.
+_LEGACY_EOS = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipTextConfig:
+    """The architecture, in transformers' names and with transformers' defaults."""
+
+    vocab_size: int = 49408
+    hidden_size: int = 512
+    intermediate_size: int = 2048
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 8
+    max_position_embeddings: int = 77
+    projection_dim: int = 512
+    hidden_act: str = "quick_gelu"
+    layer_norm_eps: float = 1e-5
+    eos_token_id: int = 49407
+
+    def __post_init__(self):
+        check_choice("hidden_act", self.hidden_act, _ACTIVATIONS)
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(f"CLIP text config: hidden_size={self.hidden_size} is not a multiple of "
+                             f"num_attention_heads={self.num_attention_heads}.")
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> "ClipTextConfig":
+        """Reads the JSON of a `CLIPTextConfig`; its many keys that do not concern the network are ignored."""
+        fields = {field.name for field in dataclasses.fields(cls)}
+        return cls(**{key: value for key, value in config.items() if key in fields})
+
+
+class TextOutput(NamedTuple):
+    """last (with the final norm) and penultimate (without) [B, T, D], pooled [B, D], projected [B, P]."""
+
+    last: jax.Array
+    penultimate: jax.Array
+    pooled: jax.Array
+    projected: jax.Array | None
+
+
+class ClipText(nn.Module):
+    """Text encoder; `with_projection` says whether the weights have `text_projection`."""
+
+    config: ClipTextConfig
+    with_projection: bool = False
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, input_ids: jax.Array) -> TextOutput:
+        """Encodes prompts.
+
+        Args:
+            input_ids: int [B, T], T at most `max_position_embeddings`, each row with its end-of-text token.
+        Returns:
+            `penultimate` is the input of the last layer (the embeddings if there is only one); `pooled` is
+            `last` at the first end of text; `projected` is None unless `with_projection`.
+        Raises:
+            ValueError: if the prompts are too long.
+        """
+        config = self.config
+        if input_ids.ndim != 2 or input_ids.shape[1] > config.max_position_embeddings:
+            raise ValueError(f"The text encoder takes input_ids [B, T] with T up to "
+                             f"{config.max_position_embeddings}, not {list(input_ids.shape)}.")
+        last, penultimate = TextTransformer(config, self.dtype, name="text_model")(input_ids)
+        legacy = config.eos_token_id == _LEGACY_EOS
+        end = jnp.argmax(input_ids if legacy else input_ids == config.eos_token_id, axis=1)
+        pooled = jnp.take_along_axis(last, end[:, None, None], axis=1)[:, 0]
+        projected = None
+        if self.with_projection:
+            projected = nn.Dense(config.projection_dim, use_bias=False, dtype=self.dtype,
+                                 name="text_projection")(pooled)
+        return TextOutput(last, penultimate, pooled, projected)
+
+
+class TextTransformer(nn.Module):
+    """Embeddings, encoder, final norm. int [B, T] → (last, penultimate) [B, T, D]."""
+
+    config: ClipTextConfig
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, input_ids):
+        x = Embeddings(self.config, self.dtype, name="embeddings")(input_ids)
+        x, penultimate = Encoder(self.config, self.dtype, name="encoder")(x)
+        norm = nn.LayerNorm(self.config.layer_norm_eps, use_fast_variance=False, dtype=self.dtype,
+                            name="final_layer_norm")
+        return norm(x), penultimate
+
+
+class Embeddings(nn.Module):
+    """Token plus position embeddings. int [B, T] → [B, T, D]."""
+
+    config: ClipTextConfig
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, input_ids):
+        embed = functools.partial(nn.Embed, features=self.config.hidden_size, dtype=self.dtype,
+                                  embedding_init=nn.initializers.normal(0.02))
+        tokens = embed(self.config.vocab_size, name="token_embedding")(input_ids)
+        positions = embed(self.config.max_position_embeddings, name="position_embedding")
+        return tokens + positions(jnp.arange(input_ids.shape[1]))
+
+
+class Encoder(nn.Module):
+    """The stack of layers. [B, T, D] → (output, input of the last layer)."""
+
+    config: ClipTextConfig
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x):
+        for i in range(self.config.num_hidden_layers):
+            penultimate = x
+            x = EncoderLayer(self.config, self.dtype, name=f"layers_{i}")(x)
+        return x, penultimate
+
+
+class EncoderLayer(nn.Module):
+    """Pre-norm transformer layer. [B, T, D] → [B, T, D]."""
+
+    config: ClipTextConfig
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x):
+        config = self.config
+        norm = functools.partial(nn.LayerNorm, config.layer_norm_eps, use_fast_variance=False,
+                                 dtype=self.dtype)
+        attention = CausalSelfAttention(config.num_attention_heads, self.dtype, name="self_attn")
+        x = x + attention(norm(name="layer_norm1")(x))
+        mlp = Mlp(config.intermediate_size, config.hidden_act, self.dtype, name="mlp")
+        return x + mlp(norm(name="layer_norm2")(x))
+
+
+class CausalSelfAttention(nn.Module):
+    """Multi-head attention of each token to itself and those before. [B, T, D] → [B, T, D]."""
+
+    heads: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x):
+        project = functools.partial(nn.Dense, x.shape[-1], dtype=self.dtype)
+        query, key, value = (project(name=name)(x).reshape(*x.shape[:2], self.heads, -1)
+                             for name in ("q_proj", "k_proj", "v_proj"))
+        out = jax.nn.dot_product_attention(query, key, value, is_causal=True)
+        return project(name="out_proj")(out.reshape(x.shape))
+
+
+class Mlp(nn.Module):
+    """Two linear layers. [B, T, D] → [B, T, D]."""
+
+    width: int
+    activation: str
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x):
+        hidden = _ACTIVATIONS[self.activation](nn.Dense(self.width, dtype=self.dtype, name="fc1")(x))
+        return nn.Dense(x.shape[-1], dtype=self.dtype, name="fc2")(hidden)
