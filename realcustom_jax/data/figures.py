@@ -2,8 +2,8 @@
 
 A figure lives in its own frame: x to the right (every figure faces right), y up, the ground at y = 0 and the
 crown at about y = 1, so that one unit is the figure's height. A function per noun takes the pose in [-1, 1]
-(the phase of its legs, wings, arms, sails...) and returns a `Figure`. Nothing here knows of pixels or colours:
-a part names its *ink*, and the painter decides what the ink looks like.
+(the phase of its legs, wings, arms, sails...) and returns a `Figure`. Nothing here knows of pixels or
+colours: a part names its *ink*, and the painter decides what the ink looks like.
 """
 
 from collections.abc import Callable, Sequence
@@ -117,7 +117,8 @@ def cat(pose: float) -> Figure:
     x = 0.14 + 0.04 * pose
     parts = [
         Part(arc(-0.34, 0.32, 0.24, 0.1, 270 - 20 * pose, 100 - 40 * pose), "secondary"),
-        Part(polygon((-0.36, 0), (-0.38, 0.2), (-0.22, 0.45), (0.0, 0.62), (0.26, 0.6), (0.32, 0.3), (0.3, 0)), "body"),
+        Part(polygon((-0.36, 0), (-0.38, 0.2), (-0.22, 0.45), (0.0, 0.62), (0.26, 0.6), (0.32, 0.3),
+                     (0.3, 0)), "body"),
         Part(limb((0.22, 0.36), (0.26 + sway, 0.06), 0.13), "secondary"),
         Part(oval(-0.12, 0.1, 0.24, 0.1), "secondary"),
         Part(polygon((x - 0.26, 0.7), (x - 0.26, 1.04), (x - 0.02, 0.88)), "secondary", True),
@@ -136,8 +137,10 @@ def horse(pose: float) -> Figure:
         Part(limb((-0.38, 0.58), (-0.56 + 0.06 * pose, 0.22), 0.1, 0.14), "secondary"),
         *_legs((-0.32, -0.2, 0.14, 0.27), 0.45, 0.1, 0.13 * pose),
         Part(oval(-0.03, 0.53, 0.4, 0.17), "body"),
-        Part(polygon((0.08, 0.6), (0.3, 0.4), (0.5, 0.82 + nod), (0.36, 0.98 + nod), (0.28, 0.92 + nod)), "body"),
-        Part(polygon((0.02, 0.64), (0.1, 0.6), (0.36, 0.9 + nod), (0.36, 1.04 + nod), (0.2, 0.98 + nod)), "secondary"),
+        Part(polygon((0.08, 0.6), (0.3, 0.4), (0.5, 0.82 + nod), (0.36, 0.98 + nod),
+                     (0.28, 0.92 + nod)), "body"),
+        Part(polygon((0.02, 0.64), (0.1, 0.6), (0.36, 0.9 + nod), (0.36, 1.04 + nod),
+                     (0.2, 0.98 + nod)), "secondary"),
         Part(limb((0.38, 0.9 + nod), (0.64, 0.7 + nod), 0.22, 0.16), "primary", True),
         Part(disc(0.67, 0.7 + nod, 0.03), "dark", True),
         Part(polygon((0.32, 0.94 + nod), (0.36, 1.1 + nod), (0.44, 0.96 + nod)), "primary", True),
@@ -153,7 +156,8 @@ def elephant(pose: float) -> Figure:
         *_legs((-0.36, -0.18, 0.1, 0.26), 0.4, 0.17, 0.06 * pose, "primary"),
         Part(oval(-0.08, 0.55, 0.44, 0.3), "body"),
         Part(limb((0.52, 0.6), (0.66 + curl, 0.3 + abs(curl)), 0.17, 0.12), "primary"),
-        Part(limb((0.66 + curl, 0.3 + abs(curl)), (0.74 + 2 * curl, 0.14 + 2 * max(curl, 0)), 0.12, 0.08), "primary"),
+        Part(limb((0.66 + curl, 0.3 + abs(curl)), (0.74 + 2 * curl, 0.14 + 2 * max(curl, 0)), 0.12,
+                  0.08), "primary"),
         Part(limb((0.48, 0.5), (0.68, 0.44), 0.08, 0.02), "eye"),
         Part(disc(0.4, 0.68, 0.23), "primary", True),
         Part(oval(0.2, 0.66, 0.2, 0.27, 10 * pose), "secondary", True),
@@ -165,12 +169,14 @@ def elephant(pose: float) -> Figure:
 def bird(pose: float) -> Figure:
     flap = 0.7 + 0.3 * pose
     parts = [
-        Part(polygon((0.02, 0.5), (0.12, 0.6), (0.0, 0.55 + 0.5 * flap), (-0.16, 0.5 + 0.42 * flap)), "secondary"),
+        Part(polygon((0.02, 0.5), (0.12, 0.6), (0.0, 0.55 + 0.5 * flap),
+                     (-0.16, 0.5 + 0.42 * flap)), "secondary"),
         Part(polygon((-0.3, 0.4), (-0.66, 0.54), (-0.62, 0.4), (-0.68, 0.26), (-0.3, 0.3)), "secondary"),
         Part(oval(0.0, 0.38, 0.38, 0.2, 8), "body"),
         Part(polygon((0.48, 0.6), (0.74, 0.5), (0.48, 0.43)), "beak", True),
         Part(disc(0.37, 0.53, 0.17), "primary", True),
-        Part(polygon((-0.2, 0.42), (0.18, 0.48), (-0.1, 0.5 + 0.5 * flap), (-0.36, 0.4 + 0.55 * flap)), "secondary"),
+        Part(polygon((-0.2, 0.42), (0.18, 0.48), (-0.1, 0.5 + 0.5 * flap),
+                     (-0.36, 0.4 + 0.55 * flap)), "secondary"),
         *_eye(0.42, 0.57, 0.04),
     ]
     return Figure(parts, (0.36, 0.69), (0.27, 0.42), 0.32, (-0.26, 0.46))
@@ -181,10 +187,11 @@ def duck(pose: float) -> Figure:
     parts = [
         Part(limb((-0.02, 0.2), (-0.06 + 0.12 * pose, 0.05), 0.07), "beak"),
         Part(limb((0.12, 0.2), (0.12 - 0.12 * pose, 0.05), 0.07), "beak"),
-        Part(polygon((-0.62, 0.56), (-0.46, 0.22), (-0.2, 0.1), (0.2, 0.1), (0.42, 0.24), (0.44, 0.46), (0.1, 0.48),
-                     (-0.3, 0.42)), "body"),
+        Part(polygon((-0.62, 0.56), (-0.46, 0.22), (-0.2, 0.1), (0.2, 0.1), (0.42, 0.24), (0.44, 0.46),
+                     (0.1, 0.48), (-0.3, 0.42)), "body"),
         Part(limb((0.3, 0.35), (0.3, 0.75 + bob), 0.24, 0.2), "body"),
-        Part(polygon((0.42, 0.82 + bob), (0.74, 0.76 + bob), (0.76, 0.68 + bob), (0.42, 0.66 + bob)), "beak", True),
+        Part(polygon((0.42, 0.82 + bob), (0.74, 0.76 + bob), (0.76, 0.68 + bob),
+                     (0.42, 0.66 + bob)), "beak", True),
         Part(disc(0.32, 0.8 + bob, 0.18), "secondary", True),
         Part(oval(-0.08, 0.32 + bob, 0.27, 0.13, 12 + 20 * pose), "secondary"),
         *_eye(0.38, 0.84 + bob, 0.04),
@@ -195,11 +202,13 @@ def duck(pose: float) -> Figure:
 def fish(pose: float) -> Figure:
     swish = 0.14 * pose
     parts = [
-        Part(polygon((-0.28, 0.46), (-0.7, 0.78 + swish), (-0.58, 0.46 + swish), (-0.7, 0.14 + swish)), "secondary"),
+        Part(polygon((-0.28, 0.46), (-0.7, 0.78 + swish), (-0.58, 0.46 + swish),
+                     (-0.7, 0.14 + swish)), "secondary"),
         Part(polygon((-0.24, 0.66), (-0.14, 0.98), (0.24, 0.86), (0.3, 0.66)), "secondary"),
         Part(polygon((-0.1, 0.26), (-0.18, 0.02), (0.14, 0.22)), "secondary"),
         Part(oval(0.06, 0.46, 0.5, 0.29), "body"),
-        Part(turned(polygon((0.06, 0.44), (-0.18, 0.52), (-0.18, 0.28)), 25 * pose, (0.06, 0.44)), "secondary"),
+        Part(turned(polygon((0.06, 0.44), (-0.18, 0.52), (-0.18, 0.28)), 25 * pose,
+                    (0.06, 0.44)), "secondary"),
         *_eye(0.36, 0.55, 0.055),
         Part(limb((0.55, 0.38), (0.42, 0.36), 0.03), "dark", True),
     ]
@@ -239,8 +248,8 @@ def turtle(pose: float) -> Figure:
 def snail(pose: float) -> Figure:
     stretch = 0.08 * pose
     parts = [
-        Part(polygon((-0.68, 0), (-0.3, 0.16), (0.3, 0.18), (0.4, 0.55), (0.56 + stretch, 0.6), (0.68 + stretch, 0.46),
-                     (0.62, 0.1), (0.52, 0)), "secondary"),
+        Part(polygon((-0.68, 0), (-0.3, 0.16), (0.3, 0.18), (0.4, 0.55), (0.56 + stretch, 0.6),
+                     (0.68 + stretch, 0.46), (0.62, 0.1), (0.52, 0)), "secondary"),
         Part(limb((0.5 + stretch, 0.52), (0.42 + 2 * stretch, 0.86), 0.05), "secondary"),
         Part(limb((0.6 + stretch, 0.52), (0.66 + 2 * stretch, 0.84), 0.05), "secondary"),
         Part(disc(0.42 + 2 * stretch, 0.87, 0.06), "dark", True),
@@ -288,8 +297,8 @@ def truck(pose: float) -> Figure:
     parts = [
         Part(box(-0.68, 0.16, 0.66, 0.28), "dark"),
         Part(box(-0.68, 0.26, 0.06, 0.94 + bounce), "body"),
-        Part(polygon((0.1, 0.2), (0.1, 0.8 - bounce), (0.44, 0.8 - bounce), (0.6, 0.5), (0.7, 0.46), (0.7, 0.2)),
-             "secondary"),
+        Part(polygon((0.1, 0.2), (0.1, 0.8 - bounce), (0.44, 0.8 - bounce), (0.6, 0.5), (0.7, 0.46),
+                     (0.7, 0.2)), "secondary"),
         Part(polygon((0.28, 0.5), (0.28, 0.7 - bounce), (0.4, 0.7 - bounce), (0.5, 0.5)), "glass"),
         *_wheel(-0.48, 0.17),
         *_wheel(-0.1, 0.17),
@@ -303,8 +312,8 @@ def plane(pose: float) -> Figure:
     parts = [
         Part(polygon((-0.04, 0.54), (-0.2, 0.8 + bank), (-0.08, 0.8 + bank), (0.22, 0.54)), "secondary"),
         Part(polygon((-0.62, 0.52), (-0.72, 0.9), (-0.52, 0.9), (-0.32, 0.56)), "secondary"),
-        Part(polygon((-0.72, 0.54), (-0.5, 0.38), (0.4, 0.32), (0.62, 0.36), (0.72, 0.46), (0.6, 0.56), (0.44, 0.62),
-                     (-0.5, 0.6)), "body"),
+        Part(polygon((-0.72, 0.54), (-0.5, 0.38), (0.4, 0.32), (0.62, 0.36), (0.72, 0.46), (0.6, 0.56),
+                     (0.44, 0.62), (-0.5, 0.6)), "body"),
         Part(polygon((0.44, 0.62), (0.42, 0.5), (0.66, 0.5), (0.58, 0.57)), "glass"),
         Part(polygon((0.26, 0.44), (-0.02, 0.44), (-0.38, 0.1 - bank), (-0.2, 0.1 - bank)), "secondary"),
         Part(polygon((-0.48, 0.5), (-0.74, 0.38 - bank), (-0.62, 0.38 - bank), (-0.34, 0.5)), "secondary"),
@@ -331,7 +340,8 @@ def rocket(pose: float) -> Figure:
         Part(polygon((-0.14, 0.16), (0.14, 0.16), (0.06, 0.04), (0.0, -0.1 - fire), (-0.06, 0.04)), "beak"),
         Part(polygon((-0.16, 0.46), (-0.42, 0.22), (-0.4, 0.04), (-0.12, 0.18)), "secondary"),
         Part(polygon((0.16, 0.46), (0.42, 0.22), (0.4, 0.04), (0.12, 0.18)), "secondary"),
-        Part(polygon((-0.14, 0.15), (0.14, 0.15), (0.23, 0.4), (0.21, 0.7), (-0.21, 0.7), (-0.23, 0.4)), "body"),
+        Part(polygon((-0.14, 0.15), (0.14, 0.15), (0.23, 0.4), (0.21, 0.7), (-0.21, 0.7),
+                     (-0.23, 0.4)), "body"),
         Part(polygon((-0.22, 0.68), (0.22, 0.68), (0.14, 0.9), (0.0, 1.04), (-0.14, 0.9)), "secondary"),
         Part(disc(0.0, 0.54, 0.1), "glass", True),
     ]
@@ -345,8 +355,8 @@ def teapot(pose: float) -> Figure:
     lift = 0.04 * pose
     parts = [
         Part(arc(-0.4, 0.42, 0.2, 0.1, 70, 290), "secondary"),
-        Part(polygon((0.3, 0.2), (0.3, 0.46), (0.52, 0.54), (0.58, 0.8), (0.76, 0.78), (0.66, 0.42), (0.52, 0.28)),
-             "secondary"),
+        Part(polygon((0.3, 0.2), (0.3, 0.46), (0.52, 0.54), (0.58, 0.8), (0.76, 0.78), (0.66, 0.42),
+                     (0.52, 0.28)), "secondary"),
         Part(box(-0.24, 0.0, 0.24, 0.12), "secondary"),
         Part(oval(0, 0.4, 0.43, 0.33), "body"),
         Part(dome(0, 0.66 + lift, 0.3, 0.17), "secondary"),
@@ -361,7 +371,8 @@ def umbrella(pose: float) -> Figure:
     edges = np.linspace(-half, half, 5)
     gores = []
     for i, (left, right) in enumerate(zip(edges[:-1], edges[1:], strict=True)):
-        lobe = [(x, 0.5 + 0.06 * np.sin(np.pi * (x - left) / (right - left))) for x in np.linspace(right, left, 5)]
+        scallop = np.linspace(0, np.pi, 5)
+        lobe = zip(np.linspace(right, left, 5), 0.5 + 0.06 * np.sin(scallop), strict=True)
         rim = [(x, 0.5 + 0.44 * np.sqrt(max(1 - (x / half) ** 2, 0))) for x in np.linspace(left, right, 7)]
         gores.append(Part(polygon(*rim, *lobe), "secondary" if i in (0, 3) else "body"))
     parts = [
@@ -403,11 +414,12 @@ def flag(figure: Figure) -> list[Part]:
     ]
 
 
-FIGURES: dict[str, Callable[[float], Figure]] = {
-    f.__name__: f
-    for f in (dog, cat, horse, elephant, bird, duck, fish, rabbit, turtle, snail, robot, car, truck, plane, boat,
-              rocket, teapot, umbrella)
-}
+_ANIMALS = (dog, cat, horse, elephant, bird, duck, fish, rabbit, turtle, snail)
+_THINGS = (robot, car, truck, plane, boat, rocket, teapot, umbrella)
+FIGURES: dict[str, Callable[[float], Figure]] = {figure.__name__: figure for figure in _ANIMALS + _THINGS}
 ACCESSORY_PARTS: dict[str, Callable[[Figure], list[Part]]] = {
-    "none": lambda figure: [], "hat": hat, "scarf": scarf, "flag": flag
+    "none": lambda figure: [],
+    "hat": hat,
+    "scarf": scarf,
+    "flag": flag,
 }

@@ -1,7 +1,7 @@
 """The ten scenes of the sprite world, each a flat landscape whose details vary with the random generator.
 
-Scene coordinates are fractions of the picture, x to the right and y down. Colours are paler or duller than the
-subjects' saturated ones, so that a scene never hides a subject.
+Scene coordinates are fractions of the picture, x to the right and y down. Colours are paler or duller than
+the subjects' saturated ones, so that a scene never hides a subject.
 """
 
 from collections.abc import Callable
@@ -139,7 +139,8 @@ def mountain(c: Canvas, rng: np.random.Generator) -> None:
         cap = 0.3
         c.polygon((250, 250, 255), (x, top), (x - half * cap, top + 0.22), (x - half * 0.1, top + 0.16),
                   (x + half * 0.1, top + 0.24), (x + half * cap, top + 0.22))
-    c.polygon((150, 144, 138), (0, rng.uniform(0.68, 0.76)), (0.5, 0.72), (1, rng.uniform(0.68, 0.76)), (1, 1), (0, 1))
+    left, right = rng.uniform(0.68, 0.76, 2)
+    c.polygon((150, 144, 138), (0, left), (0.5, 0.72), (1, right), (1, 1), (0, 1))
     for x in rng.uniform(0, 1, 4):
         y = rng.uniform(0.8, 0.96)
         c.polygon((116, 112, 112), (x - 0.07, y), (x, y - 0.06), (x + 0.07, y))

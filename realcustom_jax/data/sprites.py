@@ -1,7 +1,7 @@
-"""The sprite world: identities, placements, scenes and captions, and the painter that turns them into pictures.
+"""The sprite world: identities, placements, captions, and the painter that turns them into pictures.
 
-A *noun* is what a caption names; an *identity* (two colours, a pattern, an accessory, a build) is what it never
-names, and therefore what only a reference image can tell a model. Everything is deterministic by seed.
+A *noun* is what a caption names; an *identity* (two colours, a pattern, an accessory, a build) is what it
+never names, and therefore what only a reference image can tell a model. Everything is deterministic by seed.
 """
 
 import hashlib
@@ -76,7 +76,10 @@ def _one_of(name: str, value: str, known: Sequence[str]) -> None:
 
 @dataclass(frozen=True)
 class Identity:
-    """What makes a subject this one and no other of its noun; see `COLOURS`, `PATTERNS`, `ACCESSORIES`, `BUILDS`."""
+    """What makes a subject this one and no other of its noun.
+
+    `primary` and `secondary` are different `COLOURS`; the rest are of `PATTERNS`, `ACCESSORIES`, `BUILDS`.
+    """
 
     noun: str
     primary: str
@@ -90,7 +93,7 @@ class Identity:
         for (name, value), choices in zip(vars(self).items(), known, strict=True):
             _one_of(name, value, choices)
         if self.primary == self.secondary:
-            raise ValueError(f"primary and secondary are both {self.primary!r}; an identity needs two colours.")
+            raise ValueError(f"primary and secondary are both {self.primary!r}; choose two colours.")
 
     @property
     def attributes(self) -> np.ndarray:
@@ -123,9 +126,14 @@ def split_of(identity: Identity) -> str:
     return "test" if int.from_bytes(digest[:4], "big") < _TEST_SHARE * 2**32 else "train"
 
 
-def random_identity(rng: np.random.Generator, *, noun: str | None = None, nouns: Sequence[str] = NOUNS,
-                    split: str | None = None) -> Identity:
-    """Draws an identity of `noun` (or of one of `nouns`) uniformly; `split` "train" or "test" keeps to that split."""
+def random_identity(
+    rng: np.random.Generator,
+    *,
+    noun: str | None = None,
+    nouns: Sequence[str] = NOUNS,
+    split: str | None = None,
+) -> Identity:
+    """Draws an identity of `noun`, or of one of `nouns`; `split` "train" or "test" keeps to that split."""
     if split not in ("train", "test", None):
         raise ValueError(f"split is {split!r}; expected 'train', 'test' or None.")
     noun = noun or nouns[rng.integers(len(nouns))]
@@ -137,7 +145,9 @@ def random_identity(rng: np.random.Generator, *, noun: str | None = None, nouns:
             return identity
 
 
-def random_placement(rng: np.random.Generator, *, subjects: int = 1, spread: float = 1.0) -> tuple[Placement, ...]:
+def random_placement(
+    rng: np.random.Generator, *, subjects: int = 1, spread: float = 1.0
+) -> tuple[Placement, ...]:
     """Draws places for one or two subjects, left to right in random order; a tuple of `subjects` placements.
 
     `spread` in [0, 1] scales how far place, size and pose leave the canonical middle; the facing is free.
@@ -171,7 +181,7 @@ def caption(nouns: Sequence[str], scene: str) -> str:
 
 
 VOCABULARY: tuple[str, ...] = tuple(
-    sorted({"and", "a", "an", *NOUNS, *(word for phrase in _SCENE_PHRASES.values() for word in phrase.split())})
+    sorted({"and", "a", "an", *NOUNS, *" ".join(_SCENE_PHRASES.values()).split()})
 )
 
 
@@ -209,16 +219,17 @@ def _stencil(identity: Identity, place: Placement, side: int) -> np.ndarray:
     """The subject as ink numbers, uint8 [side, side], 0 where nothing is painted."""
     parts, middle = _dressed(identity, place.pose)
     tilt = math.radians(5 * place.pose)
+    c, s = math.cos(tilt), math.sin(tilt)
     flip = -1 if place.facing == "left" else 1
-    scale = place.size * side
     # Figure frame (y up) -> pixels: tilt, mirror, scale.
-    matrix = scale * np.array([[flip * math.cos(tilt), -math.sin(tilt)], [-flip * math.sin(tilt), -math.cos(tilt)]])
+    matrix = place.size * side * np.array([[flip * c, -s], [-flip * s, -c]])
     placed = [part.points @ matrix for part in parts]
     every = np.concatenate(placed)
     low, high = every.min(0), every.max(0)
     centre = np.array([place.x, place.y]) * side
     margin = np.minimum(side / 64, np.maximum(0, (side - (high - low)) / 2))
-    origin = np.where(high - low > side, (side - high - low) / 2, np.clip(centre, margin - low, side - margin - high))
+    inside = np.clip(centre, margin - low, side - margin - high)
+    origin = np.where(high - low > side, (side - high - low) / 2, inside)
 
     image = Image.new("L", (side, side))
     draw = ImageDraw.Draw(image)
