@@ -1,0 +1,195 @@
+"""Attention of the diffusion UNet: self, text and vision, and the target word's map.
+
+A text cross-attention layer computes (RealCustom++, arXiv 2408.09744, section 3; released class
+`AttnProcessor2_0_image_prompt`)
+
+    out = softmax(Q K_textᵀ/√d) V_text + Σ_r M_r ⊙ softmax(Q K_vis,rᵀ/√d) V_vis,r
+
+over R references, followed by the shared output layer. The same text weights, averaged over heads and summed
+over a phrase's tokens, are that phrase's map. Module names are those of diffusers' `BasicTransformerBlock`.
+
+Dimensions: B batch, R references, N pixels of the layer (h·w), T text tokens, L vision tokens, C channels.
+"""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from realcustom_jax.models.resize import resize_bilinear
+
+LayerNorm = functools.partial(nn.LayerNorm, epsilon=1e-5, use_fast_variance=False)
+
+
+def split_heads(x: jax.Array, heads: int) -> jax.Array:
+    """[..., L, heads·d] → [..., L, heads, d]."""
+    return x.reshape(*x.shape[:-1], heads, x.shape[-1] // heads)
+
+
+def attention_weights(query: jax.Array, key: jax.Array) -> jax.Array:
+    """Softmax weights [B, heads, N, L] in float32 of query [B,N,heads,d] and key [B,L,heads,d]."""
+    logits = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32)
+    return jax.nn.softmax(logits / query.shape[-1] ** 0.5, axis=-1)
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention. x [B,N,C] → ([B,N,C], head-mean weights [B,1,N,N] or None)."""
+
+    heads: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, *, return_map: bool):
+        project = functools.partial(nn.Dense, x.shape[-1], use_bias=False, dtype=self.dtype)
+        query, key, value = (split_heads(project(name=n)(x), self.heads) for n in ("to_q", "to_k", "to_v"))
+        out = jax.nn.dot_product_attention(query, key, value)
+        weights = attention_weights(query, key).mean(axis=1, keepdims=True) if return_map else None
+        return nn.Dense(x.shape[-1], dtype=self.dtype, name="to_out_0")(out.reshape(x.shape)), weights
+
+
+class CrossAttention(nn.Module):
+    """Text cross-attention with a masked visual term per reference.
+
+    x [B,N,C], text [B,T,D], vision [B,R,L,D] or None, mask [B,R,N] or None (1 everywhere), target [B,R,T] or
+    None → (out [B,N,C], target maps [B,R,N] float32 or None).
+
+    Keys and values do not depend on the timestep. Where the variable collection "context" holds them (see
+    `project_context`), they are read from it and `text` and `vision` are not projected again.
+    """
+
+    heads: int
+    vision: bool
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, text, vision, mask, target):
+        def project(name, tokens, **kwargs):
+            if self.has_variable("context", name):
+                return split_heads(self.get_variable("context", name), self.heads)
+            dense = nn.Dense(x.shape[-1], use_bias=False, dtype=self.dtype, name=name, **kwargs)
+            return split_heads(dense(tokens), self.heads)
+
+        query = split_heads(nn.Dense(x.shape[-1], use_bias=False, dtype=self.dtype, name="to_q")(x), self.heads)
+        key, value = project("to_k", text), project("to_v", text)
+        if target is None:
+            out, maps = jax.nn.dot_product_attention(query, key, value), None
+        else:
+            weights = attention_weights(query, key)
+            out = jnp.einsum("bhqk,bkhd->bqhd", weights.astype(value.dtype), value)
+            maps = jnp.einsum("bhqk,brk->brq", weights, target.astype(jnp.float32)) / self.heads
+
+        if self.vision and vision is not None:
+            key = project("to_k_vision", vision)
+            # Zero values: a fresh adapter starts as the text-only model.
+            value = project("to_v_vision", vision, kernel_init=nn.initializers.zeros)
+            visual = jax.vmap(jax.nn.dot_product_attention, in_axes=(None, 1, 1), out_axes=1)(query, key, value)
+            if mask is not None:
+                visual = visual * mask[..., None, None].astype(visual.dtype)
+            out = out + visual.sum(axis=1)
+        return nn.Dense(x.shape[-1], dtype=self.dtype, name="to_out_0")(out.reshape(x.shape)), maps
+
+
+def project_context(params, text: jax.Array, vision: jax.Array | None) -> dict:
+    """Keys and values of every cross-attention layer, computed once for all timesteps.
+
+    Args:
+        params: the UNet's parameters.
+        text: [B,T,D] text tokens. vision: [B,R,L,D] projected vision tokens, or None.
+    Returns:
+        The variable collection "context" for `UNet.apply({"params": params, "context": context}, …)`: the tree
+        of the parameters, reduced to the cross-attention layers, with `to_k`, `to_v` [B,T,C] and, with vision,
+        `to_k_vision`, `to_v_vision` [B,R,L,C] (a leading layer axis where layers are scanned).
+    """
+    inputs = {"to_k": text, "to_v": text}
+    if vision is not None:
+        inputs |= {"to_k_vision": vision, "to_v_vision": vision}
+
+    def project(name, kernel):
+        tokens = inputs[name].astype(kernel.dtype)
+        if kernel.ndim == 2:
+            return tokens @ kernel
+        return jax.vmap(lambda layer: tokens @ layer)(kernel)
+
+    context = {}
+    for name, child in params.items():
+        if name == "attn2":
+            context[name] = {n: project(n, child[n]["kernel"]) for n in inputs}
+        elif isinstance(child, dict) and (inner := project_context(child, text, vision)):
+            context[name] = inner
+    return context
+
+
+class FeedForward(nn.Module):
+    """Gated GELU feed-forward layer of width 4C (diffusers `FeedForward` with `GEGLU`). [B,N,C] → [B,N,C]."""
+
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        hidden, gate = jnp.split(nn.Dense(8 * x.shape[-1], dtype=self.dtype, name="net_0_proj")(x), 2, axis=-1)
+        hidden = hidden * nn.gelu(gate, approximate=False)
+        return nn.Dense(x.shape[-1], dtype=self.dtype, name="net_2")(hidden)
+
+
+class TransformerBlock(nn.Module):
+    """Self-attention, cross-attention, feed-forward (diffusers `BasicTransformerBlock`).
+
+    Shaped for `nn.scan`: the carry is x [B,N,C], the output is (target maps, self-attention map).
+    """
+
+    heads: int
+    vision: bool
+    return_self_map: bool
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, text, vision, mask, target):
+        norm = functools.partial(LayerNorm, dtype=self.dtype)
+        attended, self_map = SelfAttention(self.heads, self.dtype, name="attn1")(
+            norm(name="norm1")(x), return_map=self.return_self_map)
+        x = x + attended
+        attended, maps = CrossAttention(self.heads, self.vision, self.dtype, name="attn2")(
+            norm(name="norm2")(x), text, vision, mask, target)
+        x = x + attended
+        x = x + FeedForward(self.dtype, name="ff")(norm(name="norm3")(x))
+        return x, (maps, self_map)
+
+
+class SpatialTransformer(nn.Module):
+    """Transformer layers over the pixels of a feature map (diffusers `Transformer2DModel`).
+
+    x [B,h,w,C], mask [B,R,*,*] of any size (resized bilinearly to h, w) → (x, target maps: tuple of [B,R,h,w],
+    self-attention maps: tuple of [B,1,h·w,h·w]), one map a layer. Equal layers are scanned, so that a
+    deep stack compiles as one layer does; their parameters carry a leading layer axis.
+    """
+
+    heads: int
+    layers: int
+    groups: int
+    linear_projection: bool
+    vision: bool
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, text, vision, mask, target, self_maps_at):
+        batch, h, w, channels = x.shape
+        if self.linear_projection:
+            project = functools.partial(nn.Dense, channels, dtype=self.dtype)
+        else:
+            project = functools.partial(nn.Conv, channels, (1, 1), dtype=self.dtype)
+        if mask is not None:
+            mask = resize_bilinear(mask.transpose(0, 2, 3, 1), (h, w)).transpose(0, 3, 1, 2)
+            mask = mask.reshape(batch, -1, h * w)
+
+        hidden = nn.GroupNorm(self.groups, epsilon=1e-6, use_fast_variance=False, dtype=self.dtype, name="norm")(x)
+        hidden = project(name="proj_in")(hidden).reshape(batch, h * w, channels)
+        blocks = nn.scan(
+            TransformerBlock, length=self.layers, variable_axes={"params": 0, "context": 0},
+            split_rngs={"params": True}, in_axes=nn.broadcast,
+        )(self.heads, self.vision, self_maps_at == (h, w), self.dtype, name="transformer_blocks")
+        hidden, (maps, self_maps) = blocks(hidden, text, vision, mask, target)
+        hidden = project(name="proj_out")(hidden.reshape(batch, h, w, channels))
+        maps = () if maps is None else tuple(maps.reshape(*maps.shape[:3], h, w))
+        self_maps = () if self_maps is None else tuple(self_maps)
+        return x + hidden, maps, self_maps

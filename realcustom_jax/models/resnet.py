@@ -1,0 +1,65 @@
+"""Residual convolution blocks and resampling shared by the UNet and the autoencoder (diffusers `resnet.py`)."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+
+class ResnetBlock(nn.Module):
+    """GroupNorm–SiLU–Conv twice, with the time embedding added in between (diffusers `ResnetBlock2D`).
+
+    x [B,H,W,C], time_embedding [B,E] or None → [B,H,W,channels].
+    """
+
+    channels: int
+    groups: int
+    epsilon: float
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, time_embedding=None):
+        norm = functools.partial(nn.GroupNorm, self.groups, epsilon=self.epsilon, use_fast_variance=False,
+                                 dtype=self.dtype)
+        conv = functools.partial(nn.Conv, self.channels, dtype=self.dtype)
+        hidden = conv((3, 3), padding=1, name="conv1")(nn.silu(norm(name="norm1")(x)))
+        if time_embedding is not None:
+            shift = nn.Dense(self.channels, dtype=self.dtype, name="time_emb_proj")(nn.silu(time_embedding))
+            hidden = hidden + shift[:, None, None]
+        hidden = conv((3, 3), padding=1, name="conv2")(nn.silu(norm(name="norm2")(hidden)))
+        if x.shape[-1] != self.channels:
+            x = conv((1, 1), name="conv_shortcut")(x)
+        return x + hidden
+
+
+class Downsample(nn.Module):
+    """Halves the size with a strided convolution. `padding` as in `nn.Conv`: 1 in the UNet, ((0, 1), (0, 1)) in the VAE."""
+
+    padding: int | tuple
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.Conv(x.shape[-1], (3, 3), strides=2, padding=self.padding, dtype=self.dtype, name="conv")(x)
+
+
+def resize_nearest(x: jax.Array, size: tuple[int, int]) -> jax.Array:
+    """Nearest-neighbour resize of x [B,H,W,C] to (h, w), with torch's rule: source = floor(target · H / h)."""
+    rows, columns = ((jnp.arange(new) * old) // new for new, old in zip(size, x.shape[1:3], strict=True))
+    return x[:, rows][:, :, columns]
+
+
+class Upsample(nn.Module):
+    """Nearest-neighbour resize to `size` (twice the input where None), then a convolution."""
+
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, size: tuple[int, int] | None = None):
+        size = size or (2 * x.shape[1], 2 * x.shape[2])
+        if size == (2 * x.shape[1], 2 * x.shape[2]):
+            x = x.repeat(2, axis=1).repeat(2, axis=2)
+        else:
+            x = resize_nearest(x, size)
+        return nn.Conv(x.shape[-1], (3, 3), padding=1, dtype=self.dtype, name="conv")(x)

@@ -1,0 +1,247 @@
+"""The denoising UNet of SD-1.5, SDXL and the miniature, with text and vision cross-attention.
+
+One module for all: the architecture is the original JSON file of diffusers' `UNet2DConditionModel` (plus the released
+RealCustom `image_prompt_settings`). Module names are diffusers', so that weights map mechanically (see `weights`).
+"""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from realcustom_jax.models.attention import SpatialTransformer
+from realcustom_jax.models.resnet import Downsample, ResnetBlock, Upsample
+
+# Options of the original class that change the network; only these values are implemented.
+_FIXED = {
+    "act_fn": "silu", "center_input_sample": False, "class_embed_type": None, "class_embeddings_concat": False,
+    "conv_in_kernel": 3, "conv_out_kernel": 3, "cross_attention_norm": None, "downsample_padding": 1,
+    "dual_cross_attention": False, "encoder_hid_dim": None, "encoder_hid_dim_type": None, "mid_block_scale_factor": 1,
+    "mid_block_type": "UNetMidBlock2DCrossAttn", "num_class_embeds": None, "only_cross_attention": False,
+    "resnet_out_scale_factor": 1.0, "resnet_skip_time_act": False, "resnet_time_scale_shift": "default",
+    "time_cond_proj_dim": None, "time_embedding_act_fn": None, "time_embedding_dim": None,
+    "time_embedding_type": "positional", "timestep_post_act": None, "attention_type": "default",
+}
+_DOWN = {"DownBlock2D": False, "CrossAttnDownBlock2D": True}
+_UP = {"UpBlock2D": False, "CrossAttnUpBlock2D": True}
+
+
+@dataclasses.dataclass(frozen=True)
+class UNetConfig:
+    """The architecture. Per-level tuples run from the highest resolution to the lowest."""
+
+    in_channels: int = 4
+    out_channels: int = 4
+    block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
+    layers_per_block: int = 2
+    cross_attention: tuple[bool, ...] = (True, True, True, False)
+    transformer_layers: tuple[int, ...] = (1, 1, 1, 1)
+    heads: tuple[int, ...] = (8, 8, 8, 8)
+    cross_attention_dim: int = 1280
+    norm_num_groups: int = 32
+    norm_eps: float = 1e-5
+    use_linear_projection: bool = False
+    flip_sin_to_cos: bool = True
+    freq_shift: int = 0
+    addition_embed: bool = False
+    addition_time_embed_dim: int = 256
+    pooled_dim: int | None = None
+    vision: bool = False
+
+    @classmethod
+    def from_mapping(cls, mapping: Mapping[str, Any]) -> "UNetConfig":
+        """Reads the original JSON. Raises ValueError for an option that would need another network."""
+        for key, only in _FIXED.items():
+            if mapping.get(key, only) != only and not (key == "only_cross_attention" and not mapping[key]):
+                raise ValueError(f"UNet config: {key}={mapping[key]!r} is not supported; only {only!r} is.")
+        channels = tuple(mapping["block_out_channels"])
+
+        def per_level(value):
+            value = tuple(value) if isinstance(value, (list, tuple)) else (value,) * len(channels)
+            if len(value) != len(channels):
+                raise ValueError(f"UNet config: {value} has not one value for each of the {len(channels)} levels.")
+            return value
+
+        for key, known in (("down_block_types", _DOWN), ("up_block_types", _UP)):
+            if unknown := [name for name in per_level(mapping[key]) if name not in known]:
+                raise ValueError(f"UNet config: {key} holds {unknown[0]!r}; supported: {', '.join(known)}.")
+        cross_attention = tuple(_DOWN[name] for name in mapping["down_block_types"])
+        if cross_attention != tuple(_UP[name] for name in reversed(mapping["up_block_types"])):
+            raise ValueError("UNet config: down_block_types and up_block_types put attention on different levels.")
+        kind = mapping.get("addition_embed_type")
+        if kind not in (None, "text_time"):
+            raise ValueError(f"UNet config: addition_embed_type={kind!r} is not supported; None and 'text_time' are.")
+        time_dim = mapping.get("addition_time_embed_dim") or 256
+        pooled_dim = mapping["projection_class_embeddings_input_dim"] - 6 * time_dim if kind else None
+        # The original class calls the number of heads attention_head_dim, unless num_attention_heads is given.
+        heads = mapping.get("num_attention_heads") or mapping.get("attention_head_dim", 8)
+        settings = mapping.get("image_prompt_settings") or {}
+        return cls(
+            in_channels=mapping.get("in_channels", 4), out_channels=mapping.get("out_channels", 4),
+            block_out_channels=channels, layers_per_block=mapping.get("layers_per_block", 2),
+            cross_attention=cross_attention, heads=per_level(heads),
+            transformer_layers=per_level(mapping.get("transformer_layers_per_block", 1)),
+            cross_attention_dim=mapping.get("cross_attention_dim", 1280),
+            norm_num_groups=mapping.get("norm_num_groups", 32), norm_eps=mapping.get("norm_eps", 1e-5),
+            use_linear_projection=bool(mapping.get("use_linear_projection", False)),
+            flip_sin_to_cos=mapping.get("flip_sin_to_cos", True), freq_shift=mapping.get("freq_shift", 0),
+            addition_embed=kind is not None, addition_time_embed_dim=time_dim, pooled_dim=pooled_dim,
+            vision=settings.get("vision_projection_type", "none") != "none",
+        )
+
+
+@flax.struct.dataclass
+class UNetOutput:
+    """noise [B,H,W,C]; maps: tuple of [B,R,h_l,w_l] float32, one per cross-attention layer in forward order (empty without
+    a target); self_maps: tuple of [B,1,n,n] float32 (empty unless asked for)."""
+
+    noise: jax.Array
+    maps: tuple[jax.Array, ...]
+    self_maps: tuple[jax.Array, ...]
+
+
+def sinusoidal_embedding(t: jax.Array, dim: int, *, flip_sin_to_cos: bool = True, freq_shift: float = 0) -> jax.Array:
+    """Sinusoids of t [...] → [..., dim] float32, wavelengths 2π to 10000·2π (diffusers `get_timestep_embedding`)."""
+    half = dim // 2
+    frequencies = jnp.exp(-jnp.log(10000.0) * jnp.arange(half, dtype=jnp.float32) / (half - freq_shift))
+    angles = t.astype(jnp.float32)[..., None] * frequencies
+    parts = (jnp.cos(angles), jnp.sin(angles)) if flip_sin_to_cos else (jnp.sin(angles), jnp.cos(angles))
+    return jnp.concatenate(parts, axis=-1)
+
+
+class Embedding(nn.Module):
+    """Two-layer SiLU MLP (diffusers `TimestepEmbedding`). [B,F] → [B,features]."""
+
+    features: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        hidden = nn.silu(nn.Dense(self.features, dtype=self.dtype, name="linear_1")(x.astype(self.dtype)))
+        return nn.Dense(self.features, dtype=self.dtype, name="linear_2")(hidden)
+
+
+class Stage(nn.Module):
+    """One level, down, middle or up: residual blocks, the first `transformers` of them followed by attention.
+
+    Covers diffusers' `(CrossAttn)DownBlock2D`, `UNetMidBlock2DCrossAttn` and `(CrossAttn)UpBlock2D`. In an up stage
+    `skips` holds one feature map for each residual block, last first. `attention_inputs` are SpatialTransformer's.
+    Returns (x, the feature map after every block and the downsampler, target maps, self-attention maps).
+    """
+
+    config: UNetConfig
+    level: int
+    resnets: int
+    transformers: int
+    resample: str | None
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, time_embedding, attention_inputs, skips=(), size=None):
+        c = self.config
+        states, maps, self_maps = [], (), ()
+        for j in range(self.resnets):
+            if skips:
+                x = jnp.concatenate([x, skips[-1 - j]], axis=-1)
+            x = ResnetBlock(c.block_out_channels[self.level], c.norm_num_groups, c.norm_eps, self.dtype,
+                            name=f"resnets_{j}")(x, time_embedding)
+            if j < self.transformers:
+                x, new_maps, new_self_maps = SpatialTransformer(
+                    c.heads[self.level], c.transformer_layers[self.level], c.norm_num_groups, c.use_linear_projection,
+                    c.vision, self.dtype, name=f"attentions_{j}")(x, *attention_inputs)
+                maps, self_maps = maps + new_maps, self_maps + new_self_maps
+            states.append(x)
+        if self.resample == "down":
+            x = Downsample(1, self.dtype, name="downsamplers_0")(x)
+            states.append(x)
+        elif self.resample == "up":
+            x = Upsample(self.dtype, name="upsamplers_0")(x, size)
+        return x, states, maps, self_maps
+
+
+class UNet(nn.Module):
+    """Predicts the noise (or velocity) in latents; see `__call__`. `weights.load_unet` makes one with parameters."""
+
+    config: UNetConfig
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, sample, timestep, text, *, pooled=None, time_ids=None, vision=None, mask=None, target=None,
+                 self_maps_at=None) -> UNetOutput:
+        """One denoising evaluation.
+
+        Args:
+            sample: noisy latents [B,H,W,C]. timestep: scalar or [B], in training steps (0 … 999).
+            text: text tokens [B,T,D]. pooled: pooled text [B,P] and time_ids [B,6] (SDXL's kind of UNet only).
+            vision: projected vision tokens [B,R,L,D]; None leaves the visual term out.
+            mask: [B,R,h,w] weight of each reference's visual term, of any size; None = 1 everywhere.
+            target: [B,R,T] 0/1, the tokens of each reference's phrase; None = no maps.
+            self_maps_at: (h, w) of the self-attention layers whose weights are returned.
+        Raises:
+            ValueError: inputs that the configuration wants are missing, or shapes disagree.
+        """
+        c = self.config
+        self._check(sample, text, pooled, time_ids, vision, mask, target)
+        timestep = jnp.broadcast_to(jnp.asarray(timestep), sample.shape[:1])
+        width = c.block_out_channels[0]
+        sinusoids = sinusoidal_embedding(timestep, width, flip_sin_to_cos=c.flip_sin_to_cos, freq_shift=c.freq_shift)
+        embedding = Embedding(4 * width, self.dtype, name="time_embedding")(sinusoids)
+        if c.addition_embed:
+            sizes = sinusoidal_embedding(time_ids, c.addition_time_embed_dim, flip_sin_to_cos=c.flip_sin_to_cos,
+                                         freq_shift=c.freq_shift).reshape(sample.shape[0], -1)
+            added = jnp.concatenate([pooled.astype(sizes.dtype), sizes], axis=-1)
+            embedding = embedding + Embedding(4 * width, self.dtype, name="add_embedding")(added)
+
+        cast = functools.partial(jnp.asarray, dtype=self.dtype)
+        attention_inputs = (cast(text), None if vision is None else cast(vision), mask, target, self_maps_at)
+        stage = functools.partial(Stage, c, dtype=self.dtype)
+        levels = range(len(c.block_out_channels))
+        x = nn.Conv(width, (3, 3), padding=1, dtype=self.dtype, name="conv_in")(cast(sample))
+        skips, maps, self_maps = [x], (), ()
+        for level in levels:
+            x, states, *new = stage(
+                level, c.layers_per_block, c.layers_per_block * c.cross_attention[level],
+                "down" if level + 1 < len(levels) else None, name=f"down_blocks_{level}",
+            )(x, embedding, attention_inputs)
+            skips, maps, self_maps = skips + states, maps + new[0], self_maps + new[1]
+        x, _, *new = stage(levels[-1], 2, 1, None, name="mid_block")(x, embedding, attention_inputs)
+        maps, self_maps = maps + new[0], self_maps + new[1]
+        resnets = c.layers_per_block + 1
+        for i, level in enumerate(reversed(levels)):
+            skips, used = skips[:-resnets], tuple(skips[-resnets:])
+            x, _, *new = stage(
+                level, resnets, resnets * c.cross_attention[level], "up" if level > 0 else None, name=f"up_blocks_{i}",
+            )(x, embedding, attention_inputs, used, skips[-1].shape[1:3] if level > 0 else None)
+            maps, self_maps = maps + new[0], self_maps + new[1]
+
+        x = nn.GroupNorm(c.norm_num_groups, epsilon=c.norm_eps, use_fast_variance=False, dtype=self.dtype,
+                         name="conv_norm_out")(x)
+        noise = nn.Conv(c.out_channels, (3, 3), padding=1, dtype=self.dtype, name="conv_out")(nn.silu(x))
+        return UNetOutput(noise, maps, self_maps)
+
+    def _check(self, sample, text, pooled, time_ids, vision, mask, target):
+        c, batch = self.config, sample.shape[0]
+        if sample.ndim != 4 or sample.shape[-1] != c.in_channels:
+            raise ValueError(f"sample has shape {sample.shape}; this UNet expects [B,H,W,{c.in_channels}].")
+        if text.ndim != 3 or text.shape[0] != batch or text.shape[-1] != c.cross_attention_dim:
+            raise ValueError(f"text has shape {text.shape}; expected [{batch},T,{c.cross_attention_dim}].")
+        if c.addition_embed:
+            for name, value, dim in (("pooled", pooled, c.pooled_dim), ("time_ids", time_ids, 6)):
+                if value is None or value.shape != (batch, dim):
+                    given = "missing" if value is None else f"of shape {value.shape}"
+                    raise ValueError(f"{name} is {given}; this UNet needs {name} of shape [{batch},{dim}].")
+        if vision is not None:
+            if not c.vision:
+                raise ValueError("vision tokens were given to a UNet without visual attention (its config has no "
+                                 "image_prompt_settings).")
+            if vision.ndim != 4 or vision.shape[0] != batch or vision.shape[-1] != c.cross_attention_dim:
+                raise ValueError(f"vision has shape {vision.shape}; expected [{batch},R,L,{c.cross_attention_dim}].")
+            if mask is not None and (mask.ndim != 4 or mask.shape[:2] != vision.shape[:2]):
+                raise ValueError(f"mask has shape {mask.shape}; expected [{batch},{vision.shape[1]},h,w].")
+        if target is not None and (target.ndim != 3 or target.shape[::2] != text.shape[:2]):
+            raise ValueError(f"target has shape {target.shape}; expected [{batch},R,{text.shape[1]}].")

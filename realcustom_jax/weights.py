@@ -1,0 +1,279 @@
+"""Weights in the original torch naming ↔ our parameters, both ways, strictly.
+
+Our modules carry the torch names (`.N` written `_N`), so one mechanical rule serves all networks and both directions:
+
+    torch  down_blocks.1.attentions.0.transformer_blocks.2.attn2.to_q.weight   [out, in]
+    ours   down_blocks_1/attentions_0/transformer_blocks/attn2/to_q/kernel[2]  [layers, in, out]
+
+Linear kernels are transposed, convolution kernels go OIHW ↔ HWIO, norms' and embeddings' `weight` is renamed; the
+layers of a scanned stack are one array with a leading layer axis.
+
+Each loader takes its own part of the files it is given and reports, in one error, every key that is missing,
+belongs to no part, or has another shape.
+"""
+
+import dataclasses
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+import safetensors.numpy
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from realcustom_jax.models import unet, vae
+
+PROJECTOR_PREFIX = "encoder_hidden_states_vision_projection."
+_SCANNED = "transformer_blocks"
+_LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
+_VISION_LAYER = re.compile(r"\.to_[kv]_vision\.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """Which keys of a file are this network's, and which are another part's or a known head that is not used."""
+
+    own: re.Pattern
+    other: re.Pattern
+    ignored: re.Pattern = re.compile(r"$^")
+    prefix: str = ""
+    rename: Callable[[str], str] = lambda name: name
+
+
+_UNET_KEYS = r"(conv_in|time_embedding|add_embedding|down_blocks|mid_block|up_blocks|conv_norm_out|conv_out)\."
+_OLD_VAE = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+_PARTS = {
+    "UNet": Part(re.compile(_UNET_KEYS), re.compile(re.escape(PROJECTOR_PREFIX))),
+    "projector": Part(re.compile(re.escape(PROJECTOR_PREFIX)), re.compile(_UNET_KEYS), prefix=PROJECTOR_PREFIX),
+    "text encoder": Part(
+        re.compile(r"(text_model|text_projection)\."), re.compile(r"(vision_model|visual_projection)\.|logit_scale$"),
+        ignored=re.compile(r"text_model\.embeddings\.position_ids$")),
+    "autoencoder": Part(
+        re.compile(r"(encoder|decoder|quant_conv|post_quant_conv)\."), re.compile(r"$^"),
+        rename=lambda name: re.sub(
+            r"(attentions\.\d+\.)(query|key|value|proj_attn)\.", lambda m: m[1] + _OLD_VAE[m[2]] + ".", name)),
+    "vision encoder": Part(
+        re.compile(r"(cls_token|pos_embed|reg_token)$|(patch_embed|blocks)\."),
+        re.compile(r"(text|token_embedding|transformer|ln_final)\.|(text_projection|positional_embedding|logit_\w+)$"),
+        ignored=re.compile(r"(attn_pool|norm|fc_norm|head)\.|mask_token$")),
+}
+
+
+def read_config(config: Mapping[str, Any] | str | Path) -> dict[str, Any]:
+    """A configuration given as a mapping or as the path of a JSON file, as a dict."""
+    if isinstance(config, Mapping):
+        return dict(config)
+    try:
+        return json.loads(Path(config).read_text())
+    except FileNotFoundError:
+        raise FileNotFoundError(f"configuration file {config} does not exist.") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"configuration file {config} is not valid JSON: {error}") from None
+
+
+def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
+    """All tensors of a `.safetensors` file, or of a `.bin`/`.pth`/`.pt` file (needs torch; loaded weights-only).
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is truncated, of another kind, or holds anything but tensors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"weight file {path} does not exist.")
+    if path.suffix == ".safetensors":
+        try:
+            return safetensors.numpy.load_file(path)
+        except (safetensors.SafetensorError, ValueError, OSError) as error:
+            raise ValueError(f"weight file {path} is truncated or not a safetensors file ({error}).") from None
+    if path.suffix in (".bin", ".pth", ".pt"):
+        return _read_torch(path)
+    raise ValueError(f"weight file {path}: unknown kind {path.suffix!r}; expected .safetensors, .bin, .pth or .pt.")
+
+
+def _read_torch(path: Path) -> dict[str, np.ndarray]:
+    try:
+        import torch
+    except ImportError:
+        raise ValueError(f"reading {path} needs torch: install it, or give the weights as .safetensors.") from None
+    try:
+        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # torch raises many kinds; all mean that the file is not a plain tensor file
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"weight file {path} is corrupt or holds anything but tensors, which is refused ({reason}).") from None
+    tensors = tensors.get("state_dict", tensors) if isinstance(tensors, dict) else tensors
+    if not isinstance(tensors, dict) or not all(isinstance(t, torch.Tensor) for t in tensors.values()):
+        raise ValueError(f"weight file {path} is not a dictionary of tensors.")
+    return {k: (t.view(torch.uint16).numpy().view(jnp.bfloat16) if t.dtype == torch.bfloat16 else t.numpy())
+            for k, t in tensors.items()}
+
+
+def read_files(files: Iterable[str | Path]) -> dict[str, np.ndarray]:
+    """The tensors of several files in one mapping; later files override earlier ones."""
+    tensors = {}
+    for path in files:
+        tensors.update(read_tensors(path))
+    return tensors
+
+
+def torch_name(path: tuple[str, ...], layer: int | None = None) -> str:
+    """The torch name of our parameter at `path` (`layer` of it where the parameter belongs to a scanned stack)."""
+    # linear_1 and linear_2 are names in torch too, not list positions.
+    parts = [re.sub(r"(?<!linear)_(\d+)(?:_|$)", r".\1.", part).rstrip(".") for part in path[:-1]]
+    parts = [f"{part}.{layer}" if part == _SCANNED else part for part in parts]
+    return ".".join([*parts, _LEAVES.get(path[-1], path[-1])])
+
+
+def _to_torch_axes(value, kernel: bool):
+    if kernel and value.ndim == 4:
+        return value.transpose(3, 2, 0, 1)
+    return value.T if kernel and value.ndim == 2 else value
+
+
+def _from_torch_axes(value, kernel: bool):
+    if kernel and value.ndim == 4:
+        return value.transpose(2, 3, 1, 0)
+    return value.T if kernel and value.ndim == 2 else value
+
+
+def _entries(tree):
+    """Yields (path, layer or None, leaf, torch name) of every torch tensor that the tree stands for."""
+    for path, leaf in flatten_dict(tree).items():
+        for layer in range(leaf.shape[0]) if _SCANNED in path else (None,):
+            yield path, layer, leaf, torch_name(path, layer)
+
+
+def to_torch(params, prefix: str = "") -> dict[str, np.ndarray]:
+    """Our parameters in torch names and layouts, as contiguous numpy arrays ready for `safetensors.numpy.save_file`."""
+    tensors = {}
+    for path, layer, leaf, name in _entries(params):
+        value = np.asarray(leaf if layer is None else leaf[layer])
+        tensors[prefix + name] = np.ascontiguousarray(_to_torch_axes(value, path[-1] == "kernel"))
+    return tensors
+
+
+def _shapes(module: nn.Module, *args, **kwargs):
+    return jax.eval_shape(lambda: module.init(jax.random.key(0), *args, **kwargs)["params"])
+
+
+def from_torch(shapes, tensors: Mapping[str, np.ndarray], part: str, *, dtype, missing_ok: Callable[[str], bool] | None = None):
+    """Fills a tree of shapes from torch-named tensors.
+
+    Args:
+        shapes: our parameters' shapes (`jax.eval_shape` of init).
+        tensors: torch names (prefix removed) → arrays.
+        missing_ok: names that may be absent; their leaves are left out of the result.
+    Returns:
+        (the parameters as nested dict, the tensor names that were not used)
+    Raises:
+        ValueError: lists the missing and the wrongly shaped tensors.
+    """
+    stacks, missing, wrong, used = {}, [], [], set()
+    for path, layer, leaf, name in _entries(shapes):
+        if name not in tensors:
+            if not (missing_ok and missing_ok(name)):
+                missing.append(name)
+            continue
+        used.add(name)
+        kernel = path[-1] == "kernel"
+        expected = leaf.shape if layer is None else leaf.shape[1:]
+        value = tensors[name]
+        if value.ndim == 4 and len(expected) == 2 and value.shape[2:] == (1, 1):
+            value = value[:, :, 0, 0]  # old autoencoders keep their linear layers as 1×1 convolutions
+        value = _from_torch_axes(value, kernel)
+        if value.shape != expected:
+            wrong.append(f"{name} {tuple(tensors[name].shape)}, expected "
+                         f"{tuple(_to_torch_axes(np.broadcast_to(np.float32(0), expected), kernel).shape)}")
+        stacks.setdefault(path, []).append(value)
+    _raise(part, missing=missing, wrong=wrong)
+    params = {path: jnp.asarray(np.stack(values) if _SCANNED in path else values[0], dtype) for path, values in stacks.items()}
+    return unflatten_dict(params), set(tensors) - used
+
+
+def _raise(part: str, **problems: list[str]):
+    titles = {"missing": "missing keys", "wrong": "wrong shapes", "unknown": "keys that belong to no part"}
+    found = [f"{titles[kind]}: {', '.join(sorted(names)[:20])}" + (f" … ({len(names)} in all)" if len(names) > 20 else "")
+             for kind, names in problems.items() if names]
+    if found:
+        raise ValueError(f"the weights do not fit this {part}: " + "; ".join(found) + ".")
+
+
+def _select(tensors: Mapping[str, np.ndarray], part: str) -> dict[str, np.ndarray]:
+    """The tensors of one part, prefix removed; raises for keys that belong to no part at all."""
+    rule = _PARTS[part]
+    own = {rule.rename(k.removeprefix(rule.prefix)): v for k, v in tensors.items() if rule.own.match(k)}
+    _raise(part, unknown=[k for k in tensors if not any(p.match(k) for p in (rule.own, rule.other, rule.ignored))])
+    return own
+
+
+def _load(part: str, module: nn.Module, tensors, dtype, *init_args, optional=None, rng=None, **init_kwargs):
+    shapes = _shapes(module, *init_args, **init_kwargs)
+    params, unused = from_torch(shapes, tensors, part, dtype=dtype, missing_ok=optional)
+    _raise(part, unknown=sorted(unused))
+    absent = set(flatten_dict(shapes)) - set(flatten_dict(params))
+    if absent:
+        # jit drops everything but the absent leaves, so a fresh adapter costs only its own memory.
+        @jax.jit
+        def fresh(key):
+            init = flatten_dict(module.init(key, *init_args, **init_kwargs)["params"])
+            return {path: init[path].astype(dtype) for path in absent}
+        params = unflatten_dict({**flatten_dict(params), **fresh(rng)})
+    return module, params
+
+
+def _check_init(init_missing, rng):
+    if unknown := set(init_missing) - {"vision"}:
+        raise ValueError(f"init_missing={tuple(init_missing)!r}: {unknown.pop()!r} is unknown; the only group is 'vision'.")
+    if init_missing and rng is None:
+        raise ValueError("init_missing needs rng=jax.random.key(…) to draw the fresh weights.")
+
+
+def load_unet(config, *files, dtype=jnp.float32, init_missing=(), rng=None):
+    """The denoising UNet.
+
+    Args:
+        config: diffusers `UNet2DConditionModel` JSON (mapping or path), with `image_prompt_settings` for visual attention.
+        files: weight files; later ones override earlier ones.
+        dtype: of the parameters and the computation.
+        init_missing: ("vision",) draws `to_*_vision` freshly from `rng` when the files have none.
+    Returns:
+        (module, params)
+    Raises:
+        FileNotFoundError, ValueError: see the module's docstring.
+    """
+    _check_init(init_missing, rng)
+    config = unet.UNetConfig.from_mapping(read_config(config))
+    module = unet.UNet(config, dtype)
+    tensors = _select(read_files(files), "UNet")
+    if not config.vision:
+        tensors = {k: v for k, v in tensors.items() if not _VISION_LAYER.search(k)}
+    optional = _VISION_LAYER.search if "vision" in init_missing else None
+    args, kwargs = unet_inputs(config)
+    return _load("UNet", module, tensors, dtype, *args, optional=optional, rng=rng, **kwargs)
+
+
+def unet_inputs(config: unet.UNetConfig, *, batch: int = 1, size: tuple[int, int] = (16, 16), tokens: int = 2):
+    """Zero inputs (args, kwargs) of a UNet, for `init` and shape evaluation."""
+    kwargs = {}
+    if config.addition_embed:
+        kwargs = {"pooled": jnp.zeros((batch, config.pooled_dim)), "time_ids": jnp.zeros((batch, 6))}
+    if config.vision:
+        kwargs["vision"] = jnp.zeros((batch, 1, 1, config.cross_attention_dim))
+    text = jnp.zeros((batch, tokens, config.cross_attention_dim))
+    return (jnp.zeros((batch, *size, config.in_channels)), 0, text), kwargs
+
+
+def load_autoencoder(config, *files, dtype=jnp.float32):
+    """The image autoencoder from a diffusers `AutoencoderKL` JSON and its weights (old attention names are converted).
+    Returns (module, params); raises as `load_unet`."""
+    config = vae.VAEConfig.from_mapping(read_config(config))
+    module = vae.Autoencoder(config, dtype)
+    size = 2 ** (len(config.block_out_channels) - 1)
+    return _load("autoencoder", module, _select(read_files(files), "autoencoder"), dtype,
+                 jnp.zeros((1, size, size, config.in_channels)))

@@ -1,0 +1,109 @@
+"""The UNet against the released torch UNet (goldens), and the properties of its visual term."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from realcustom_jax import weights
+from realcustom_jax.models.attention import project_context
+from goldens import FIXTURES, assert_close, golden, nchw, nhwc
+
+NAMES = ("unet_sdxl", "unet_sdxl_shallow", "unet_sd15")
+
+
+def load(name):
+    """(module, params, golden arrays, positional inputs, keyword inputs, vision tokens, target) of one golden."""
+    data = golden(name)
+    module, params = weights.load_unet(FIXTURES / f"{name}.json", FIXTURES / f"{name}.safetensors")
+    args = (nhwc(data["sample"]), data["timestep"], data["text"])
+    kwargs = {"pooled": data["text_embeds"], "time_ids": data["time_ids"]} if "text_embeds" in data else {}
+    target = np.broadcast_to(data["target_token"][:, None], (2, 1, 77))
+    return module, params, data, args, kwargs, data["vision_tokens"][:, None], target
+
+
+def apply(case, **extra):
+    module, params, _, args, kwargs, *_ = case
+    return jax.jit(lambda inputs, extra: module.apply({"params": params}, *inputs[0], **inputs[1], **extra))(
+        (args, kwargs), extra)
+
+
+@pytest.fixture(scope="module")
+def case():
+    return load("unet_sdxl")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_golden(name):
+    case = load(name)
+    data, vision, target = case[2], case[5], case[6]
+    text_only = apply(case, target=target)
+    assert_close(nchw(text_only.noise), data["out_text"])
+    expected = [data[k] for k in sorted(data) if k.startswith("map_")]
+    assert len(text_only.maps) == len(expected)
+    for ours, theirs in zip(text_only.maps, expected, strict=True):
+        assert_close(ours[:, 0], theirs)
+    without_mask = apply(case, vision=vision)
+    assert without_mask.maps == ()
+    assert_close(nchw(without_mask.noise), data["out_vision_nomask"])
+    assert_close(nchw(apply(case, vision=vision, mask=data["mask"]).noise), data["out_vision_mask"])
+
+
+def test_mask_of_zeros_is_no_image(case):
+    mask = jnp.zeros((2, 1, 8, 8))
+    assert_close(apply(case, vision=case[5], mask=mask).noise, apply(case).noise, 1e-6)
+
+
+def test_empty_second_reference_is_one_reference(case):
+    data, vision = case[2], case[5]
+    two = jnp.concatenate([vision, vision[::-1] + 1], axis=1)
+    mask = jnp.concatenate([data["mask"], jnp.zeros_like(data["mask"])], axis=1)
+    assert_close(apply(case, vision=two, mask=mask).noise, apply(case, vision=vision, mask=data["mask"]).noise, 1e-5)
+
+
+def test_order_of_references_does_not_matter(case):
+    data, vision, target = case[2], case[5], case[6]
+    two = jnp.concatenate([vision, vision[::-1] + 1], axis=1)
+    mask = jnp.concatenate([data["mask"], 1 - data["mask"]], axis=1)
+    targets = jnp.concatenate([target, jnp.roll(target, 1, axis=-1)], axis=1)
+    one = apply(case, vision=two, mask=mask, target=targets)
+    other = apply(case, vision=two[:, ::-1], mask=mask[:, ::-1], target=targets[:, ::-1])
+    assert_close(other.noise, one.noise, 1e-5)
+    assert_close(other.maps[0][:, ::-1], one.maps[0], 1e-5)
+
+
+def test_context_projected_ahead_is_exact(case):
+    module, params, data, args, kwargs, vision, target = case
+    context = project_context(params, args[2], vision)
+    extra = dict(vision=vision, mask=data["mask"], target=target)
+    ahead = module.apply({"params": params, "context": context}, *args, **kwargs, **extra)
+    assert_close(ahead.noise, apply(case, **extra).noise, 1e-5)
+
+
+def test_self_maps(case):
+    module, params, _, args, kwargs, *_ = case
+    maps = jax.jit(lambda: module.apply({"params": params}, *args, **kwargs, self_maps_at=(8, 8)).self_maps)()
+    assert maps and all(m.shape == (2, 1, 64, 64) for m in maps)
+    for m in maps:
+        np.testing.assert_allclose(m.sum(-1), 1, atol=1e-5)
+
+
+def test_odd_sizes_pass_through():
+    """A size that does not halve evenly is upsampled to its skip connection's size, as in diffusers."""
+    module, params = weights.load_unet(FIXTURES / "unet_sdxl.json", FIXTURES / "unet_sdxl.safetensors")
+    args, kwargs = weights.unet_inputs(module.config, size=(10, 14))
+    out = jax.eval_shape(lambda: module.apply({"params": params}, *args, **kwargs))
+    assert out.noise.shape == (1, 10, 14, 4)
+
+
+@pytest.mark.parametrize("change, words", [
+    (dict(pooled=None), "pooled is missing"),
+    (dict(mask=np.ones((2, 3, 8, 8))), "mask has shape"),
+    (dict(target=np.ones((2, 1, 5))), "target has shape"),
+    (dict(vision=np.ones((2, 1, 9, 7))), "vision has shape"),
+])
+def test_wrong_inputs_are_named(change, words):
+    module, params = weights.load_unet(FIXTURES / "unet_sdxl.json", FIXTURES / "unet_sdxl.safetensors")
+    args, kwargs = weights.unet_inputs(module.config, batch=2)
+    with pytest.raises(ValueError, match=words):
+        jax.eval_shape(lambda: module.apply({"params": params}, *args, **(kwargs | change)))
