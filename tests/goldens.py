@@ -1,4 +1,4 @@
-"""Reading and comparing the golden arrays of the original torch implementations (``tests/fixtures/NAME.npz``)."""
+"""The golden arrays of the original torch implementations (``tests/fixtures/NAME.npz``)."""
 
 from pathlib import Path
 

@@ -5,8 +5,8 @@ They differ in where the output samples lie on the input axis of n pixels (m out
     half pixel      u_j = (j + ½) · n / m − ½     torch ``interpolate(mode="bilinear", align_corners=False)``
     align corners   u_j = j · (n − 1) / (m − 1)   torch ``interpolate(mode="bilinear", align_corners=True)``
 
-A sample is the linear interpolation of its two neighbours, positions outside the input are clamped to its edge,
-and no low-pass filter is applied when shrinking.
+A sample interpolates its two neighbours linearly, positions outside the input are clamped to its edge, and no
+low-pass filter is applied when shrinking.
 """
 
 import jax

@@ -1,0 +1,319 @@
+"""Noise schedules and the deterministic solvers of the diffusion ODE.
+
+**Forward process** (DDPM, arXiv 2006.11239). With β_t, t = 0 … T − 1, and ᾱ_t = Π_{s ≤ t} (1 − β_s),
+
+    x_t = α_t x_0 + σ_t ε,      α_t = √ᾱ_t,   σ_t = √(1 − ᾱ_t),   λ_t = ln(α_t / σ_t),   SNR_t = α_t² / σ_t².
+
+A network that predicts ε or the velocity v = α_t ε − σ_t x_0 (arXiv 2202.00512, section 4) also predicts x_0:
+
+    x_0 = (x_t − σ_t ε) / α_t = α_t x_t − σ_t v.
+
+**Solvers.** DPM-Solver++ (arXiv 2211.01095, section 4) integrates the ODE exactly except for the predicted
+x_0, m, which it replaces by a polynomial in λ. From time s to time t, with h = λ_t − λ_s, predictions m0
+(newest), m1, m2, and E = α_t − α_s σ_t / σ_s (which is −α_t (e^{−h} − 1)), the updates of order 1, 2, 3 are
+
+    all         x_t = (σ_t / σ_s) x_s + …
+    order 1     … E m0
+    single, 2   … E m1 + ½ E h d           d = (m0 − m1) / (λ_0 − λ_1)
+    single, 3   … E m2 + (α_t h − E) d     d = (m0 − m2) / (λ_0 − λ_2)
+    multi,  2   … E m0 + ½ E h d0          d0 = (m0 − m1) / (λ_0 − λ_1)
+    multi,  3   … E m0 + (α_t h − E) (d0 + (λ_0 − λ_1) c) − (α_t h − ½ α_t h² − E) c
+                                           d1 = (m1 − m2) / (λ_1 − λ_2),   c = (d0 − d1) / (λ_0 − λ_2)
+
+where λ_k belongs to the time at which m_k was predicted. A *multistep* update starts from the newest point
+(s = 0). A *single-step* update of order p starts again from the anchor, the point p − 1 steps back; its
+second order is the midpoint rule ("2S"). The last term of multi 3 is half of the exact integral, as
+released. DDIM (arXiv 2010.02502, equation 12, deterministic) is order 1. No h stands in a denominator: a
+last step of length zero is the identity. λ = −∞ (ᾱ = 0 at t = T − 1) enters only through 1 / (λ_0 − λ_k),
+which is then 0: the update falls back to the lower order.
+
+So every step of every solver is
+
+    x' = decay · anchor + Σ_k weights_k m_k,
+
+and a ``Solver`` is nothing but the tables of these coefficients. Orders follow the released schedulers
+(``dpm_s.py``, ``dpm_m.py``, ``ddim.py``): single-step 1, then 1 … p repeating; multistep rises to p and, with
+fewer than 15 steps, falls again at the end. The last step goes to t = 0, DDIM's to ᾱ = 1.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from realcustom_jax.choices import check_choice
+
+# -------------------- noise schedules
+
+
+def _cosine(u: np.ndarray) -> np.ndarray:
+    """ᾱ(u) of Improved DDPM (arXiv 2102.09672, equation 17), up to a factor."""
+    return np.cos((u + 0.008) / 1.008 * np.pi / 2) ** 2
+
+
+def _linear(u: np.ndarray) -> np.ndarray:
+    return 1 - u
+
+
+def _sigmoid(u: np.ndarray) -> np.ndarray:
+    """Squared sigmoid of slope 0.7 on (−6, 6), rescaled to run from 1 to 0 (GeoDiff, arXiv 2203.02923)."""
+
+    def sigmoid(z):
+        return 1 / (1 + np.exp(-0.7 * z))
+
+    return ((sigmoid(6 - 12 * u) - sigmoid(-6)) / (sigmoid(6) - sigmoid(-6))) ** 2
+
+
+_ALPHA_BARS = {"cosine": _cosine, "alphas_cumprod_linear": _linear, "sigmoid": _sigmoid}
+
+
+def betas(
+    name: str = "squared_linear",
+    num_steps: int = 1000,
+    shift_snr: float = 1.0,
+    terminal_pure_noise: bool = False,
+) -> np.ndarray:
+    """The noise variances β_t of a named schedule: float32 [num_steps].
+
+    squared_linear is Stable Diffusion's (√β linear from √0.00085 to √0.012); cosine, alphas_cumprod_linear
+    and sigmoid are defined by ᾱ(t / T), with β ≤ 0.999. ``shift_snr`` multiplies the SNR of every step
+    (arXiv 2301.11093). ``terminal_pure_noise`` makes the last ᾱ zero (arXiv 2305.08891, algorithm 1), where
+    only v prediction is defined. Raises ValueError for an unknown name and for non-positive settings.
+    """
+    check_choice("schedule", name, ("squared_linear", *_ALPHA_BARS))
+    if num_steps < 1 or not shift_snr > 0:
+        raise ValueError(f"num_steps and shift_snr must be positive, got {num_steps} and {shift_snr}.")
+
+    if name == "squared_linear":
+        values = np.linspace(0.00085**0.5, 0.012**0.5, num_steps) ** 2
+    else:
+        levels = _ALPHA_BARS[name](np.arange(num_steps + 1) / num_steps)
+        values = np.minimum(1 - levels[1:] / levels[:-1], 1.0 if terminal_pure_noise else 0.999)
+
+    if shift_snr != 1:
+        bars = np.cumprod(1 - values)
+        values = _betas_from_alpha_bars(shift_snr * bars / (1 - bars + shift_snr * bars))
+    if terminal_pure_noise and name == "squared_linear":
+        alphas = np.sqrt(np.cumprod(1 - values))
+        values = _betas_from_alpha_bars(((alphas - alphas[-1]) * alphas[0] / (alphas[0] - alphas[-1])) ** 2)
+    return values.astype(np.float32)
+
+
+def _betas_from_alpha_bars(bars: np.ndarray) -> np.ndarray:
+    return 1 - bars / np.concatenate([[1.0], bars[:-1]])
+
+
+def _signal_and_noise(betas: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """α_t and σ_t, float64 [T]."""
+    values = np.asarray(betas, np.float64)
+    if values.ndim != 1 or not np.all((values > 0) & (values <= 1)):
+        raise ValueError(
+            f"betas must be a vector of values in (0, 1], got shape {values.shape} with values from "
+            f"{values.min(initial=np.inf):g} to {values.max(initial=-np.inf):g}."
+        )
+    bars = np.cumprod(1 - values)
+    return np.sqrt(bars), np.sqrt(1 - bars)
+
+
+def snr(betas: ArrayLike) -> jax.Array:
+    """Signal-to-noise ratio ᾱ_t / (1 − ᾱ_t) of every timestep: float32 [T]."""
+    alpha, sigma = _signal_and_noise(betas)
+    return jnp.asarray((alpha / sigma) ** 2, jnp.float32)
+
+
+def add_noise(x0: jax.Array, noise: jax.Array, t: ArrayLike, betas: ArrayLike) -> jax.Array:
+    """A sample of q(x_t | x_0), α_t x_0 + σ_t ε: float32 [B, …].
+
+    ``x0`` and ``noise``: [B, …]; ``t``: int [B] or scalar, may be traced; ``betas``: [T], concrete.
+    """
+    alpha, sigma = _at_timestep(t, betas, x0.ndim)
+    return alpha * x0 + sigma * noise
+
+
+def velocity(x0: jax.Array, noise: jax.Array, t: ArrayLike, betas: ArrayLike) -> jax.Array:
+    """The target of v prediction, α_t ε − σ_t x_0; arguments as in ``add_noise``."""
+    alpha, sigma = _at_timestep(t, betas, x0.ndim)
+    return alpha * noise - sigma * x0
+
+
+def _at_timestep(t: ArrayLike, betas: ArrayLike, ndim: int) -> list[jax.Array]:
+    shape = (-1,) + (1,) * (ndim - 1)
+    return [jnp.asarray(table, jnp.float32)[t].reshape(shape) for table in _signal_and_noise(betas)]
+
+
+# -------------------- solvers
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class SolverState:
+    """What a solver carries between steps, all float32."""
+
+    x: jax.Array
+    """[…]: the current sample."""
+    anchor: jax.Array
+    """[…]: the sample from which a single-step update restarts."""
+    history: jax.Array
+    """[order, …]: the x_0 predictions, newest first."""
+
+    @property
+    def x0(self) -> jax.Array:
+        """The newest x_0 prediction."""
+        return self.history[0]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False)
+class Solver:
+    """A solver as tables with one row per step; a pytree, which a jitted function can close over or take."""
+
+    timesteps: np.ndarray
+    """int32 [steps]: the timestep that the network sees, descending."""
+    to_x0: np.ndarray
+    """float32 [steps, 2]: x_0 = to_x0[0] · x + to_x0[1] · prediction."""
+    restart: np.ndarray
+    """bool [steps]: whether the current sample becomes the anchor."""
+    decay: np.ndarray
+    """float32 [steps]: the coefficient of the anchor."""
+    weights: np.ndarray
+    """float32 [steps, order]: the coefficients of the x_0 predictions, newest first."""
+
+    @property
+    def steps(self) -> int:
+        return self.timesteps.shape[0]
+
+    def init(self, x: jax.Array) -> SolverState:
+        """The state before step 0; ``x``: […] pure noise of unit variance, any float dtype."""
+        x = jnp.asarray(x, jnp.float32)
+        return SolverState(x, x, jnp.zeros((self.weights.shape[1], *x.shape), jnp.float32))
+
+    def step(self, state: SolverState, i: ArrayLike, prediction: jax.Array) -> SolverState:
+        """Step i (may be traced), given the network's ``prediction`` at ``state.x`` and ``timesteps[i]``."""
+        row = jax.tree.map(lambda table: jnp.asarray(table)[i], self)
+        x0 = row.to_x0[0] * state.x + row.to_x0[1] * jnp.asarray(prediction, jnp.float32)
+        history = jnp.concatenate([x0[None], state.history[:-1]])
+        anchor = jnp.where(row.restart, state.x, state.anchor)
+        # An elementwise sum rather than a dot product: accelerators round the operands of dots to fewer bits.
+        x = row.decay * anchor + jnp.sum(row.weights.reshape(-1, *(1,) * x0.ndim) * history, axis=0)
+        return SolverState(x, anchor, history)
+
+
+def integrate(
+    model_fn: Callable[[jax.Array, jax.Array], jax.Array], x: jax.Array, solver: Solver
+) -> tuple[jax.Array, jax.Array]:
+    """Solves the ODE from noise ``x`` […] in one scan -> (final sample, last x_0 prediction), float32.
+
+    ``model_fn(x, t)``: float32 […] and a scalar int32 timestep -> the prediction […].
+    """
+
+    def step(state, i):
+        return solver.step(state, i, model_fn(state.x, jnp.asarray(solver.timesteps)[i])), None
+
+    state, _ = jax.lax.scan(step, solver.init(x), jnp.arange(solver.steps))
+    return state.x, state.x0
+
+
+def make_solver(
+    name: str = "dpm_single",
+    steps: int = 25,
+    *,
+    order: int = 2,
+    betas: ArrayLike | None = None,
+    prediction: str = "epsilon",
+    spacing: str = "trailing",
+) -> Solver:
+    """Builds the tables of a solver.
+
+    ``name``: dpm_single | dpm_multi (of ``order`` 1-3) | ddim (always of order 1).
+    ``betas``: [T], or None for the default schedule. ``prediction``: epsilon | v_prediction.
+    ``spacing``: trailing | linspace | leading (arXiv 2305.08891, table 2).
+    Raises ValueError for an unknown name, an order outside 1-3, steps outside 1 … T, and epsilon prediction
+    from pure noise.
+    """
+    check_choice("solver", name, ("dpm_single", "dpm_multi", "ddim"))
+    check_choice("prediction", prediction, ("epsilon", "v_prediction"))
+    check_choice("spacing", spacing, ("trailing", "linspace", "leading"))
+    if order not in (1, 2, 3):
+        raise ValueError(f"order must be 1, 2 or 3, got {order}.")
+    alpha, sigma = _signal_and_noise(_default_betas() if betas is None else betas)
+    if not 1 <= steps <= len(alpha):
+        raise ValueError(f"steps must be between 1 and the schedule's {len(alpha)} timesteps, got {steps}.")
+
+    timesteps = _spaced(spacing, steps, len(alpha))
+    last = (1.0, 0.0) if name == "ddim" else (alpha[0], sigma[0])
+    alpha, sigma = alpha[timesteps], sigma[timesteps]
+    if prediction == "v_prediction":
+        to_x0 = np.stack([alpha, -sigma], axis=1)
+    elif np.all(alpha > 0):
+        to_x0 = np.stack([1 / alpha, -sigma / alpha], axis=1)
+    else:
+        raise ValueError(
+            "Epsilon prediction is undefined at a timestep of pure noise (alpha = 0): use "
+            "prediction='v_prediction' or betas without terminal_pure_noise."
+        )
+
+    # Entry i is the noise level at which step i starts, entry i + 1 the one that it goes to.
+    alpha, sigma = np.append(alpha, last[0]), np.append(sigma, last[1])
+    orders = _step_orders(name, steps, order)
+    decay, weights = np.zeros(steps), np.zeros((steps, orders.max()))
+    for i, p in enumerate(orders):
+        decay[i], weights[i, :p] = _coefficients(alpha[: i + 2], sigma[: i + 2], p, name == "dpm_single")
+    return Solver(
+        timesteps=timesteps,
+        to_x0=to_x0.astype(np.float32),
+        restart=np.logical_or(name != "dpm_single", orders == 1),
+        decay=decay.astype(np.float32),
+        weights=weights.astype(np.float32),
+    )
+
+
+_default_betas = betas  # inside make_solver the argument of the same name hides the function
+
+
+def _spaced(spacing: str, steps: int, num_train: int) -> np.ndarray:
+    """Exactly ``steps`` descending timesteps, int32."""
+    if spacing == "trailing":
+        timesteps = num_train - 1 - np.arange(steps) * num_train / steps
+    elif spacing == "linspace":
+        timesteps = np.linspace(0, num_train - 1, steps)[::-1]
+    else:
+        timesteps = np.arange(steps)[::-1] * (num_train // steps)
+    return np.round(timesteps).astype(np.int32)
+
+
+def _step_orders(name: str, steps: int, order: int) -> np.ndarray:
+    i = np.arange(steps)
+    if name == "dpm_single":
+        return np.where(i == 0, 1, (i - 1) % order + 1)
+    if name == "dpm_multi":
+        rising = np.minimum(i + 1, order)
+        return np.minimum(rising, steps - i) if steps < 15 else rising
+    return np.ones_like(i)
+
+
+def _coefficients(alpha: np.ndarray, sigma: np.ndarray, order: int, single: bool) -> tuple[float, np.ndarray]:
+    """decay and weights [order] of one update; the last noise level is its target, the one before is m0's."""
+    start = -1 - order if single else -2
+    decay = sigma[-1] / sigma[start]
+    e = alpha[-1] - alpha[start] * decay
+    if order == 1:
+        return decay, np.array([e])
+
+    with np.errstate(divide="ignore"):
+        target, *lam = (np.log(alpha[-2 - order :]) - np.log(sigma[-2 - order :]))[::-1]
+    h = target - lam[order - 1 if single else 0]
+    m = np.eye(order)  # row k stands for m_k
+    oldest = m[order - 1]
+    if order == 2:
+        slope = (m[0] - m[1]) / (lam[0] - lam[1])
+        return decay, e * (oldest if single else m[0]) + 0.5 * e * h * slope
+    if single:
+        return decay, e * oldest + (alpha[-1] * h - e) * (m[0] - oldest) / (lam[0] - lam[2])
+    slope, older_slope = (m[0] - m[1]) / (lam[0] - lam[1]), (m[1] - m[2]) / (lam[1] - lam[2])
+    curvature = (slope - older_slope) / (lam[0] - lam[2])
+    first = (alpha[-1] * h - e) * (slope + (lam[0] - lam[1]) * curvature)
+    second = (alpha[-1] * (h - h**2 / 2) - e) * curvature
+    return decay, e * m[0] + first - second

@@ -1,0 +1,184 @@
+"""From attention maps to the mask of each subject, and from several predictions to one.
+
+**Adaptive mask guidance** (RealCustom, arXiv 2403.00483; RealCustom++, arXiv 2408.09744). The target word's
+cross-attention maps, one per layer, are resized to one size and averaged to a map a over the n positions,
+optionally refined by the self-attention map S (n × n): a ← S a. The map is normalised, and the mask keeps its
+strongest positions, a fraction γ (the scope), or those of at least 1 − γ:
+
+    max_norm               a / max a
+    min_max_norm           (a − min a) / (max a − min a)
+    min_max_per_channel    min_max_norm of each layer's map before the average, and of the result
+    none                   a as it is, without S
+
+**Classifier-free guidance** (arXiv 2207.12598) moves from the unconditional prediction u past the conditional
+ones, t (text) and c (text and image), either in a cascade or directly,
+
+    u + s_t (t − u) + s_c (c − t)         or         u + s_c (c − u),
+
+and then pulls the standard deviation of the result back by a share φ (arXiv 2305.08891, section 3.4).
+
+Released originals: ``mask_generation.py`` and ``inference_utils.py``.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from realcustom_jax.choices import check_choice
+from realcustom_jax.models.resize import resize_bilinear
+
+
+def subject_mask(
+    maps: Sequence[jax.Array],
+    *,
+    size: tuple[int, int],
+    scope: float = 0.25,
+    normalize: str = "max_norm",
+    select: str = "topk",
+    binary: bool = False,
+    self_maps: Sequence[jax.Array] | None = None,
+    normalize_self: str | None = None,
+    overlap: str = "sum",
+) -> jax.Array:
+    """The guidance mask of every reference in every sample: float32 [B, R, h, w], h, w = ``size``.
+
+    ``maps``: one [B, R, h_l, w_l] per cross-attention layer, non-negative.
+    ``scope``: γ in (0, 1]. ``normalize``: max_norm | min_max_norm | min_max_per_channel | none.
+    ``select``: topk keeps exactly int(h · w · γ) positions, the first of equal ones; threshold keeps those
+    of at least 1 − γ. ``binary``: kept positions become 1 (with threshold, those above 1 − γ).
+    ``self_maps``: any number of [B, heads, n_l, n_l], resized as images to [h·w, h·w] and averaged, after
+    ``normalize_self`` (None | max_norm, over a sample | min_max_per_channel, over a head).
+    ``overlap``: sum lets masks overlap; argmax first gives each position to the reference with the highest
+    normalised map (``strongest_reference``), so that a reference may keep fewer positions.
+    """
+    check_choice("normalize", normalize, ("max_norm", "min_max_norm", "min_max_per_channel", "none"))
+    check_choice("select", select, ("topk", "threshold"))
+    check_choice("overlap", overlap, ("sum", "argmax"))
+    if normalize_self is not None:
+        check_choice("normalize_self", normalize_self, ("max_norm", "min_max_per_channel"))
+    if not 0 < scope <= 1:
+        raise ValueError(f"scope must be in (0, 1], got {scope}.")
+    _check_maps(maps, self_maps)
+    height, width = size
+    kept = int(height * width * scope)
+    if select == "topk" and kept < 1:
+        raise ValueError(f"scope {scope} keeps none of {height} x {width} positions: enlarge either.")
+
+    refine = None if not self_maps else _mean_self_map(self_maps, height * width, normalize_self)
+    strength = _normalised_map(_stack_resized(maps, size), refine, normalize)
+    if overlap == "argmax":
+        strength = jnp.where(strongest_reference(strength), strength, -jnp.inf)
+
+    if select == "topk":
+        keep = _top_k(strength, kept) & jnp.isfinite(strength)
+    else:
+        keep = strength > 1 - scope if binary else strength >= 1 - scope
+    mask = jnp.where(keep, 1.0 if binary else strength, 0.0)
+    return mask.reshape(*mask.shape[:2], height, width)
+
+
+def strongest_reference(strength: jax.Array) -> jax.Array:
+    """Which reference owns each position: [B, R, n] -> bool [B, R, n], the first of equal ones."""
+    references = jnp.arange(strength.shape[1])[:, None]
+    return references == jnp.argmax(strength, axis=1, keepdims=True)
+
+
+def classifier_free_guidance(
+    *,
+    text: jax.Array | None,
+    text_image: jax.Array,
+    uncond: jax.Array,
+    text_scale: float,
+    image_scale: float,
+    rescale: float = 0.0,
+    mode: str = "naive_global_direct",
+    mask: jax.Array | None = None,
+) -> jax.Array:
+    """Combines predictions [B, H, W, C] into the guided one, float32 [B, H, W, C].
+
+    ``mode``: none and none_direct guide without rescaling, in a cascade or directly (which uses neither
+    ``text`` nor ``text_scale``). naive_global and naive_global_direct then pull each sample's deviation by
+    the share ``rescale`` towards that of ``text_image``; naive does so where ``mask`` [B, H, W, 1] is 1, and
+    towards that of ``text`` where it is 0.
+    """
+    check_choice("mode", mode, ("none", "none_direct", "naive", "naive_global", "naive_global_direct"))
+    direct = mode.endswith("direct")
+    if text is None and not direct:
+        raise ValueError(f"mode {mode!r} needs the prediction with text alone, but text is None.")
+    if mask is None and mode == "naive":
+        raise ValueError("mode 'naive' rescales by region and needs a mask [B, H, W, 1], but mask is None.")
+
+    text_image, uncond = jnp.asarray(text_image, jnp.float32), jnp.asarray(uncond, jnp.float32)
+    if direct:
+        guided = uncond + image_scale * (text_image - uncond)
+    else:
+        text = jnp.asarray(text, jnp.float32)
+        guided = uncond + text_scale * (text - uncond) + image_scale * (text_image - text)
+
+    if mode.startswith("none"):
+        return guided
+    factor = _rescale_factor(text_image, guided, rescale)
+    if mode == "naive":
+        factor = mask * factor + (1 - mask) * _rescale_factor(text, guided, rescale)
+    return guided * factor
+
+
+def _rescale_factor(reference: jax.Array, guided: jax.Array, rescale: float) -> jax.Array:
+    """[B, 1, 1, 1]; a constant prediction, which has no deviation to match, keeps factor 1."""
+    target, current = (jnp.std(x, axis=(1, 2, 3), ddof=1, keepdims=True) for x in (reference, guided))
+    return 1 + rescale * (jnp.where(current > 0, target / jnp.where(current > 0, current, 1), 1) - 1)
+
+
+def _check_maps(maps: Sequence[jax.Array], self_maps: Sequence[jax.Array] | None) -> None:
+    if not maps:
+        raise ValueError("maps is empty: run the network with a target so that its layers return their maps.")
+    shapes = [x.shape for x in maps]
+    if any(len(s) != 4 or s[:2] != shapes[0][:2] for s in shapes):
+        raise ValueError(f"maps must all be [B, R, h, w] with the same B and R, got shapes {shapes}.")
+    shapes = [x.shape for x in self_maps or ()]
+    if any(len(s) != 4 or s[0] != maps[0].shape[0] or s[2] != s[3] for s in shapes):
+        raise ValueError(f"self_maps must all be [B, heads, n, n] with the maps' B, got shapes {shapes}.")
+
+
+def _stack_resized(maps: Sequence[jax.Array], size: tuple[int, int]) -> jax.Array:
+    """[B, C, h_l, w_l] each -> float32 [B, C, L, h·w]."""
+
+    def resize(x):
+        x = resize_bilinear(jnp.moveaxis(jnp.asarray(x, jnp.float32), 1, -1), size)
+        return jnp.moveaxis(x, -1, 1).reshape(x.shape[0], x.shape[-1], -1)
+
+    return jnp.stack([resize(x) for x in maps], axis=2)
+
+
+def _mean_self_map(self_maps: Sequence[jax.Array], positions: int, normalize: str | None) -> jax.Array:
+    """[B, heads_l, n_l, n_l] each -> [B, positions, positions], the mean over the heads of all layers."""
+    heads = jnp.concatenate([_stack_resized([x], (positions, positions))[:, :, 0] for x in self_maps], axis=1)
+    if normalize == "max_norm":
+        heads = heads / (heads.max((1, 2), keepdims=True) + 1e-10)
+    elif normalize == "min_max_per_channel":
+        heads = _min_max(heads)
+    return heads.mean(1).reshape(-1, positions, positions)
+
+
+def _normalised_map(layers: jax.Array, refine: jax.Array | None, normalize: str) -> jax.Array:
+    """Layer maps [B, R, L, n] -> [B, R, n], refined by ``refine`` [B, n, n]."""
+    if normalize == "none":
+        return layers.mean(2)
+    strength = (_min_max(layers) if normalize == "min_max_per_channel" else layers).mean(2)
+    if refine is not None:
+        strength = jnp.einsum("bij,brj->bri", refine, strength, precision="highest")
+    if normalize == "max_norm":
+        return strength / (strength.max(-1, keepdims=True) + 1e-6)
+    return _min_max(strength)
+
+
+def _min_max(x: jax.Array) -> jax.Array:
+    low, high = x.min(-1, keepdims=True), x.max(-1, keepdims=True)
+    return (x - low) / (high - low + 1e-6)
+
+
+def _top_k(x: jax.Array, k: int) -> jax.Array:
+    """Where the k largest values along the last axis are, exactly k, the first of equal ones: bool like x."""
+    rank = jnp.argsort(jnp.argsort(-x, axis=-1, stable=True), axis=-1)
+    return rank < k

@@ -1,0 +1,232 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from goldens import assert_close, golden, nchw, nhwc
+
+from realcustom_jax.guidance import classifier_free_guidance, strongest_reference, subject_mask
+
+MASKS, CFG = golden("masks"), golden("cfg")
+MASK_CASES = [key for key in MASKS if key.startswith("mask")]
+CFG_CASES = [key for key in CFG if "|" in key]
+MODES = ("none", "none_direct", "naive", "naive_global", "naive_global_direct")
+
+
+@functools.cache
+def random_maps(batch=2, references=3):
+    keys = jax.random.split(jax.random.key(0), 3)
+    sizes = ((8, 12), (4, 6), (2, 3))
+    return tuple(jax.random.uniform(k, (batch, references, *s)) for k, s in zip(keys, sizes, strict=True))
+
+
+def golden_maps():
+    return [MASKS[key][:, None] for key in sorted(MASKS) if key.startswith("map_")]
+
+
+@pytest.mark.parametrize("key", MASK_CASES)
+def test_mask_golden(key):
+    kind, modes, scope = key.split("|")
+    modes = modes.split("+")
+    (normalize,) = set(modes) & {"max_norm", "min_max_norm", "min_max_per_channel", "none"}
+    ours = subject_mask(
+        golden_maps(),
+        size=(8, 8),
+        scope=float(scope),
+        normalize=normalize,
+        select="threshold" if "threshold" in modes else "topk",
+        binary="binary" in modes,
+        self_maps=None if kind == "mask" else [MASKS["self_0"]],
+        normalize_self="min_max_per_channel" if kind == "maskselfnorm" else None,
+    )
+    assert_close(ours, MASKS[key], 1e-4)
+
+
+@pytest.mark.parametrize("key", CFG_CASES)
+def test_guidance_golden(key):
+    mode, rescale = key.split("|")
+    arrays = {name: nhwc(CFG[name]) for name in ("text", "text_image", "uncond", "mask")}
+    ours = classifier_free_guidance(
+        **arrays, text_scale=7.5, image_scale=12.5, rescale=float(rescale), mode=mode
+    )
+    assert_close(nchw(ours), CFG[key], 1e-4)
+
+
+@pytest.mark.parametrize("scope", [0.05, 0.2, 0.25, 0.5, 1.0])
+@pytest.mark.parametrize("normalize", ["max_norm", "min_max_norm", "min_max_per_channel", "none"])
+def test_binary_topk_keeps_exactly_the_scope(scope, normalize):
+    mask = subject_mask(random_maps(), size=(8, 12), scope=scope, normalize=normalize, binary=True)
+    assert mask.shape == (2, 3, 8, 12)
+    assert set(np.unique(mask)) <= {0.0, 1.0}
+    np.testing.assert_array_equal(mask.sum((2, 3)), int(8 * 12 * scope))
+
+
+def test_equal_positions_are_kept_in_reading_order():
+    mask = subject_mask([jnp.ones((1, 1, 4, 4))], size=(4, 4), scope=0.3, binary=True)
+    np.testing.assert_array_equal(mask.ravel(), [1] * 4 + [0] * 12)
+
+
+def test_the_mask_lies_on_the_strongest_positions():
+    values = np.zeros((1, 1, 4, 4), np.float32)
+    values[0, 0, 1:3, 1:3] = [[2.0, 4.0], [6.0, 8.0]]
+    mask = subject_mask([values], size=(4, 4), scope=0.25)
+    np.testing.assert_allclose(mask, values / 8, atol=1e-6)
+
+
+def test_references_are_independent_and_permute():
+    maps = random_maps()
+    order = jnp.array([2, 0, 1])
+    mask = subject_mask(maps, size=(4, 6))
+    np.testing.assert_array_equal(subject_mask([m[:, order] for m in maps], size=(4, 6)), mask[:, order])
+    np.testing.assert_allclose(subject_mask([m[:, 1:2] for m in maps], size=(4, 6)), mask[:, 1:2], atol=1e-6)
+    np.testing.assert_allclose(subject_mask([m[1:] for m in maps], size=(4, 6)), mask[1:], atol=1e-6)
+
+
+@pytest.mark.parametrize("normalize", ["max_norm", "min_max_norm", "min_max_per_channel"])
+def test_the_scale_of_the_maps_does_not_matter(normalize):
+    maps = random_maps()
+    np.testing.assert_allclose(
+        subject_mask([5.0 * m for m in maps], size=(8, 12), normalize=normalize),
+        subject_mask(maps, size=(8, 12), normalize=normalize),
+        atol=1e-4,
+    )
+
+
+def test_identity_self_map_changes_nothing_and_a_uniform_one_erases_the_place():
+    maps = random_maps(references=2)
+    identity = jnp.tile(jnp.eye(24), (2, 1, 1, 1))
+    uniform = jnp.full((2, 1, 24, 24), 1 / 24)
+    plain = subject_mask(maps, size=(4, 6))
+    np.testing.assert_allclose(subject_mask(maps, size=(4, 6), self_maps=[identity]), plain, atol=1e-5)
+    flat = subject_mask(maps, size=(4, 6), scope=1.0, self_maps=[uniform])
+    np.testing.assert_allclose(flat, 1.0, atol=1e-4)
+
+
+def test_self_maps_move_strength_along_their_rows():
+    maps = np.zeros((1, 1, 2, 2), np.float32)
+    maps[0, 0, 0, 0] = 1
+    attends_to_first = np.zeros((1, 1, 4, 4), np.float32)
+    attends_to_first[0, 0, 3, 0] = 1  # the last position looks only at the first
+    mask = subject_mask([maps], size=(2, 2), scope=0.25, binary=True, self_maps=[attends_to_first])
+    np.testing.assert_array_equal(mask.ravel(), [0, 0, 0, 1])
+
+
+@pytest.mark.parametrize("normalize_self", ["max_norm", "min_max_per_channel"])
+def test_normalised_self_maps_forget_their_scale(normalize_self):
+    maps = random_maps()
+    self_maps = [jax.random.uniform(jax.random.key(n), (2, 2, n, n)) for n in (24, 6)]
+    call = functools.partial(subject_mask, maps, size=(4, 6), normalize_self=normalize_self)
+    np.testing.assert_allclose(
+        call(self_maps=[3 * m for m in self_maps]), call(self_maps=self_maps), rtol=1e-3, atol=1e-4
+    )
+
+
+def test_empty_self_maps_are_none():
+    maps = random_maps()
+    np.testing.assert_array_equal(
+        subject_mask(maps, size=(4, 6), self_maps=()), subject_mask(maps, size=(4, 6), self_maps=None)
+    )
+
+
+def test_strongest_reference():
+    strength = jnp.array([[[1.0, 5.0, 2.0], [3.0, 4.0, 2.0]]])
+    np.testing.assert_array_equal(strongest_reference(strength), [[[0, 1, 1], [1, 0, 0]]])
+
+
+@pytest.mark.parametrize("binary", [False, True])
+@pytest.mark.parametrize(("select", "scope"), [("topk", 0.25), ("topk", 1.0), ("threshold", 0.7)])
+def test_argmax_leaves_no_overlap(select, scope, binary):
+    call = functools.partial(subject_mask, random_maps(), size=(8, 12), normalize="min_max_norm")
+    call = functools.partial(call, scope=scope, select=select, binary=binary)
+    assert (np.asarray(call(overlap="sum")) > 0).sum(1).max() > 1
+    mask = np.asarray(call(overlap="argmax"))
+    assert (mask > 0).sum(1).max() == 1
+    assert (mask > 0).any((2, 3)).all()
+
+
+def test_argmax_gives_a_contested_position_to_the_stronger_and_lets_the_other_take_its_next_best():
+    first = [[10.0, 9.0, 1.0, 1.0]]
+    second = [[24.0, 6.0, 30.0, 9.0]]  # twice stronger at the first position, but not once normalised
+    maps = [jnp.array([[first, second]])]
+    kept = functools.partial(subject_mask, maps, size=(1, 4), scope=0.5, binary=True)
+    np.testing.assert_array_equal(kept(overlap="sum")[0, :, 0], [[1, 1, 0, 0], [1, 0, 1, 0]])
+    np.testing.assert_array_equal(kept(overlap="argmax")[0, :, 0], [[1, 1, 0, 0], [0, 0, 1, 1]])
+
+
+def test_argmax_of_one_reference_is_the_plain_mask():
+    maps = random_maps(references=1)
+    np.testing.assert_array_equal(
+        subject_mask(maps, size=(8, 12), overlap="argmax"), subject_mask(maps, size=(8, 12))
+    )
+
+
+def test_mask_under_jit_and_vmap():
+    maps = random_maps()
+    call = functools.partial(subject_mask, size=(4, 6), overlap="argmax")
+    expected = call(maps)
+    np.testing.assert_allclose(jax.jit(call)(maps), expected, atol=1e-6)
+    lanes = jax.vmap(call)(tuple(jnp.stack([m, 1 - m]) for m in maps))
+    np.testing.assert_allclose(lanes[0], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_scale_one_is_the_conditional_prediction(mode):
+    text, text_image, uncond = jax.random.normal(jax.random.key(3), (3, 2, 4, 4, 3))
+    arrays = {"text": text, "text_image": text_image, "uncond": uncond, "mask": jnp.ones((2, 4, 4, 1))}
+    ours = classifier_free_guidance(**arrays, text_scale=1.0, image_scale=1.0, rescale=0.7, mode=mode)
+    np.testing.assert_allclose(ours, text_image, atol=1e-5)
+
+
+def test_full_rescale_restores_the_deviation_of_each_sample():
+    text_image, uncond = jax.random.normal(jax.random.key(4), (2, 3, 4, 4, 2))
+    ours = classifier_free_guidance(
+        text=None, text_image=text_image, uncond=uncond, text_scale=0.0, image_scale=9.0, rescale=1.0
+    )
+    np.testing.assert_allclose(ours.std((1, 2, 3)), text_image.std((1, 2, 3)), rtol=1e-5)
+
+
+@pytest.mark.parametrize("rescale", [0.0, 0.7])
+def test_constant_predictions_do_not_give_nan(rescale):
+    zeros = jnp.zeros((1, 2, 2, 1))
+    ours = classifier_free_guidance(
+        text=zeros, text_image=zeros, uncond=zeros, text_scale=2.0, image_scale=2.0, rescale=rescale
+    )
+    np.testing.assert_array_equal(ours, zeros)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"scope": 0.0}, "scope must be in \\(0, 1\\], got 0.0"),
+        ({"scope": 1.5}, "got 1.5"),
+        ({"scope": float("nan")}, "got nan"),
+        ({"scope": 0.01}, "keeps none of 4 x 6 positions"),
+        ({"normalize": "maxnorm"}, "did you mean 'max_norm'"),
+        ({"select": "top"}, "known are topk, threshold"),
+        ({"overlap": "max"}, "known are sum, argmax"),
+        ({"normalize_self": "min_max_norm"}, "known are max_norm, min_max_per_channel"),
+        ({"maps": ()}, "maps is empty"),
+        ({"maps": (np.zeros((2, 8, 8)),)}, "B, R, h, w"),
+        ({"maps": (np.zeros((2, 1, 8, 8)), np.zeros((2, 2, 4, 4)))}, "the same B and R"),
+        ({"self_maps": (np.zeros((2, 1, 8, 4)),)}, "B, heads, n, n"),
+    ],
+)
+def test_mask_mistakes_are_named(changes, message):
+    with pytest.raises(ValueError, match=message):
+        subject_mask(**{"maps": random_maps(), "size": (4, 6), **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mode": "direct"}, "known are none, none_direct, naive"),
+        ({"mode": "naive"}, "needs a mask"),
+        ({"mode": "none", "text": None}, "text is None"),
+    ],
+)
+def test_guidance_mistakes_are_named(changes, message):
+    x = jnp.ones((1, 2, 2, 1))
+    arguments = {"text": x, "text_image": x, "uncond": x, "text_scale": 1.0, "image_scale": 1.0}
+    with pytest.raises(ValueError, match=message):
+        classifier_free_guidance(**{**arguments, **changes})
