@@ -1,4 +1,4 @@
-"""CCP, the cross-layer cross-scale projector of RealCustom++ (arXiv 2408.09744, section 3.2).
+"""CCP, the cross-layer cross-scale projector of RealCustom++ (arXiv 2408.09744).
 
 It turns features of the frozen image encoders into the tokens of the visual cross-attention. Three streams:
 
