@@ -1,4 +1,6 @@
-"""A reference image to the features that the projector takes.
+"""Pictures in and out: files, arrays, and a reference image's features that the projector takes.
+
+Two ranges are in use: [0, 1] for references (the encoders normalise further), [-1, 1] for the autoencoder.
 
 The reference is seen twice: whole, at the encoders' size, and at `split` times that size in split² parts, so
 that the encoders read its details (cross-scale, in RealCustom++, arXiv 2408.09744). Both frozen encoders see
@@ -88,6 +90,27 @@ def load_image(source: str | Path | Image.Image) -> np.ndarray:
         raise FileNotFoundError(f"The image {source} does not exist.") from None
     except Exception as error:  # Pillow raises many kinds for a broken file
         raise ValueError(f"The image {source} cannot be read ({error}); give a PNG or JPEG file.") from None
+
+
+def from_uint8(images: jax.Array | np.ndarray) -> jax.Array:
+    """uint8 pictures of any shape to the autoencoder's range: float32 in [-1, 1]."""
+    return jnp.asarray(images, jnp.float32) / 127.5 - 1
+
+
+def to_uint8(images: jax.Array | np.ndarray) -> np.ndarray:
+    """The autoencoder's output, about [-1, 1], clipped and rounded to uint8."""
+    return np.round((np.clip(np.asarray(images, np.float32), -1, 1) + 1) * 127.5).astype(np.uint8)
+
+
+def grid(images: jax.Array | np.ndarray, columns: int) -> Image.Image:
+    """One picture of many: [N, H, W, 3] in [-1, 1], rows first; places left over are white."""
+    images = to_uint8(images)
+    count, height, width, channels = images.shape
+    rows = -(-count // columns)
+    sheet = np.full((rows * columns, height, width, channels), 255, np.uint8)
+    sheet[:count] = images
+    sheet = sheet.reshape(rows, columns, height, width, channels).swapaxes(1, 2)
+    return Image.fromarray(sheet.reshape(rows * height, columns * width, channels))
 
 
 def prepare_reference(

@@ -15,11 +15,14 @@ from realcustom_jax.images import (
     DINO_MEAN,
     DINO_STD,
     VisionSettings,
+    from_uint8,
+    grid,
     load_image,
     merge_parts,
     normalize,
     prepare_reference,
     reference_features,
+    to_uint8,
 )
 from realcustom_jax.models.vit import VisionTransformer, VitConfig
 
@@ -153,3 +156,19 @@ def test_missing_and_broken_files_are_named(tmp_path):
     for name in ("cut.png", "note.png"):
         with pytest.raises(ValueError, match=f"{name} cannot be read"):
             load_image(tmp_path / name)
+
+
+def test_bytes_survive_the_autoencoders_range():
+    levels = np.arange(256, dtype=np.uint8)
+    images = from_uint8(levels)
+    assert images.dtype == jnp.float32 and images[0] == -1 and images[-1] == 1
+    np.testing.assert_array_equal(to_uint8(images), levels)
+    np.testing.assert_array_equal(to_uint8(jnp.array([-1.5, 1.5])), [0, 255])
+
+
+def test_grid_lays_pictures_out_by_rows():
+    levels = np.array([0, 85, 170], np.uint8)
+    images = from_uint8(np.broadcast_to(levels[:, None, None, None], (3, 2, 4, 3)))
+    sheet = np.asarray(grid(images, columns=2))
+    assert sheet.shape == (4, 8, 3)
+    np.testing.assert_array_equal(sheet[::2, ::4, 0], [[0, 85], [170, 255]])
