@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from goldens import FIXTURES, assert_close, golden, nhwc
 from PIL import Image
-from torch_params import load_params
 
 from realcustom_jax.images import (
     DINO_MEAN,
@@ -24,7 +23,7 @@ from realcustom_jax.images import (
     reference_features,
     to_uint8,
 )
-from realcustom_jax.models.vit import VisionTransformer, VitConfig
+from realcustom_jax.weights import load_vision_encoder
 
 SIZES = {"size": 48, "encoder_size": 24, "split": 2}
 
@@ -65,9 +64,8 @@ def test_references_that_do_not_fit_are_refused():
 
 
 def encoder(name, **changes):
-    config = VitConfig.from_config(json.loads((FIXTURES / f"{name}.json").read_text()))
-    params = {key: value for key, value in load_params(name).items() if key not in ("norm", "attn_pool")}
-    return VisionTransformer(dataclasses.replace(config, **changes)), params
+    config = json.loads((FIXTURES / f"{name}.json").read_text()) | changes
+    return load_vision_encoder(config, FIXTURES / f"{name}.safetensors")
 
 
 def test_features_are_both_encoders_channels_layer_by_layer_then_local():
@@ -100,8 +98,7 @@ def test_encoders_of_another_size_see_the_pictures_resized():
 
 def test_encoders_with_different_grids_are_refused():
     siglip, siglip_params = encoder("vit_siglip")
-    dino, dino_params = encoder("vit_dinov2_reg", img_size=(56, 56))
-    dino_params["pos_embed"] = dino_params["pos_embed"][:, :16]
+    dino, dino_params = encoder("vit_dinov2_reg", img_size=56)
     settings = VisionSettings(size=140, encoder_size=70, siglip_layers=(0,), dino_layers=(0,))
     with pytest.raises(ValueError, match="25 tokens and DINO 16"):
         jax.eval_shape(lambda x: reference_features(siglip, siglip_params, dino, dino_params, x, settings),

@@ -1,21 +1,17 @@
 """The projector against the released classes, and what the released classes do not have."""
 
-import json
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from goldens import FIXTURES, assert_close, golden
-from torch_params import load_params
 
 from realcustom_jax.models.projector import Projector, ProjectorConfig
+from realcustom_jax.weights import load_projector
 
-PREFIX = "encoder_hidden_states_vision_projection."
 
-
-def settings_of(name):
-    return json.loads((FIXTURES / f"{name}.json").read_text())["image_prompt_settings"]
+def load(name, **options):
+    return load_projector(FIXTURES / f"{name}.json", FIXTURES / f"{name}.safetensors", **options)
 
 
 def features_of(name):
@@ -31,20 +27,13 @@ def projector_of(variant, **params):
 
 @pytest.mark.parametrize("name", ["unet_sdxl", "unet_sd15", "unet_sdxl_shallow"])
 def test_tokens_match_the_released_projectors(name):
-    projector, params = Projector(ProjectorConfig.from_config(settings_of(name))), load_params(name, PREFIX)
+    projector, params = load(name)
     assert_close(projector.apply({"params": params}, features_of(name)), golden(name)["vision_tokens"])
-
-
-@pytest.mark.parametrize("name", ["unet_sdxl", "unet_sdxl_shallow"])
-def test_init_makes_every_parameter_of_the_file(name):
-    projector = Projector(ProjectorConfig.from_config(settings_of(name)))
-    made = jax.eval_shape(lambda: projector.init(jax.random.key(0), features_of(name)))["params"]
-    assert jax.tree.map(jnp.shape, made) == jax.tree.map(np.shape, load_params(name, PREFIX))
 
 
 def test_paper_adds_detail_and_concatenates_structure():
     name = "unet_sdxl_shallow"
-    params, features = load_params(name, PREFIX), features_of(name)
+    (_, params), features = load(name), features_of(name)
     tokens = projector_of("paper").apply({"params": params}, features)
     with_detail = projector_of("highres").apply({"params": params}, features[-2:])
     assert_close(tokens[:, :9], with_detail, 1e-6)
@@ -52,7 +41,7 @@ def test_paper_adds_detail_and_concatenates_structure():
 
 
 def test_adaptive_scale_weighs_the_detail_stream():
-    params, features = load_params("unet_sdxl", PREFIX), features_of("unet_sdxl")
+    (_, params), features = load("unet_sdxl"), features_of("unet_sdxl")
     base = features[0] @ params["projector_base"]["kernel"] + params["projector_base"]["bias"]
     projector = projector_of("highres", adaptive_scale=True, scale_value=0.5)
     made = jax.eval_shape(lambda: projector.init(jax.random.key(0), features))["params"]
@@ -62,8 +51,7 @@ def test_adaptive_scale_weighs_the_detail_stream():
 
 
 def test_compute_dtype_is_the_modules():
-    projector = Projector(ProjectorConfig.from_config(settings_of("unet_sdxl_shallow")), jnp.bfloat16)
-    params = load_params("unet_sdxl_shallow", PREFIX)
+    projector, params = load("unet_sdxl_shallow", dtype=jnp.bfloat16)
     tokens = projector.apply({"params": params}, features_of("unet_sdxl_shallow"))
     assert tokens.dtype == jnp.bfloat16
     assert_close(tokens.astype(jnp.float32), golden("unet_sdxl_shallow")["vision_tokens"], 0.05)
