@@ -27,9 +27,10 @@ import safetensors
 import safetensors.numpy
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from realcustom_jax.models import unet, vae
+from realcustom_jax.models import clip_text, projector, unet, vae, vit
 
 PROJECTOR_PREFIX = "encoder_hidden_states_vision_projection."
+_OPEN_CLIP_PREFIX = "visual.trunk."
 _SCANNED = "transformer_blocks"
 _LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
 _VISION_LAYER = re.compile(r"\.to_[kv]_vision\.")
@@ -248,7 +249,7 @@ def load_unet(config, *files, dtype=jnp.float32, init_missing=(), rng=None):
         FileNotFoundError, ValueError: see the module's docstring.
     """
     _check_init(init_missing, rng)
-    config = unet.UNetConfig.from_mapping(read_config(config))
+    config = unet.UNetConfig.from_config(read_config(config))
     module = unet.UNet(config, dtype)
     tensors = _select(read_files(files), "UNet")
     if not config.vision:
@@ -272,8 +273,48 @@ def unet_inputs(config: unet.UNetConfig, *, batch: int = 1, size: tuple[int, int
 def load_autoencoder(config, *files, dtype=jnp.float32):
     """The image autoencoder from a diffusers `AutoencoderKL` JSON and its weights (old attention names are converted).
     Returns (module, params); raises as `load_unet`."""
-    config = vae.VAEConfig.from_mapping(read_config(config))
+    config = vae.VAEConfig.from_config(read_config(config))
     module = vae.Autoencoder(config, dtype)
     size = 2 ** (len(config.block_out_channels) - 1)
     return _load("autoencoder", module, _select(read_files(files), "autoencoder"), dtype,
                  jnp.zeros((1, size, size, config.in_channels)))
+
+
+def load_text_encoder(config, *files, dtype=jnp.float32):
+    """A CLIP text encoder from its transformers JSON and weights; `.projected` is there if the files have
+    `text_projection.weight`. Returns (module, params); raises as `load_unet`."""
+    tensors = _select(read_files(files), "text encoder")
+    module = clip_text.ClipText(
+        clip_text.ClipTextConfig.from_config(read_config(config)), "text_projection.weight" in tensors, dtype)
+    return _load("text encoder", module, tensors, dtype, jnp.zeros((1, 2), jnp.int32))
+
+
+def load_vision_encoder(config, *files, dtype=jnp.float32):
+    """A timm VisionTransformer (SigLIP or DINOv2) from its keyword arguments and weights, with or without open_clip's
+    `visual.trunk.` in front of the names. Positional embeddings of another grid are resampled as timm does.
+    Returns (module, params); raises as `load_unet`."""
+    config = vit.VitConfig.from_config(read_config(config))
+    module = vit.VisionTransformer(config, dtype)
+    tensors = read_files(files)
+    if any(name.startswith(_OPEN_CLIP_PREFIX) for name in tensors):
+        tensors = {k.removeprefix(_OPEN_CLIP_PREFIX): v for k, v in tensors.items()}
+    tensors = _select(tensors, "vision encoder")
+    if "pos_embed" in tensors:
+        tensors["pos_embed"] = vit.resample_pos_embed(tensors["pos_embed"], config.grid, config.num_embedded_prefix)
+    return _load("vision encoder", module, tensors, dtype, jnp.zeros((1, *config.img_size, 3)), layers=(0,))
+
+
+def load_projector(config, *files, dtype=jnp.float32, init_missing=(), rng=None):
+    """The CCP projector from the released RealCustom JSON (its `image_prompt_settings`) and an adapter file.
+
+    `init_missing=("vision",)` draws a fresh projector from `rng` when the files have none of it.
+    Returns (module, params); raises as `load_unet`."""
+    _check_init(init_missing, rng)
+    config = read_config(config)
+    settings = projector.ProjectorConfig.from_config(config.get("image_prompt_settings", config))
+    module = projector.Projector(settings, dtype)
+    tensors = _select(read_files(files), "projector")
+    feature = jnp.zeros((1, 1, settings.vision_dim))
+    features = (feature,) * (2 if settings.variant == "highres" else 3)
+    fresh = (lambda name: True) if "vision" in init_missing and not tensors else None
+    return _load("projector", module, tensors, dtype, features, optional=fresh, rng=rng)

@@ -54,7 +54,7 @@ class UNetConfig:
     vision: bool = False
 
     @classmethod
-    def from_mapping(cls, mapping: Mapping[str, Any]) -> "UNetConfig":
+    def from_config(cls, mapping: Mapping[str, Any]) -> "UNetConfig":
         """Reads the original JSON. Raises ValueError for an option that would need another network."""
         for key, only in _FIXED.items():
             if mapping.get(key, only) != only and not (key == "only_cross_attention" and not mapping[key]):

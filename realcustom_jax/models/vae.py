@@ -29,7 +29,7 @@ class VAEConfig:
     use_post_quant_conv: bool = True
 
     @classmethod
-    def from_mapping(cls, mapping: Mapping[str, Any]) -> "VAEConfig":
+    def from_config(cls, mapping: Mapping[str, Any]) -> "VAEConfig":
         """Reads the original JSON; raises ValueError for block types or activations that are not AutoencoderKL's."""
         for key, only in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
             if unknown := set(mapping.get(key, [only])) - {only}:
