@@ -11,14 +11,14 @@ def get_config() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
     config.stage = "all"
     config.seed = 0
-    config.data = {"num_train": 40_000, "num_test": 2_000, "seed": 0}
+    config.data = {"num_train": 24_000, "num_test": 1_500, "seed": 0}
 
     width = 96  # of the text tokens, the vision tokens and everything that crosses over to the UNet
     vision_width = 64
     config.models = {
         "vae": {
             "_class_name": "AutoencoderKL", "in_channels": 3, "out_channels": 3, "latent_channels": 8,
-            "block_out_channels": [24, 48, 96], "layers_per_block": 1, "norm_num_groups": 8, "sample_size": 64,
+            "block_out_channels": [16, 32, 64], "layers_per_block": 1, "norm_num_groups": 8, "sample_size": 64,
             "down_block_types": ["DownEncoderBlock2D"] * 3, "up_block_types": ["UpDecoderBlock2D"] * 3,
             "mid_block_add_attention": False, "scaling_factor": 1.0,
         },
@@ -37,12 +37,33 @@ def get_config() -> ml_collections.ConfigDict:
         },
         "unet": {
             "_class_name": "UNet2DConditionModel", "in_channels": 8, "out_channels": 8, "sample_size": 16,
-            "block_out_channels": [64, 128, 192], "layers_per_block": 1, "attention_head_dim": [4, 4, 6],
-            "down_block_types": ["CrossAttnDownBlock2D"] * 3, "up_block_types": ["CrossAttnUpBlock2D"] * 3,
+            "block_out_channels": [64, 96, 128], "layers_per_block": 1, "attention_head_dim": [4, 4, 4],
+            "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+            "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
             "transformer_layers_per_block": 1, "cross_attention_dim": width, "norm_num_groups": 16,
             "use_linear_projection": True, "addition_embed_type": "text_time", "addition_time_embed_dim": 8,
             "projection_class_embeddings_input_dim": width + 6 * 8,
         },
     }
-    config.autoencoder = {"steps": 1500, "batch_size": 32, "learning_rate": 2e-3}
+    config.models.adapter = {
+        "image_prompt_settings": {
+            "vision_projection_type": "custom", "image_prompt_mode": "naive",
+            "vision_projection_config": {
+                "variant": "paper", "params": {"vision_dim": 2 * vision_width, "out_dim": width, "dim_head": 32},
+            },
+        },
+        "vision_settings": {
+            "size": 64, "encoder_size": 32, "split": 2, "local": "tiles", "quantize": True,
+            "siglip_layers": [0, 1, 2], "dino_layers": [0, 1, 2],
+        },
+    }
+    config.curriculum = {"recipe": "curriculum", "start": 0.05, "end": 0.5, "final_reconstruction": 0.1}
+    config.optimization = {
+        "autoencoder": {"steps": 1100, "batch_size": 16, "learning_rate": 2e-3, "save_every": 200, "sample_every": 200},
+        "encoders": {"steps": 1500, "batch_size": 64, "learning_rate": 1e-3, "save_every": 500, "sample_every": 500},
+        "base": {"steps": 6000, "batch_size": 64, "learning_rate": 1e-3, "decay": 0.3, "ema": 0.9985, "save_every": 250,
+                 "sample_every": 500},
+        "adapter": {"steps": 3000, "batch_size": 64, "learning_rate": 1e-3, "decay": 0.3, "ema": 0.9985, "save_every": 250,
+                    "sample_every": 250},
+    }
     return config

@@ -1,0 +1,61 @@
+"""The curriculum training recipe (CTR) of RealCustom++ (arXiv 2408.09744) as a pure function of the step.
+
+Reconstruction pairs (the reference is cropped from the target) are easy and teach copying; re-contextualisation pairs
+(the same subject in another pose, size and scene) are hard and teach identity. Training moves from the first to the
+second and widens the difference as it goes. The paper gives no schedule; this one is linear in the step:
+
+    u        = clip((step / steps − start) / (end − start), 0, 1)
+    P(recon) = 1 − u · (1 − final_reconstruction)
+    the rest = evenly over the re-contextualised references of difficulty ≤ max(easiest, u)
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from realcustom_jax.choices import check_choice
+
+RECIPES = ("curriculum", "reconstruction", "recontextualisation")
+
+
+@dataclasses.dataclass(frozen=True)
+class Curriculum:
+    """recipe: "curriculum", or one of its two ends throughout (for ablation); start, end: fractions of training between which
+    it moves; final_reconstruction: the share of reconstruction pairs that stays."""
+
+    recipe: str = "curriculum"
+    start: float = 0.05
+    end: float = 0.5
+    final_reconstruction: float = 0.1
+
+    def __post_init__(self):
+        check_choice("curriculum recipe", self.recipe, RECIPES)
+        if not 0 <= self.start < self.end <= 1:
+            raise ValueError(f"curriculum: start={self.start}, end={self.end}; expected 0 ≤ start < end ≤ 1.")
+
+    def progress(self, step: int, steps: int) -> float:
+        """u in [0, 1]."""
+        return float(np.clip((step / steps - self.start) / (self.end - self.start), 0, 1))
+
+    def weights(self, step: int, steps: int, difficulty: Sequence[float]) -> np.ndarray:
+        """The probability of each reference of a pair.
+
+        Args:
+            step, steps: where training is.
+            difficulty: of each reference; 0 is reconstruction, (0, 1] re-contextualisation.
+        Returns:
+            float64 [len(difficulty)], sums to 1.
+        """
+        difficulty = np.asarray(difficulty)
+        easy = difficulty == 0
+        if not easy.any() or easy.all():
+            raise ValueError(f"difficulty {difficulty.tolist()}: both kinds of references are needed (0 and above 0).")
+        if self.recipe == "reconstruction":
+            return easy / easy.sum()
+        if self.recipe == "recontextualisation":
+            return ~easy / (~easy).sum()
+        u = self.progress(step, steps)
+        reachable = ~easy & (difficulty <= max(difficulty[~easy].min(), u) + 1e-6)
+        reconstruction = 1 - u * (1 - self.final_reconstruction)
+        return reconstruction * easy / easy.sum() + (1 - reconstruction) * reachable / reachable.sum()

@@ -1,0 +1,108 @@
+"""Stage 4: the RealCustom++ adapter on the frozen base model, with the curriculum (arXiv 2408.09744, training)."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from realcustom_jax import diffusion
+from realcustom_jax.adapter import merge_unet
+from realcustom_jax.curriculum import Curriculum
+from realcustom_jax.images import VisionSettings, grid, reference_features
+from realcustom_jax.models.clip_text import ClipText
+from realcustom_jax.models.projector import Projector
+from realcustom_jax.models.unet import UNet
+from realcustom_jax.models.vit import VisionTransformer
+from realcustom_jax.objectives import denoising_loss
+from realcustom_jax.sampling import Conditioning, sample_latents
+from realcustom_jax.stages.base import stratified_timesteps, time_ids
+
+
+@dataclasses.dataclass
+class AdapterTask:
+    """Trains {"projector", "vision"}: the projector and the UNet's visual keys and values.
+
+    `batches` give latents, input_ids, references [B,4,H,W,3] (uint8) and difficulty [B,4]; `frozen` holds the parameters of
+    unet (without its visual layers), text_encoder, siglip and dinov2.
+    """
+
+    unet: UNet
+    projector: Projector
+    text_encoder: ClipText
+    siglip: VisionTransformer
+    dinov2: VisionTransformer
+    settings: VisionSettings
+    frozen: dict[str, Any]
+    fresh: dict[str, Any]
+    batches: Sequence[dict[str, np.ndarray]]
+    curriculum: Curriculum
+    steps: int
+    empty_ids: np.ndarray
+    decode: Callable[[jax.Array], jax.Array]
+    image_size: int
+    image_dropout: float = 0.1
+    text_dropout: float = 0.05
+    min_snr_gamma: float | None = 5.0
+
+    def __post_init__(self):
+        self.betas = diffusion.betas()
+        self.snr = diffusion.snr(self.betas)
+
+    def init(self, key):
+        return self.fresh
+
+    def batch(self, step):
+        batch = self.batches[step]
+        rng = np.random.default_rng((step, 1))
+        weights = self.curriculum.weights(step, self.steps, batch["difficulty"][0])
+        chosen = rng.choice(len(weights), size=len(batch["latents"]), p=weights)
+        reference = batch["references"][np.arange(len(chosen)), chosen]
+        return {"latents": batch["latents"], "input_ids": batch["input_ids"], "reference": reference}
+
+    def conditioning(self, params, frozen, input_ids, references) -> Conditioning:
+        """references: [B,H,W,3] in [0, 1]; zeros for none."""
+        text = self.text_encoder.apply({"params": frozen["text_encoder"]}, input_ids)
+        features = reference_features(self.siglip, frozen["siglip"], self.dinov2, frozen["dinov2"], references, self.settings)
+        tokens = self.projector.apply({"params": params["projector"]}, features)
+        return Conditioning(text.penultimate, text.pooled, time_ids(self.image_size, len(input_ids)), tokens[:, None])
+
+    def loss(self, params, frozen, batch, key):
+        keys = jax.random.split(key, 4)
+        size = len(batch["input_ids"])
+        no_text = jax.random.bernoulli(keys[0], self.text_dropout, (size, 1))
+        no_image = jax.random.bernoulli(keys[1], self.image_dropout, (size, 1, 1, 1))
+        c = self.conditioning(params, frozen, jnp.where(no_text, self.empty_ids, batch["input_ids"]),
+                              jnp.where(no_image, 0.0, batch["reference"] / 255.0))
+        latents = jnp.asarray(batch["latents"], jnp.float32)
+        noise = jax.random.normal(keys[2], latents.shape)
+        t = stratified_timesteps(keys[3], size, len(self.betas))
+        noisy = diffusion.add_noise(latents, noise, t, self.betas)
+        predicted = self.unet.apply(
+            {"params": merge_unet(params["vision"], frozen["unet"])}, noisy, t, c.text, pooled=c.pooled,
+            time_ids=c.time_ids, vision=c.vision).noise
+        return denoising_loss(noise, predicted, self.snr[t], gamma=self.min_snr_gamma), {}
+
+    def preview(self, params) -> Image.Image:
+        """References (odd rows) and the pictures made of them (even rows), for the hardest pairs of the first batch."""
+        batch = {k: v[:16] for k, v in self.batches[0].items()}
+        references = batch["references"][:, -1] / 255.0
+        solver = diffusion.make_solver(steps=20)
+
+        @jax.jit
+        def sample(params, frozen):
+            positive = self.conditioning(params, frozen, batch["input_ids"], references)
+            empty = jnp.broadcast_to(self.empty_ids, batch["input_ids"].shape)
+            negative = self.conditioning(params, frozen, empty, jnp.zeros_like(references))
+            # The noun is the second word of every caption, after the start token and the article.
+            target = jnp.zeros((16, 1, batch["input_ids"].shape[1])).at[:, :, 2].set(1)
+            noise = jax.random.normal(jax.random.key(0), batch["latents"].shape)
+            return sample_latents(self.unet, merge_unet(params["vision"], frozen["unet"]), noise, positive, negative, target,
+                                  solver=solver, freeze_mask_step=10).latents
+
+        made = np.asarray(self.decode(sample(params, self.frozen)))
+        references = references * 2 - 1
+        return grid(np.concatenate([references[:8], made[:8], references[8:], made[8:]]), columns=8)

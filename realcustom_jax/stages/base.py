@@ -1,0 +1,92 @@
+"""Stage 3: the text-to-image model: UNet and text encoder together, on latents painted and encoded ahead."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from realcustom_jax import diffusion, weights
+from realcustom_jax.images import grid
+from realcustom_jax.models.clip_text import ClipText
+from realcustom_jax.models.unet import UNet, UNetConfig
+from realcustom_jax.objectives import denoising_loss
+from realcustom_jax.sampling import Conditioning, sample_text_only
+
+
+@dataclasses.dataclass
+class BaseTask:
+    """Trains a UNet and the text encoder to predict noise.
+
+    `batches` give latents [B,h,w,C] (unit variance) and input_ids [B,T]; `empty_ids` [T] is the encoded empty prompt,
+    which replaces a caption with probability `text_dropout`, for classifier-free guidance.
+    """
+
+    unet_config: Mapping[str, Any]
+    text_encoder: ClipText
+    batches: Sequence[dict[str, np.ndarray]]
+    empty_ids: np.ndarray
+    decode: Any
+    image_size: int
+    text_dropout: float = 0.1
+    min_snr_gamma: float | None = 5.0
+    frozen: None = None
+
+    def __post_init__(self):
+        self.unet = UNet(UNetConfig.from_config(self.unet_config))
+        self.betas = diffusion.betas()
+        self.snr = diffusion.snr(self.betas)
+
+    def init(self, key):
+        args, kwargs = weights.unet_inputs(self.unet.config)
+        text = self.text_encoder.init(key, self.empty_ids[None])["params"]
+        return {"unet": self.unet.init(key, *args, **kwargs)["params"], "text_encoder": text}
+
+    def batch(self, step):
+        return self.batches[step]
+
+    def conditioning(self, params, input_ids) -> Conditioning:
+        """Text tokens and pooled text of prompts; one-layer penultimate states are the unmixed token embeddings."""
+        text = self.text_encoder.apply({"params": params["text_encoder"]}, input_ids)
+        return Conditioning(text.penultimate, text.pooled, time_ids(self.image_size, len(input_ids)))
+
+    def loss(self, params, frozen, batch, key):
+        keys = jax.random.split(key, 3)
+        size = len(batch["input_ids"])
+        dropped = jax.random.bernoulli(keys[0], self.text_dropout, (size, 1))
+        text = self.conditioning(params, jnp.where(dropped, self.empty_ids, batch["input_ids"]))
+        latents = jnp.asarray(batch["latents"], jnp.float32)
+        noise = jax.random.normal(keys[1], latents.shape)
+        t = stratified_timesteps(keys[2], size, len(self.betas))
+        noisy = diffusion.add_noise(latents, noise, t, self.betas)
+        predicted = self.unet.apply({"params": params["unet"]}, noisy, t, text.text, pooled=text.pooled,
+                                    time_ids=text.time_ids).noise
+        return denoising_loss(noise, predicted, self.snr[t], gamma=self.min_snr_gamma), {}
+
+    def preview(self, params) -> Image.Image:
+        """Pictures of the first captions, from fixed noise."""
+        batch = {k: v[:16] for k, v in self.batches[0].items()}
+        solver = diffusion.make_solver(steps=20)
+
+        @jax.jit
+        def sample(params):
+            noise = jax.random.normal(jax.random.key(0), batch["latents"].shape)
+            negative = self.conditioning(params, jnp.broadcast_to(self.empty_ids, batch["input_ids"].shape))
+            return sample_text_only(self.unet, params["unet"], noise, self.conditioning(params, batch["input_ids"]),
+                                    negative, solver=solver, guidance_scale=3.5)
+
+        return grid(self.decode(sample(params)), columns=8)
+
+
+def time_ids(size: int, batch: int) -> jax.Array:
+    """SDXL's size conditioning in the released order (w, h, 0, 0, w, h), float32 [B,6]."""
+    return jnp.broadcast_to(jnp.asarray([size, size, 0, 0, size, size], jnp.float32), (batch, 6))
+
+
+def stratified_timesteps(key: jax.Array, batch: int, num_steps: int) -> jax.Array:
+    """int32 [B] timesteps, uniform, one in each of B equal strata (less noise in the loss than independent draws)."""
+    offsets = (jnp.arange(batch) + jax.random.uniform(key, (batch,))) / batch
+    return jnp.minimum((offsets * num_steps).astype(jnp.int32), num_steps - 1)

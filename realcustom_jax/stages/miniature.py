@@ -1,0 +1,165 @@
+"""Runs the stages of a miniature in order; each reads the parts that the earlier ones wrote to `workdir/bundle`."""
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+from tqdm import trange
+
+from realcustom_jax import bundle, weights
+from realcustom_jax.adapter import split_unet
+from realcustom_jax.adapter import to_torch as adapter_tensors
+from realcustom_jax.choices import check_choice
+from realcustom_jax.curriculum import Curriculum
+from realcustom_jax.data import builder, loader, sprites
+from realcustom_jax.images import VisionSettings, from_uint8
+from realcustom_jax.models.clip_text import ClipText, ClipTextConfig
+from realcustom_jax.stages import adapter, autoencoder, base, encoders
+from realcustom_jax.text import build_tokenizer, encode_prompt
+from realcustom_jax.training import TrainSettings, fit
+
+
+def run(config: ConfigDict, workdir: Path) -> None:
+    """Trains `config.stage`, or all stages; a stage that has written its part of the bundle is not trained again."""
+    check_choice("stage", config.stage, ("all", *STAGES))
+    data = builder.write(workdir / "data", **config.data)
+    for name in STAGES if config.stage == "all" else (config.stage,):
+        STAGES[name](config, workdir, data)
+
+
+def _fit(name: str, task, config: ConfigDict, workdir: Path):
+    settings = TrainSettings(seed=config.seed, **config.optimization[name])
+    return fit(name, task, settings, workdir / name)
+
+
+def _batches(arrays, name: str, config: ConfigDict, rows=None):
+    return loader.batches(arrays, batch_size=config.optimization[name].batch_size, seed=config.seed, rows=rows)
+
+
+def _autoencoder(config: ConfigDict, workdir: Path, data: Path) -> None:
+    arrays = loader.load_arrays(data, "train", fields=("target",))
+    model = config.models.vae.to_dict()
+    task = autoencoder.AutoencoderTask(model, _batches(arrays, "autoencoder", config))
+    params = _fit("autoencoder", task, config, workdir)
+    means = task.encode(params, from_uint8(arrays["target"][:512]))
+    # The diffusion model sees latents of unit variance.
+    model["scaling_factor"] = float(1 / means.std())
+    bundle.save_part(workdir / "bundle", "vae", model, bundle.to_half(weights.to_torch(params)))
+
+
+def _tokenizer(config: ConfigDict):
+    return build_tokenizer(sprites.VOCABULARY, max_length=config.models.text_encoder.max_position_embeddings)
+
+
+def _text_config(config: ConfigDict, tokenizer) -> dict:
+    return config.models.text_encoder.to_dict() | {
+        "vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id,
+        "bos_token_id": tokenizer.bos_token_id, "pad_token_id": tokenizer.pad_token_id}
+
+
+def _input_ids(tokenizer, data: Path) -> np.ndarray:
+    captions = loader.load_arrays(data, "train", fields=("caption",))["caption"]
+    return encode_prompt(tokenizer, captions.tolist())
+
+
+def _encoders(config: ConfigDict, workdir: Path, data: Path) -> None:
+    tokenizer = _tokenizer(config)
+    arrays = loader.load_arrays(data, "train", fields=("target", "references"))
+    arrays["input_ids"] = _input_ids(tokenizer, data)
+    models = config.models.to_dict()
+    task = encoders.EncodersTask(
+        siglip_config=models["image_encoder_siglip"], dinov2_config=models["image_encoder_dinov2"],
+        text_tower=ClipText(ClipTextConfig.from_config(_text_config(config, tokenizer))),
+        batches=_batches(arrays, "encoders", config))
+    params = _fit("encoders", task, config, workdir)
+    for name in ("siglip", "dinov2"):
+        part = f"image_encoder_{name}"
+        bundle.save_part(workdir / "bundle", part, models[part], bundle.to_half(weights.to_torch(params[name])))
+
+
+def _base(config: ConfigDict, workdir: Path, data: Path) -> None:
+    tokenizer = _tokenizer(config)
+    text_config = _text_config(config, tokenizer)
+    arrays = {"latents": _latents(workdir, data), "input_ids": _input_ids(tokenizer, data)}
+    task = base.BaseTask(
+        unet_config=config.models.unet.to_dict(), text_encoder=ClipText(ClipTextConfig.from_config(text_config)),
+        batches=_batches(arrays, "base", config), empty_ids=encode_prompt(tokenizer, "", allow_empty=True)[0],
+        decode=_decoder(workdir), image_size=config.models.vae.sample_size)
+    params = _fit("base", task, config, workdir)
+    folder = workdir / "bundle"
+    tokenizer.save_pretrained(folder / "tokenizer")
+    bundle.save_part(folder, "text_encoder", text_config, bundle.to_half(weights.to_torch(params["text_encoder"])))
+    bundle.save_part(folder, "unet", task.unet_config, bundle.to_half(weights.to_torch(params["unet"])))
+
+
+def _adapter(config: ConfigDict, workdir: Path, data: Path) -> None:
+    folder, tokenizer = workdir / "bundle", _tokenizer(config)
+    adapter_config = config.models.adapter.to_dict()
+    unet_config, unet_file = bundle.part_files(folder, "unet")
+    key = jax.random.key(config.seed)
+    with_vision = weights.read_config(unet_config) | {"image_prompt_settings": adapter_config["image_prompt_settings"]}
+    unet, unet_params = weights.load_unet(with_vision, unet_file, init_missing=("vision",), rng=key)
+    projector, projector_params = weights.load_projector(adapter_config, init_missing=("vision",), rng=key)
+    text_encoder, text_params = bundle.load_text_encoder(folder)
+    siglip, siglip_params = bundle.load_vision_encoder(folder, "image_encoder_siglip")
+    dinov2, dinov2_params = bundle.load_vision_encoder(folder, "image_encoder_dinov2")
+    vision, base_params = split_unet(unet_params)
+
+    arrays = loader.load_arrays(data, "train", fields=("references", "difficulty", "nouns"))
+    rows = loader.rows_without(arrays.pop("nouns"), [sprites.NOUNS.index(noun) for noun in sprites.HELD_OUT_NOUNS])
+    arrays |= {"latents": _latents(workdir, data), "input_ids": _input_ids(tokenizer, data)}
+    task = adapter.AdapterTask(
+        unet=unet, projector=projector, text_encoder=text_encoder, siglip=siglip, dinov2=dinov2,
+        settings=VisionSettings.from_config(adapter_config["vision_settings"]),
+        frozen={"unet": base_params, "text_encoder": text_params, "siglip": siglip_params, "dinov2": dinov2_params},
+        fresh={"projector": projector_params, "vision": vision},
+        batches=_batches(arrays, "adapter", config, rows), curriculum=Curriculum(**config.curriculum),
+        steps=config.optimization.adapter.steps, empty_ids=encode_prompt(tokenizer, "", allow_empty=True)[0],
+        decode=_decoder(workdir), image_size=config.models.vae.sample_size)
+    params = _fit("adapter", task, config, workdir)
+    tensors = adapter_tensors(params["projector"], params["vision"])
+    bundle.save_part(folder, "adapter", adapter_config, bundle.to_half(tensors))
+    _describe(folder)
+
+
+def _describe(folder: Path) -> None:
+    """What makes the parts a diffusers folder: the index, the scheduler, and the words that the model knows."""
+    bundle.write_json(folder / "model_index.json", {
+        "_class_name": "StableDiffusionXLPipeline", "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"], "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"], "scheduler": ["diffusers", "DPMSolverSinglestepScheduler"]})
+    bundle.write_json(folder / "scheduler" / "scheduler_config.json", {
+        "_class_name": "DPMSolverSinglestepScheduler", "beta_schedule": "scaled_linear", "beta_start": 0.00085,
+        "beta_end": 0.012, "num_train_timesteps": 1000, "prediction_type": "epsilon", "timestep_spacing": "trailing"})
+    bundle.write_json(folder / "vocabulary.json", {
+        "nouns": sprites.NOUNS, "held_out_nouns": sprites.HELD_OUT_NOUNS, "scenes": sprites.SCENES,
+        "words": sprites.VOCABULARY})
+
+
+def _latents(workdir: Path, data: Path) -> np.ndarray:
+    """The latents of all training pictures, float16 [N,h,w,C] of unit variance, encoded once per run folder."""
+    file = workdir / "cache" / "latents.npy"
+    if not file.is_file():
+        module, params = bundle.load_autoencoder(workdir / "bundle")
+        images = loader.load_arrays(data, "train", fields=("target",))["target"]
+        encode = jax.jit(lambda x: module.apply({"params": params}, from_uint8(x), method="encode").mean)
+        parts = [np.asarray(encode(images[i : i + 100]) * module.config.scaling_factor, np.float16)
+                 for i in trange(0, len(images), 100, desc="encoding latents")]
+        buffer = io.BytesIO()
+        np.save(buffer, np.concatenate(parts))
+        bundle.write_file(file, buffer.getvalue())
+    return np.load(file)
+
+
+def _decoder(workdir: Path) -> Callable[[jax.Array], jax.Array]:
+    module, params = bundle.load_autoencoder(workdir / "bundle")
+    scale = module.config.scaling_factor
+    return jax.jit(lambda latents: module.apply({"params": params}, latents / scale, method="decode"))
+
+
+STAGES: dict[str, Callable[[ConfigDict, Path, Path], None]] = {
+    "autoencoder": _autoencoder, "encoders": _encoders, "base": _base, "adapter": _adapter,
+}
