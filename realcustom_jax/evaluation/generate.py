@@ -1,0 +1,107 @@
+"""The four methods that are compared, on batches of cases: the same prompts, references and noise for each.
+
+    text_only    the base model: no reference
+    no_mask      the reference acts everywhere (M = 1)
+    sequential   RealCustom++ in the released order
+    fused        RealCustom++ with one UNet call a step
+
+The pictures are those that `Pipeline` makes of a case's prompt, reference and seed with its default options.
+
+**Whose mask is scored.** Of sequential and fused, `masks` is the mask that the sampler froze and used to its end. The
+others have none: there it is the mask that the guidance branch would compute for the finished picture, noised with its
+own initial noise to the last step before the freeze. `maps` is of all methods that second mask, before its weaker part
+is cut off (scope 1), so that it can be compared across methods.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from realcustom_jax.choices import check_choice
+from realcustom_jax.diffusion import Solver, make_solver
+from realcustom_jax.evaluation.cases import Case
+from realcustom_jax.evaluation.judge import TrainedJudge, load_judge
+from realcustom_jax.evaluation.scores import Generated
+from realcustom_jax.pipeline import ASSETS, Pipeline
+from realcustom_jax.sampling import Conditioning, MaskConfig, sample_latents, sample_text_only
+from realcustom_jax.text import target_tokens
+
+METHODS: tuple[str, ...] = ("text_only", "no_mask", "sequential", "fused")
+
+_STEPS, _GUIDANCE_SCALE, _FREEZE_MASK_STEP = 25, 3.5, 12
+_MASK = MaskConfig()
+
+
+@dataclasses.dataclass(frozen=True)
+class Generator:
+    """A model and the judge that came with it."""
+
+    pipeline: Pipeline
+    judge: TrainedJudge
+
+    @classmethod
+    def load(cls, model: str | Path) -> "Generator":
+        """Loads a model folder, or the bundled miniature "mini". Raises as `Pipeline.load` and `load_judge`."""
+        pipeline = Pipeline.load(model)
+        return cls(pipeline, load_judge(ASSETS / "mini" if model == "mini" else Path(model)))
+
+    def __call__(self, cases: Sequence[Case], method: str) -> Generated:
+        """Makes one picture of each case. Batches of one length share a compilation."""
+        check_choice("method", method, METHODS)
+        pipeline = self.pipeline
+        prompts = [case.prompt for case in cases]
+        positive = pipeline.encode_prompts(prompts)
+        negative = pipeline.encode_prompts([""] * len(cases), allow_empty=True)
+        references = [case.reference.astype(np.float32) / 255 for case in cases]
+        *tokens, nothing = pipeline.encode_references([*references, np.zeros_like(references[0])])
+        vision = jnp.stack(tokens)[:, None]
+        positive = positive.replace(vision=vision)
+        negative = negative.replace(vision=jnp.broadcast_to(nothing, vision.shape))
+        target = np.stack([target_tokens(pipeline.tokenizer, case.prompt, case.identity.noun) for case in cases])
+
+        solver = make_solver(steps=_STEPS, betas=pipeline.betas, prediction=pipeline.prediction)
+        time = int(solver.timesteps[_FREEZE_MASK_STEP - 1])
+        signal = float(np.sqrt(np.cumprod(1 - np.asarray(pipeline.betas, np.float64))[time]))
+        latents, masks, maps = _generate(
+            pipeline.unet.module, pipeline.unet.params, _noise(pipeline, cases), positive, negative,
+            jnp.asarray(target)[:, None], method=method, solver=solver, time=time, signal=signal)
+        return Generated(pipeline.decode(latents), np.asarray(masks[:, 0]), np.asarray(maps[:, 0]))
+
+
+def _noise(pipeline: Pipeline, cases: Sequence[Case]) -> jax.Array:
+    # As `Pipeline` draws that of its first image.
+    shape = pipeline.sample_size, pipeline.sample_size, pipeline.unet.module.config.in_channels
+    keys = [jax.random.fold_in(jax.random.key(case.seed), 0) for case in cases]
+    return jnp.stack([jax.random.normal(key, shape) for key in keys])
+
+
+@functools.partial(jax.jit, static_argnums=0, static_argnames="method")
+def _generate(
+    unet, params, noise: jax.Array, positive: Conditioning, negative: Conditioning, target: jax.Array, *,
+    method: str, solver: Solver, time: int, signal: float,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Latents [B,H,W,C], masks and maps [B,1,h,w]; the finished picture is noised to `time`, where √ᾱ is `signal`."""
+    options = {"solver": solver, "guidance_scale": _GUIDANCE_SCALE}
+    used = None
+    if method == "text_only":
+        latents = sample_text_only(unet, params, noise, positive, negative, **options)
+    elif method == "no_mask":
+        latents = sample_latents(unet, params, noise, positive, negative, target, mask=None, **options).latents
+    else:
+        samples = sample_latents(
+            unet, params, noise, positive, negative, target, mask=_MASK, freeze_mask_step=_FREEZE_MASK_STEP,
+            branches=method, **options)
+        latents, used = samples.latents, samples.masks[-1]
+
+    noised = signal * latents + jnp.sqrt(1 - signal**2) * noise
+    guidance = unet.apply(
+        {"params": params}, noised, time, positive.text, pooled=positive.pooled, time_ids=positive.time_ids,
+        target=target)
+    size = _MASK.size(noise)
+    maps = dataclasses.replace(_MASK, scope=1.0).mask(guidance, size)
+    return latents, _MASK.mask(guidance, size) if used is None else used, maps

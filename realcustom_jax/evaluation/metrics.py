@@ -1,0 +1,68 @@
+"""Scores of single pictures and what to say of many: pure numpy, nothing here knows of networks or files."""
+
+from typing import Any
+
+import numpy as np
+
+
+def agreement(predicted: np.ndarray, true: np.ndarray) -> np.ndarray:
+    """The share of equal entries in each row: [N,K] class indices twice → float [N] in [0, 1]."""
+    return (np.asarray(predicted) == np.asarray(true)).mean(axis=1)
+
+
+def roc_area(values: np.ndarray, positive: np.ndarray) -> float:
+    """Area under the ROC curve of one picture: the probability that a positive place has the higher value.
+
+    Equal values count half (the Mann-Whitney statistic). Where nothing or everything is positive there is nothing to
+    find, and the area is chance, 0.5.
+
+    Args:
+        values: numbers of any shape.
+        positive: bool, of the same shape.
+    """
+    values, positive = np.ravel(values), np.ravel(positive).astype(bool)
+    count, others = int(positive.sum()), int((~positive).sum())
+    if not count or not others:
+        return 0.5
+    _, place, repeats = np.unique(values, return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(repeats) - (repeats - 1) / 2)[place]
+    return float((ranks[positive].sum() - count * (count + 1) / 2) / (count * others))
+
+
+def bootstrap_interval(
+    values: np.ndarray, clusters: np.ndarray, *, resamples: int = 1000, level: float = 0.95, seed: int = 0
+) -> tuple[float, float]:
+    """Percentile interval of the mean of `values` [N], resampling whole clusters.
+
+    Cases of one subject share its luck, so that it is subjects (`clusters` [N], any labels) that are drawn anew.
+    """
+    values = np.asarray(values, float)
+    _, cluster = np.unique(clusters, return_inverse=True)
+    sums, counts = np.bincount(cluster, values), np.bincount(cluster)
+    draws = np.random.default_rng(seed).integers(len(sums), size=(resamples, len(sums)))
+    means = sums[draws].sum(1) / counts[draws].sum(1)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def summarize(values: np.ndarray, subjects: np.ndarray, held_out_noun: np.ndarray) -> dict[str, Any]:
+    """One entry of the report, from the values [N] of all cases.
+
+    Args:
+        subjects: [N], which subject a case shows.
+        held_out_noun: bool [N], whether its noun was kept from the adapter's training; of the others, only the
+            identity was.
+    Returns:
+        value, ci95 [low, high], and the means over the two groups (None for an empty group).
+    """
+    values = np.asarray(values, float)
+    groups = {"held_out_identities": values[~held_out_noun], "held_out_nouns": values[held_out_noun]}
+    return {
+        "value": _rounded(values.mean()),
+        "ci95": [_rounded(x) for x in bootstrap_interval(values, subjects)],
+        **{name: _rounded(group.mean()) if group.size else None for name, group in groups.items()},
+    }
+
+
+def _rounded(x: float) -> float:
+    return round(float(x), 4)

@@ -1,0 +1,229 @@
+"""The score: metrics on known cases, held-out cases, the judge's files, and the command's errors."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from realcustom_jax.data.sprites import HELD_OUT_NOUNS, NOUNS, SCENES, split_of
+from realcustom_jax.evaluation.cases import make_cases, make_exam, paint_bounds
+from realcustom_jax.evaluation.cli import main
+from realcustom_jax.evaluation.judge import (
+    ATTRIBUTES,
+    HEADS,
+    Judge,
+    JudgeConfig,
+    Opinions,
+    TrainedJudge,
+    init_judge,
+    load_judge,
+    save_judge,
+)
+from realcustom_jax.evaluation.metrics import agreement, bootstrap_interval, roc_area, summarize
+from realcustom_jax.evaluation.scores import Generated, examine, report_method, score_masks, score_pictures
+from realcustom_jax.stages.judge import JudgeTask, disturb, single_subject_rows
+from realcustom_jax.training import TrainSettings, init_state, make_train_step
+
+SMALL = JudgeConfig(widths=(8, 8, 16), hidden=16, groups=4)
+
+
+# -------------------- metrics
+
+
+def test_roc_area_of_known_cases():
+    labels = np.array([[0, 0], [1, 1]])
+    assert roc_area(np.array([[0.1, 0.2], [0.3, 0.4]]), labels) == 1.0
+    assert roc_area(np.array([[0.3, 0.4], [0.1, 0.2]]), labels) == 0.0
+    assert roc_area(np.zeros((2, 2)), labels) == 0.5
+    # Pairs (positive, negative): 0.5 beats 0, ties with 0.5; 0 ties with 0, loses to 0.5.
+    assert roc_area([0.5, 0.0, 0.5, 0.0], [1, 1, 0, 0]) == pytest.approx(0.5)
+    assert roc_area([0.9, 0.2, 0.5, 0.1], [1, 1, 0, 0]) == pytest.approx(0.75)
+    assert roc_area([0.3, 0.2], [0, 0]) == roc_area([0.3, 0.2], [1, 1]) == 0.5
+
+
+def test_roc_area_counts_pairs():
+    rng = np.random.default_rng(0)
+    values, positive = rng.integers(0, 5, 60), rng.random(60) < 0.3
+    difference = values[positive][:, None] - values[~positive]
+    assert roc_area(values, positive) == pytest.approx(((difference > 0) + 0.5 * (difference == 0)).mean())
+
+
+def test_agreement_is_the_share_of_equal_attributes():
+    assert agreement([[1, 2, 3, 0, 1], [0, 0, 0, 0, 0]], [[1, 2, 0, 0, 0], [0, 0, 0, 0, 0]]).tolist() == [0.6, 1.0]
+
+
+def test_bootstrap_interval_covers_the_mean_and_widens_with_clusters():
+    rng = np.random.default_rng(1)
+    covered = 0
+    for trial in range(100):
+        values = rng.normal(0.7, 0.2, 40)
+        low, high = bootstrap_interval(values, np.arange(40), seed=trial)
+        covered += low <= 0.7 <= high
+    assert covered >= 85
+    values = np.repeat(rng.normal(0, 1, 20), 10)
+    narrow, wide = bootstrap_interval(values, np.arange(200)), bootstrap_interval(values, np.repeat(np.arange(20), 10))
+    assert wide[1] - wide[0] > 2 * (narrow[1] - narrow[0])
+    assert bootstrap_interval(values, np.arange(200)) == narrow
+
+
+def test_summary_separates_the_groups():
+    entry = summarize(np.array([1, 1, 0.5, 0]), np.array([0, 0, 1, 1]), np.array([False, False, True, True]))
+    assert (entry["value"], entry["held_out_identities"], entry["held_out_nouns"]) == (0.625, 1.0, 0.25)
+    assert entry["ci95"] == [0.25, 1.0]
+    assert summarize(np.ones(2), np.arange(2), np.zeros(2, bool))["held_out_nouns"] is None
+
+
+# -------------------- cases
+
+
+def test_cases_are_held_out_and_follow_the_seed():
+    cases = make_cases(24, 0)
+    assert len(cases) == 48 and {case.subject for case in cases} == set(range(24))
+    assert {split_of(case.identity) for case in cases} == {"test"}
+    assert sum(case.held_out_noun for case in cases) == 16
+    assert {case.identity.noun for case in cases if case.held_out_noun} == set(HELD_OUT_NOUNS)
+    for first, second in zip(cases[::2], cases[1::2], strict=True):
+        assert first.identity == second.identity and first.seed == second.seed and first.scene != second.scene
+    again, other = make_cases(24, 0), make_cases(24, 1)
+    assert [c.prompt for c in again] == [c.prompt for c in cases] and [c.seed for c in again] == [c.seed for c in cases]
+    assert np.array_equal(again[5].reference, cases[5].reference)
+    assert [c.identity for c in other] != [c.identity for c in cases] and other[0].seed != cases[0].seed
+
+
+# -------------------- the judge and its scores
+
+
+class Oracle:
+    """A judge whose opinions are given."""
+
+    def __init__(self, labels, subject):
+        self.opinions = Opinions(labels, subject)
+
+    def __call__(self, images):
+        return self.opinions
+
+
+def truth(cases):
+    attributes = np.stack([case.identity.attributes for case in cases]).T
+    nouns, scenes = [NOUNS.index(c.identity.noun) for c in cases], [SCENES.index(c.scene) for c in cases]
+    return {"noun": np.array(nouns), "scene": np.array(scenes)} | dict(
+        zip(ATTRIBUTES, attributes, strict=True))
+
+
+def test_scores_of_an_all_knowing_judge():
+    cases = make_cases(3, 0)
+    labels, subject = truth(cases), np.zeros((6, 64, 64), np.float32)
+    subject[:, 16:48, 16:48] = 1
+    scores = score_pictures(Oracle(labels, subject), cases, np.zeros((6, 64, 64, 3), np.uint8))
+    assert (scores["subject_similarity"] == 1).all() and (scores["text_controllability"] == 1).all()
+
+    wrong = labels | {"scene": (labels["scene"] + 1) % 10, "pattern": (labels["pattern"] + 1) % 4}
+    scores = score_pictures(Oracle(wrong, subject), cases, np.zeros((6, 64, 64, 3), np.uint8))
+    assert (scores["text_controllability"] == 0.5).all() and np.allclose(scores["subject_similarity"], 0.8)
+    assert report_method(scores, cases)["details"]["scene"] == 0
+
+    masks = np.zeros((6, 8, 8), np.float32)
+    masks[:, 2:6, 2:6] = 1
+    made = Generated(np.zeros((6, 64, 64, 3), np.uint8), masks, 1 - masks)
+    areas = score_masks(Oracle(labels, subject), made)
+    assert (areas["mask_auc"] > 0.99).all() and (areas["map_auc"] < 0.01).all()
+
+
+def test_bounds_show_the_prompted_scene_and_differ():
+    cases = make_cases(2, 3)
+    bounds = paint_bounds(cases, 3)
+    assert all(images.shape == (4, 64, 64, 3) and images.dtype == np.uint8 for images in bounds.values())
+    assert not np.array_equal(bounds["same_subject"], bounds["other_subject"])
+
+
+def test_exam_grades_each_head():
+    exam = make_exam(8, 0)
+    assert list(exam.labels) == list(HEADS)
+    wrong = exam.labels | {"build": 1 - exam.labels["build"]}
+    grades = examine(Oracle(wrong, exam.subject.astype(np.float32)), exam)
+    assert grades == {**dict.fromkeys(HEADS, 1.0), "build": 0.0, "segmentation_iou": 1.0}
+
+
+def test_judge_round_trips_through_its_bundle(tmp_path):
+    module = Judge(SMALL)
+    judge = TrainedJudge(module, init_judge(module, jax.random.key(0)))
+    save_judge(tmp_path, SMALL, judge.params)
+    loaded = load_judge(tmp_path)
+    assert loaded.module == module
+    images = make_exam(3, 1).images
+    before, after = judge(images, batch_size=2), loaded(images, batch_size=2)
+    assert before.subject.shape == (3, 64, 64) and before.attributes.shape == (3, 5)
+    assert np.allclose(before.subject, after.subject, atol=1e-2)
+
+    file = tmp_path / "judge" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="truncated"):
+        load_judge(tmp_path)
+    file.unlink()
+    with pytest.raises(FileNotFoundError, match=r"judge/model\.safetensors is missing"):
+        load_judge(tmp_path)
+
+
+def test_judge_config_refuses_another_world():
+    config = SMALL.to_config()
+    assert JudgeConfig.from_config(config) == SMALL
+    config["classes"]["noun"][0] = "zebra"
+    with pytest.raises(ValueError, match="classes"):
+        JudgeConfig.from_config(config)
+    with pytest.raises(ValueError, match="depth"):
+        JudgeConfig.from_config({"depth": 3})
+
+
+# -------------------- the stage
+
+
+def batch_of(count):
+    exam = make_exam(count, 5)
+    attributes = np.stack([exam.labels[name] for name in ATTRIBUTES], axis=1)
+    masks = np.stack([exam.subject, np.zeros_like(exam.subject)], axis=1)
+    nouns = np.stack([exam.labels["noun"], np.full(count, -1)], axis=1)
+    attributes = np.stack([attributes, np.full_like(attributes, -1)], axis=1)
+    return {
+        "target": exam.images, "masks": masks, "nouns": nouns, "attributes": attributes, "scene": exam.labels["scene"]}
+
+
+def test_stage_learns_a_batch():
+    task = JudgeTask(dataclasses.asdict(SMALL), [batch_of(8)])
+    settings = TrainSettings(steps=30, learning_rate=1e-2, warmup=1)
+    state, step = init_state(task.init(jax.random.key(0)), settings), make_train_step(task.loss, settings)
+    losses = []
+    for _ in range(settings.steps):
+        state, metrics = step(state, None, task.batch(0))
+        losses.append(float(metrics["loss"]))
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_single_subject_rows():
+    assert single_subject_rows(np.array([[3, -1], [2, 5], [0, -1]])).tolist() == [0, 2]
+
+
+def test_disturbance_moves_picture_and_mask_alike():
+    masks = np.zeros((16, 64, 64), np.float32)
+    masks[:, 20:40, 16:30] = 1
+    images = np.repeat(2 * masks[..., None] - 1, 3, axis=-1)
+    disturbed, moved = disturb(jax.random.key(3), jnp.asarray(images), jnp.asarray(masks))
+    assert ((np.asarray(disturbed).mean(-1) > 0) == (np.asarray(moved) > 0.5)).mean() > 0.98
+    assert np.abs(disturbed).max() <= 1 and not np.allclose(moved, masks)
+
+
+# -------------------- the command
+
+
+@pytest.mark.parametrize(("arguments", "says"), [
+    (["--num-subjects", "0"], "number of subjects is 0"),
+    (["--seed", "-1"], "seed is -1"),
+    (["--batch-size", "0"], "--batch-size is 0"),
+    (["--json", "nowhere/at/all.json"], "does not exist"),
+    (["--model", "no-such-model"], "no-such-model"),
+])
+def test_command_explains_bad_arguments(arguments, says, capsys):
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert says in error and error.startswith("error: ") and error.count("\n") == 1
