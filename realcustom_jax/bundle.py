@@ -4,6 +4,7 @@
     adapter/ (the released RealCustom JSON: projector, image preparation; weights of projector and to_*_vision)
 """
 
+import contextlib
 import json
 import os
 import tempfile
@@ -14,8 +15,12 @@ from typing import Any
 import jax
 import numpy as np
 import safetensors.numpy
+from transformers import CLIPTokenizer
 
 from realcustom_jax import weights
+from realcustom_jax.diffusion import betas
+from realcustom_jax.images import VisionSettings
+from realcustom_jax.vocabulary import Vocabulary
 
 WEIGHT_FILES = {
     "vae": "diffusion_pytorch_model.safetensors",
@@ -26,6 +31,7 @@ WEIGHT_FILES = {
     "adapter": "realcustom.safetensors",
     "judge": "model.safetensors",
 }
+_SCHEDULES = {"scaled_linear": "squared_linear", "squaredcos_cap_v2": "cosine"}  # diffusers' names → ours
 
 
 def write_file(path: Path, content: bytes) -> None:
@@ -55,26 +61,100 @@ def save_part(bundle: Path, part: str, config: Mapping[str, Any], tensors: Mappi
 
 def part_files(bundle: Path, part: str) -> tuple[Path, Path]:
     """(config file, weight file) of a part; raises FileNotFoundError that names the missing file."""
-    files = bundle / part / "config.json", bundle / part / WEIGHT_FILES[part]
+    return _files(bundle / part, WEIGHT_FILES[part])
+
+
+def _files(folder: Path, weight_file: str) -> tuple[Path, Path]:
+    files = folder / "config.json", folder / weight_file
     for file in files:
         if not file.is_file():
-            raise FileNotFoundError(f"{bundle} is not a complete model folder: {file.relative_to(bundle)} is missing.")
+            raise FileNotFoundError(f"The model is not complete: {file} is missing.")
     return files
+
+
+@contextlib.contextmanager
+def _naming(place: Path):
+    """Puts the place in front of what is wrong with the files there."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}") from None
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{place}: the configuration lacks or misuses {error}.") from None
 
 
 def load_autoencoder(bundle: Path, **options):
     """(module, params) of the bundle's autoencoder."""
-    return weights.load_autoencoder(*part_files(bundle, "vae"), **options)
+    with _naming(bundle / "vae"):
+        return weights.load_autoencoder(*part_files(bundle, "vae"), **options)
 
 
 def load_text_encoder(bundle: Path, **options):
     """(module, params) of the bundle's text encoder."""
-    return weights.load_text_encoder(*part_files(bundle, "text_encoder"), **options)
+    with _naming(bundle / "text_encoder"):
+        return weights.load_text_encoder(*part_files(bundle, "text_encoder"), **options)
 
 
 def load_vision_encoder(bundle: Path, part: str, **options):
     """(module, params) of an image encoder, `part` "image_encoder_siglip" or "image_encoder_dinov2"."""
-    return weights.load_vision_encoder(*part_files(bundle, part), **options)
+    with _naming(bundle / part):
+        return weights.load_vision_encoder(*part_files(bundle, part), **options)
+
+
+def load_unet(bundle: Path, adapter: Path, **options):
+    """(module, params) of the bundle's UNet with the visual attention of the adapter in the folder `adapter`."""
+    config, base = part_files(bundle, "unet")
+    adapter_config, visual = _files(adapter, WEIGHT_FILES["adapter"])
+    with _naming(config.parent):
+        settings = weights.read_config(adapter_config)["image_prompt_settings"]
+        config = {**weights.read_config(config), "image_prompt_settings": settings}
+        return weights.load_unet(config, base, visual, **options)
+
+
+def load_projector(adapter: Path, **options):
+    """(module, params, `VisionSettings`) of an adapter folder."""
+    config, file = _files(adapter, WEIGHT_FILES["adapter"])
+    with _naming(adapter):
+        settings = VisionSettings.from_config(weights.read_config(config)["vision_settings"])
+        return *weights.load_projector(config, file, **options), settings
+
+
+def load_tokenizer(bundle: Path) -> CLIPTokenizer:
+    """The bundle's tokenizer."""
+    folder = bundle / "tokenizer"
+    for names in (("tokenizer_config.json",), ("tokenizer.json", "vocab.json")):
+        if not any((folder / name).is_file() for name in names):
+            # transformers would make do with a tokenizer that knows no word.
+            raise FileNotFoundError(f"The model is not complete: {folder / names[0]} is missing.")
+    try:
+        return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # transformers and tokenizers raise many kinds for a broken file
+        raise ValueError(f"{folder}: the tokenizer cannot be read ({error}).") from None
+
+
+def read_schedule(bundle: Path) -> tuple[np.ndarray, str]:
+    """(betas [T], what the UNet predicts) from `scheduler/scheduler_config.json`, in diffusers' keys."""
+    file = bundle / "scheduler" / "scheduler_config.json"
+    if not file.is_file():
+        raise FileNotFoundError(f"The model is not complete: {file} is missing.")
+    with _naming(file):
+        config = weights.read_config(file)
+        name = config.get("beta_schedule", "scaled_linear")
+        values = betas(_SCHEDULES.get(name, name), config.get("num_train_timesteps", 1000),
+                       terminal_pure_noise=config.get("rescale_betas_zero_snr", False))
+        ends = config.get("beta_start", values[0]), config.get("beta_end", values[-1])
+        if name == "scaled_linear" and not np.allclose(ends, (0.00085, 0.012)):
+            raise ValueError(f"beta_start, beta_end are {ends[0]:g}, {ends[1]:g}; only 0.00085, 0.012 are supported.")
+        return values, config.get("prediction_type", "epsilon")
+
+
+def load_vocabulary(bundle: Path) -> Vocabulary | None:
+    """The words that the bundle's model learnt, from `vocabulary.json`; None where there is none."""
+    file = bundle / "vocabulary.json"
+    if not file.is_file():
+        return None
+    with _naming(file):
+        return Vocabulary.from_config(weights.read_config(file))
 
 
 def to_half(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
