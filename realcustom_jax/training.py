@@ -105,8 +105,9 @@ def make_train_step(loss: Callable, settings: TrainSettings) -> Callable:
 
 def init_state(params: Params, settings: TrainSettings) -> TrainState:
     """The state before the first step."""
-    copy = jax.tree.map(jnp.copy, params)
-    return TrainState(jnp.zeros((), jnp.int32), params, copy, make_optimizer(settings).init(params))
+    # Copies: the step donates its buffers, and no two leaves may share one.
+    params, ema = jax.tree.map(jnp.copy, params), jax.tree.map(jnp.copy, params)
+    return TrainState(jnp.zeros((), jnp.int32), params, ema, make_optimizer(settings).init(params))
 
 
 def fit(name: str, task: Task, settings: TrainSettings, workdir: Path) -> Params:
@@ -120,7 +121,7 @@ def fit(name: str, task: Task, settings: TrainSettings, workdir: Path) -> Params
     workdir.mkdir(parents=True, exist_ok=True)
     options = ocp.CheckpointManagerOptions(max_to_keep=settings.keep, save_interval_steps=settings.save_every)
     with ocp.CheckpointManager((workdir / "checkpoints").absolute(), options=options) as manager:
-        state = init_state(task.init(jax.random.key(settings.seed)), settings)
+        state = init_state(jax.jit(task.init)(jax.random.key(settings.seed)), settings)
         if manager.latest_step() is not None:
             state = manager.restore(manager.latest_step(), args=ocp.args.StandardRestore(state))
         start = int(state.step)
