@@ -97,7 +97,7 @@ def make_train_step(loss: Callable, settings: TrainSettings) -> Callable:
         # A short run would otherwise average over its random start.
         decay = jnp.minimum(settings.ema, (1.0 + state.step) / (10.0 + state.step))
         ema = optax.incremental_update(params, state.ema, 1.0 - decay)
-        metrics = {"loss": value, "gradient_norm": optax.global_norm(gradients), **metrics}
+        metrics = {"loss": value, "gradient_norm": optax.tree.norm(gradients), **metrics}
         return TrainState(state.step + 1, params, ema, opt_state), metrics
 
     return jax.jit(train_step, donate_argnums=0)
