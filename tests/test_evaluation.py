@@ -6,10 +6,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from mini_bundle import write_mini_bundle
+from PIL import Image
 
-from realcustom_jax.data.sprites import HELD_OUT_NOUNS, NOUNS, SCENES, split_of
-from realcustom_jax.evaluation.cases import make_cases, make_exam, paint_bounds
+from realcustom_jax import pipeline
+from realcustom_jax.data.sprites import (
+    HELD_OUT_NOUNS,
+    NOUNS,
+    SCENES,
+    paint_reference,
+    random_identity,
+    split_of,
+)
+from realcustom_jax.evaluation import generate
+from realcustom_jax.evaluation.cases import Case, make_cases, make_exam, paint_bounds
 from realcustom_jax.evaluation.cli import main
+from realcustom_jax.evaluation.generate import Generator
 from realcustom_jax.evaluation.judge import (
     ATTRIBUTES,
     HEADS,
@@ -23,6 +35,7 @@ from realcustom_jax.evaluation.judge import (
 )
 from realcustom_jax.evaluation.metrics import agreement, bootstrap_interval, roc_area, summarize
 from realcustom_jax.evaluation.scores import Generated, examine, report_method, score_masks, score_pictures
+from realcustom_jax.sampling import Samples
 from realcustom_jax.stages.judge import JudgeTask, disturb, single_subject_rows
 from realcustom_jax.training import TrainSettings, init_state, make_train_step
 
@@ -174,6 +187,50 @@ def test_judge_config_refuses_another_world():
         JudgeConfig.from_config(config)
     with pytest.raises(ValueError, match="depth"):
         JudgeConfig.from_config({"depth": 3})
+
+
+# -------------------- generation
+
+
+@pytest.fixture(scope="module")
+def generator(tmp_path_factory):
+    folder = write_mini_bundle(tmp_path_factory.mktemp("model"))
+    save_judge(folder, SMALL, init_judge(Judge(SMALL), jax.random.key(0)))
+    return Generator.load(folder)
+
+
+def some_cases():
+    identity = random_identity(np.random.default_rng(0), noun="dog", split="test")
+    reference = paint_reference(identity, seed=0)
+    return [Case(0, identity, reference, scene, 7) for scene in ("beach", "snow")]
+
+
+def test_cases_are_sampled_from_what_the_pipeline_samples_from(generator, monkeypatch):
+    cases, calls = some_cases(), []
+    latents, masks = jnp.zeros((1, 8, 8, 4)), jnp.zeros((1, 1, 4, 4))
+    results = {generate: (latents, masks, masks), pipeline: Samples(latents, masks[None])}
+    for module, name in ((generate, "_generate"), (pipeline, "_sample")):
+        def record(*arguments, module=module, **options):
+            calls.append((arguments[2:], options))
+            return results[module]
+
+        monkeypatch.setattr(module, name, record)
+
+    generator(cases, "fused")
+    generator.pipeline(Image.fromarray(cases[1].reference), cases[1].prompt, "dog", seed=7)
+    (ours, our_options), (expected, options) = calls
+    for x, y in zip(jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True):
+        assert x.shape == (2, *y.shape[1:]) and np.allclose(x[1], y[0], atol=1e-5)
+    assert np.array_equal(our_options["solver"].timesteps, options["solver"].timesteps)
+    assert generate.SAMPLER == {name: options[name] for name in generate.SAMPLER}
+
+
+def test_methods_differ_only_by_the_reference(generator):
+    cases = some_cases()
+    text_only = generator(cases, "text_only")
+    repainted = [dataclasses.replace(case, reference=255 - case.reference) for case in cases]
+    assert np.array_equal(generator(repainted, "text_only").images, text_only.images)
+    assert np.allclose(text_only.masks, np.where(text_only.masks > 0, text_only.maps, 0), atol=1e-6)
 
 
 # -------------------- the stage

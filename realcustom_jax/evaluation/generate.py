@@ -33,8 +33,9 @@ from realcustom_jax.text import target_tokens
 
 METHODS: tuple[str, ...] = ("text_only", "no_mask", "sequential", "fused")
 
-_STEPS, _GUIDANCE_SCALE, _FREEZE_MASK_STEP = 25, 3.5, 12
-_MASK = MaskConfig()
+SAMPLER = {"guidance_scale": 3.5, "freeze_mask_step": 12, "mask": MaskConfig()}
+"""How sequential and fused sample: the pipeline's defaults."""
+_STEPS = 25
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +66,7 @@ class Generator:
         target = np.stack([target_tokens(pipeline.tokenizer, case.prompt, case.identity.noun) for case in cases])
 
         solver = make_solver(steps=_STEPS, betas=pipeline.betas, prediction=pipeline.prediction)
-        time = int(solver.timesteps[_FREEZE_MASK_STEP - 1])
+        time = int(solver.timesteps[SAMPLER["freeze_mask_step"] - 1])
         signal = float(np.sqrt(np.cumprod(1 - np.asarray(pipeline.betas, np.float64))[time]))
         latents, masks, maps = _generate(
             pipeline.unet.module, pipeline.unet.params, _noise(pipeline, cases), positive, negative,
@@ -86,22 +87,22 @@ def _generate(
     method: str, solver: Solver, time: int, signal: float,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Latents [B,H,W,C], masks and maps [B,1,h,w]; the finished picture is noised to `time`, where √ᾱ is `signal`."""
-    options = {"solver": solver, "guidance_scale": _GUIDANCE_SCALE}
+    inputs = unet, params, noise, positive, negative
+    options = {"solver": solver, "guidance_scale": SAMPLER["guidance_scale"]}
     used = None
     if method == "text_only":
-        latents = sample_text_only(unet, params, noise, positive, negative, **options)
+        latents = sample_text_only(*inputs, **options)
     elif method == "no_mask":
-        latents = sample_latents(unet, params, noise, positive, negative, target, mask=None, **options).latents
+        latents = sample_latents(*inputs, target, mask=None, **options).latents
     else:
-        samples = sample_latents(
-            unet, params, noise, positive, negative, target, mask=_MASK, freeze_mask_step=_FREEZE_MASK_STEP,
-            branches=method, **options)
+        samples = sample_latents(*inputs, target, solver=solver, branches=method, **SAMPLER)
         latents, used = samples.latents, samples.masks[-1]
 
     noised = signal * latents + jnp.sqrt(1 - signal**2) * noise
     guidance = unet.apply(
         {"params": params}, noised, time, positive.text, pooled=positive.pooled, time_ids=positive.time_ids,
         target=target)
-    size = _MASK.size(noise)
-    maps = dataclasses.replace(_MASK, scope=1.0).mask(guidance, size)
-    return latents, _MASK.mask(guidance, size) if used is None else used, maps
+    config = SAMPLER["mask"]
+    size = config.size(noise)
+    maps = dataclasses.replace(config, scope=1.0).mask(guidance, size)
+    return latents, config.mask(guidance, size) if used is None else used, maps
