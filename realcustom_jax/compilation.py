@@ -15,6 +15,6 @@ def enable_compilation_cache() -> str:
     """
     if jax.config.jax_compilation_cache_dir is None:
         jax.config.update("jax_compilation_cache_dir", str(DEFAULT_FOLDER.expanduser()))
-        # JAX keeps only what took a second to compile; a pipeline is mostly smaller programs.
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    # JAX's threshold is a second; a small model has many smaller programs.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
     return jax.config.jax_compilation_cache_dir

@@ -1,10 +1,30 @@
+import os
 from pathlib import Path
 
 import pytest
 from goldens import FIXTURES
+
+# Tests neither read nor fill the user's cache of compiled programs; JAX reads this when it is imported.
+os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
 
 
 @pytest.fixture
 def fixtures() -> Path:
     """The folder of the golden files."""
     return FIXTURES
+
+
+@pytest.fixture(scope="session")
+def mini_folder(tmp_path_factory) -> Path:
+    """A model folder of random weights; not to be changed."""
+    from mini_bundle import write_mini_bundle
+
+    return write_mini_bundle(tmp_path_factory.mktemp("mini"))
+
+
+@pytest.fixture(scope="session")
+def mini_pipeline(mini_folder):
+    """The loaded model of `mini_folder`."""
+    from realcustom_jax.pipeline import Pipeline
+
+    return Pipeline.load(mini_folder)

@@ -1,0 +1,159 @@
+"""The pipeline on a tiny model of random weights: what goes in and comes out, not how it looks."""
+
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from mini_bundle import SIDE
+from PIL import Image
+
+from realcustom_jax import bundle
+from realcustom_jax.compilation import enable_compilation_cache
+from realcustom_jax.pipeline import ASSETS, Pipeline
+
+DOG, CAR = ASSETS / "references" / "dog.png", ASSETS / "references" / "car.png"
+PROMPT = "a dog on the beach"
+# One shape for most calls, so that the sampler is compiled once.
+QUICK = {"steps": 2, "freeze_mask_step": 2}
+
+
+def pixels(result) -> np.ndarray:
+    return np.stack([np.asarray(image) for image in result.images])
+
+
+@pytest.fixture(scope="module")
+def result(mini_pipeline):
+    return mini_pipeline(DOG, PROMPT, "dog", num_images=2, **QUICK)
+
+
+def test_a_call_makes_pictures_and_masks(result):
+    assert pixels(result).shape == (2, SIDE, SIDE, 3)
+    assert result.masks.shape == (2, 2, 1, 4, 4)
+    assert np.array_equal((result.masks > 0).sum((-1, -2)), np.full((2, 2, 1), 4))  # a quarter of 4 × 4
+    assert result.latents.shape == (2, 8, 8, 4) and np.isfinite(result.latents).all()
+    assert (result.prompt, result.targets, result.seed) == (PROMPT, ("dog",), 0)
+    np.testing.assert_array_equal(result.references[0], Image.open(DOG).convert("RGB"))
+
+
+def test_seeds_decide_the_noise(mini_pipeline, result):
+    again = mini_pipeline(DOG, PROMPT, "dog", num_images=2, **QUICK)
+    np.testing.assert_array_equal(pixels(again), pixels(result))
+    other = mini_pipeline(DOG, PROMPT, "dog", num_images=2, seed=1, **QUICK)
+    for a, b in ((pixels(result)[0], pixels(result)[1]), (pixels(result), pixels(other))):
+        assert not np.array_equal(a, b)
+
+
+def test_noise_can_be_given(mini_pipeline, result):
+    noise = np.stack([jax.random.normal(jax.random.fold_in(jax.random.key(0), i), (8, 8, 4)) for i in range(2)])
+    given = mini_pipeline(DOG, PROMPT, "dog", num_images=2, seed=7, latents=noise, **QUICK)
+    np.testing.assert_array_equal(pixels(given), pixels(result))
+    with pytest.raises(ValueError, match=r"\(2, 4, 4, 4\).*\(2, 8, 8, 4\)"):
+        mini_pipeline(DOG, PROMPT, "dog", num_images=2, latents=noise[:, ::2, ::2], **QUICK)
+
+
+def test_reference_prompt_and_scale_all_matter(mini_pipeline, result):
+    for change in (
+        {"image": CAR}, {"prompt": "a dog in the snow"}, {"guidance_scale": 1.0}, {"negative_prompt": "cat"},
+    ):
+        call = {"image": DOG, "prompt": PROMPT, "target": "dog", "num_images": 2, **QUICK} | change
+        assert np.abs(mini_pipeline(**call).latents - result.latents).max() > 1e-3, change
+
+
+def test_an_output_is_the_next_reference(mini_pipeline, result):
+    following = mini_pipeline(result.images[0], "a dog in the snow", "dog", num_images=2, **QUICK)
+    np.testing.assert_array_equal(following.references[0], result.images[0])
+
+
+def test_the_sequential_order_starts_like_the_fused_one(mini_pipeline, result):
+    sequential = mini_pipeline(DOG, PROMPT, "dog", num_images=2, branches="sequential", **QUICK)
+    np.testing.assert_allclose(sequential.masks[0], result.masks[0], atol=1e-5)
+    assert not np.allclose(sequential.masks[1], result.masks[1], atol=1e-5)  # fused uses step 0's there
+    np.testing.assert_allclose(result.masks[1], result.masks[0], atol=1e-6)
+
+
+def test_two_subjects_have_masks_that_do_not_overlap(mini_pipeline):
+    prompt, options = "a dog and a car on the beach", {"num_images": 2, **QUICK}
+    both = mini_pipeline([DOG, CAR], prompt, ["dog", "car"], **options)
+    assert both.masks.shape == (2, 2, 2, 4, 4)
+    assert not ((both.masks > 0).sum(axis=2) > 1).any()
+    swapped = mini_pipeline([CAR, DOG], prompt, ["car", "dog"], **options)
+    np.testing.assert_allclose(swapped.latents, both.latents, atol=1e-3 * np.abs(both.latents).max())
+    one_for_two = mini_pipeline(DOG, prompt, ["dog", "car"], **options)
+    assert np.abs(one_for_two.latents - both.latents).max() > 1e-3
+
+
+def test_steps_are_reported(mini_pipeline):
+    seen = []
+    result = mini_pipeline(DOG, PROMPT, "dog", steps=2, freeze_mask_step=1, on_step=seen.append)
+    assert sorted(seen) == [0, 1] and result.masks.shape == (2, 1, 1, 4, 4)
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"steps": 0}, "steps.*0"),
+    ({"steps": 1001}, "1001"),
+    ({"guidance_scale": float("nan")}, "guidance_scale is nan"),
+    ({"guidance_scale": float("inf")}, "guidance_scale is inf"),
+    ({"scope": 0.0}, "scope is 0.0"),
+    ({"scope": 1.5}, "scope is 1.5"),
+    ({"scope": float("nan")}, "scope is nan"),
+    ({"num_images": 0}, "num_images is 0"),
+    ({"seed": -1}, "seed is -1"),
+    ({"freeze_mask_step": 0}, "freeze_mask_step is 0"),
+    ({"solver": "euler"}, "euler.*dpm_single"),
+    ({"branches": "both"}, "both.*fused"),
+    ({"normalize": "max"}, "max.*max_norm"),
+    ({"prompt": "  "}, "prompt is empty"),
+    ({"target": ""}, "phrase is empty"),
+    ({"target": "cat"}, "'cat'.*'a dog on the beach'.*a, dog, on, the, beach"),
+    ({"prompt": "a zebra on the beach", "target": "zebra"}, "'zebra'.*dog, cat, car, teapot.*beach, snow"),
+    ({"prompt": "a dog " * 7 + "car", "target": "car"}, "cut off"),
+    ({"image": [DOG, CAR]}, r"2 reference\(s\) and 1 target\(s\)"),
+    ({"image": [], "target": []}, r"0 reference\(s\)"),
+])
+@pytest.mark.filterwarnings("ignore:The prompt exceeds")
+def test_impossible_inputs_are_errors(mini_pipeline, change, message):
+    call = {"image": DOG, "prompt": PROMPT, "target": "dog"} | change
+    with pytest.raises(ValueError, match=message):
+        mini_pipeline(**call)
+
+
+def test_words_that_were_never_learnt_are_told(mini_pipeline):
+    with pytest.warns(UserWarning, match=r"'big', 'jungle'.*dog, cat, car, teapot.*beach, snow"):
+        mini_pipeline(DOG, "a big dog in the jungle", "dog", num_images=2, **QUICK)
+
+
+def test_a_model_of_open_vocabulary_takes_any_word(mini_folder):
+    assert bundle.load_vocabulary(mini_folder) is not None
+    assert bundle.load_vocabulary(mini_folder / "vae") is None
+
+
+def test_another_adapter_can_be_given(mini_folder, tmp_path):
+    adapter = shutil.copytree(mini_folder / "adapter", tmp_path / "mine")
+    tensors = bundle.weights.read_tensors(adapter / "realcustom.safetensors")
+    config = bundle.weights.read_config(adapter / "config.json")
+    (tmp_path / "adapter").mkdir()
+    bundle.save_part(tmp_path, "adapter", config, {name: 2 * value for name, value in tensors.items()})
+    ours, theirs = (Pipeline.load(mini_folder, adapter=folder) for folder in (adapter, tmp_path / "adapter"))
+    for part in ("projector", "unet"):
+        changed = jax.tree.map(np.array_equal, getattr(ours, part).params, getattr(theirs, part).params)
+        assert not all(jax.tree.leaves(changed))
+
+
+def test_parts_that_do_not_fit_each_other_are_named(mini_folder, tmp_path):
+    broken = shutil.copytree(mini_folder, tmp_path / "broken")
+    tokenizer = broken / "tokenizer" / "tokenizer_config.json"
+    bundle.write_json(tokenizer, bundle.weights.read_config(tokenizer) | {"model_max_length": 77})
+    with pytest.raises(ValueError, match="77 tokens of a prompt, the text encoder takes 16"):
+        Pipeline.load(broken)
+
+
+def test_the_cache_of_compiled_programs_is_the_users_if_there_is_one(monkeypatch, tmp_path):
+    before = jax.config.jax_compilation_cache_dir
+    try:
+        jax.config.update("jax_compilation_cache_dir", str(tmp_path))
+        assert enable_compilation_cache() == str(tmp_path)
+        jax.config.update("jax_compilation_cache_dir", None)
+        assert enable_compilation_cache().endswith("realcustom_jax")
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
