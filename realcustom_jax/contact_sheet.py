@@ -6,6 +6,7 @@ One row for each reference of each picture; a reference and its mask share a col
 """
 
 import io
+import os
 import textwrap
 from pathlib import Path
 
@@ -60,6 +61,13 @@ def contact_sheet(result: Result, columns: int = 5) -> Image.Image:
                 cells.append((f"result {b + 1}", fit(image)))
             rows.append(cells)
     return _sheet(result.prompt, f"{len(result.masks)} steps, seed {result.seed}", rows)
+
+
+def check_folder(folder: Path) -> None:
+    """Raises ValueError if pictures could not be written there; creates nothing."""
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not (existing.is_dir() and os.access(existing, os.W_OK)):
+        raise ValueError(f"Pictures cannot be written to {folder}: {existing} is not a folder that you may write to.")
 
 
 def save(result: Result, folder: Path) -> list[Path]:

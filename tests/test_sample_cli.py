@@ -1,0 +1,185 @@
+"""The command line: what it writes, and how it meets input that cannot be used."""
+
+import io
+import re
+import shutil
+
+import numpy as np
+import pytest
+from mini_bundle import SIDE
+from PIL import Image
+
+import sample
+from realcustom_jax import bundle, weights
+from realcustom_jax.contact_sheet import CELL, contact_sheet, fit, mask_overlay, save
+from realcustom_jax.pipeline import ASSETS, Pipeline, Result
+
+DOG, CAR = (str(ASSETS / "references" / f"{noun}.png") for noun in ("dog", "car"))
+
+
+@pytest.fixture
+def command(mini_pipeline, monkeypatch, tmp_path, capsys):
+    """Runs sample.py on the loaded tiny model -> (exit code, lines on stderr, files written)."""
+    monkeypatch.setattr(Pipeline, "load", lambda path: mini_pipeline)
+    return _runner(tmp_path, capsys)
+
+
+def _runner(tmp_path, capsys):
+    def run(*arguments):
+        out = tmp_path / "out"
+        try:
+            code = sample.main([*arguments, "--out", str(out)])
+        except SystemExit as stopped:  # argparse
+            code = stopped.code
+        lines = [line for line in capsys.readouterr().err.splitlines() if line.strip() and "Sampling" not in line]
+        return code, lines, sorted(file.name for file in out.rglob("*")) if out.exists() else []
+
+    return run
+
+
+def test_one_run_writes_pictures_masks_and_the_sheet(command, tmp_path):
+    code, lines, files = command("--steps", "2", "--freeze-mask-step", "1", "--prompt", "a dog in the jungle")
+    assert code == 0
+    assert files == ["contact_sheet.png", "image_0.png", "mask_0.png"]
+    assert any("never learnt 'jungle'" in line and "beach, snow" in line for line in lines)
+    sizes = {name: Image.open(tmp_path / "out" / name).size for name in files}
+    assert sizes["image_0.png"] == (SIDE, SIDE) and sizes["mask_0.png"] == (CELL, CELL)
+    assert sizes["contact_sheet.png"][0] > 3 * CELL
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["--image", "nowhere.png"], "nowhere.png does not exist"),
+    (["--image", __file__], "test_sample_cli.py cannot be read"),
+    (["--prompt", "a cat on the beach"], "'dog'.*'a cat on the beach'.*a, cat, on, the, beach"),
+    (["--prompt", ""], "prompt is empty"),
+    (["--prompt", "a zebra in the snow", "--target", "zebra"], "'zebra'.*dog, cat, car, teapot.*beach, snow"),
+    (["--prompt", "a cat " * 8 + "and a dog"], "'dog' is cut off"),
+    (["--steps", "0"], "steps.*0"),
+    (["--steps", "many"], "--steps.*'many'"),
+    (["--guidance", "nan"], "guidance_scale is nan"),
+    (["--scope", "0"], "scope is 0"),
+    (["--scope", "1.01"], "scope is 1.01"),
+    (["--num-images", "0"], "num_images is 0"),
+    (["--freeze-mask-step", "0"], "freeze_mask_step is 0"),
+    (["--branches", "both"], "'both'.*fused"),
+    (["--image", DOG, "--image", CAR], r"2 reference\(s\) and 1 target\(s\)"),
+    (["--colour", "red"], "--colour"),
+])
+def test_bad_input_is_one_sentence_and_exit_code_2(command, arguments, message):
+    code, lines, files = command(*arguments)
+    assert (code, files) == (2, [])
+    assert "error: " in lines[-1]
+    assert re.search(message, lines[-1]), lines
+
+
+def test_a_long_prompt_is_told_what_was_cut(command):
+    _, lines, _ = command("--prompt", "a dog " * 7 + "on the beach", "--steps", "0")
+    assert not any("warning" in line for line in lines)  # the first thing that is wrong is told, and nothing else
+    _, lines, _ = command("--prompt", "a dog " * 7 + "on the beach", "--target", "car")
+    assert any("warning: " in line and "'on the beach'" in line for line in lines)
+
+
+def test_out_must_not_be_a_file(command, tmp_path):
+    (tmp_path / "out").write_text("mine")
+    code, lines, _ = command()
+    assert code == 2 and "out" in lines[-1]
+    assert (tmp_path / "out").read_text() == "mine"
+
+
+def truncate(folder, name):
+    file = folder / name
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def reshape(folder, part):
+    config, file = bundle.part_files(folder, part)
+    tensors = weights.read_tensors(file)
+    name = next(name for name, value in tensors.items() if value.ndim == 2)
+    bundle.save_part(folder, part, weights.read_config(config), tensors | {name: tensors[name][:-1]})
+
+
+@pytest.mark.parametrize("damage, message", [
+    (lambda folder: shutil.rmtree(folder), "is not a model folder"),
+    (lambda folder: (folder / "unet" / "config.json").unlink(), "unet/config.json is missing"),
+    (lambda folder: (folder / "vae" / "diffusion_pytorch_model.safetensors").unlink(), "vae/.* is missing"),
+    (lambda folder: (folder / "adapter" / "realcustom.safetensors").unlink(), "realcustom.safetensors is missing"),
+    (lambda folder: (folder / "tokenizer" / "tokenizer.json").unlink(), "tokenizer.json is missing"),
+    (lambda folder: (folder / "scheduler" / "scheduler_config.json").unlink(), "scheduler_config.json is missing"),
+    (lambda folder: truncate(folder, "unet/diffusion_pytorch_model.safetensors"), "unet.* is truncated"),
+    (lambda folder: truncate(folder, "text_encoder/model.safetensors"), "text_encoder.* is truncated"),
+    (lambda folder: truncate(folder, "image_encoder_dinov2/config.json"), "dinov2/config.json is not valid JSON"),
+    (lambda folder: truncate(folder, "tokenizer/tokenizer.json"), "the tokenizer cannot be read"),
+    (lambda folder: truncate(folder, "vocabulary.json"), "vocabulary.json is not valid JSON"),
+    (lambda folder: (folder / "vae" / "config.json").write_text('{"block_out_channels": "wide"}'), "vae: "),
+    (lambda folder: (folder / "unet" / "config.json").write_text("{}"), "unet: .*down_block_types|block_out_channels"),
+    (lambda folder: reshape(folder, "text_encoder"), "text_encoder: .*wrong shapes: "),
+    (lambda folder: reshape(folder, "adapter"), "wrong shapes: "),
+])
+def test_a_damaged_model_is_one_sentence_and_exit_code_2(mini_folder, tmp_path, capsys, damage, message):
+    folder = shutil.copytree(mini_folder, tmp_path / "model")
+    damage(folder)
+    code, lines, files = _runner(tmp_path, capsys)("--model", str(folder))
+    assert (code, files) == (2, [])
+    assert lines[-1].startswith("error: ") and re.search(message, lines[-1]), lines
+    assert len(lines) == 2  # after "Loading …"
+
+
+def test_nothing_is_written_if_a_picture_cannot_be_made(command, monkeypatch):
+    monkeypatch.setattr("realcustom_jax.contact_sheet.contact_sheet", _fail)
+    monkeypatch.setattr(Pipeline, "__call__", lambda *_, **__: made())
+    assert command() == (2, ["Loading mini …", "error: no room"], [])
+
+
+def _fail(*_):
+    raise ValueError("no room")
+
+
+# -------------------- the pictures
+
+
+def made(images=1, references=1, steps=6, freeze=3) -> Result:
+    rng = np.random.default_rng(0)
+    masks = rng.random((steps, images, references, 4, 4)) * (rng.random((steps, images, references, 4, 4)) > 0.5)
+    masks[freeze:] = masks[freeze - 1]
+    picture = Image.fromarray(rng.integers(0, 255, (SIDE, SIDE, 3), dtype=np.uint8))
+    return Result([picture] * images, masks.astype(np.float32), np.zeros((images, 8, 8, 4), np.float32),
+                  [picture] * references, ("dog", "car")[:references], "a dog on the beach", 0)
+
+
+def test_the_sheet_holds_a_row_for_each_reference_of_each_picture():
+    heights = [contact_sheet(made(images, references)).height for images, references in ((1, 1), (2, 1), (2, 2))]
+    row = heights[1] - heights[0]
+    assert row > CELL and heights[2] - heights[1] == 2 * row
+    # Three masks are new, the rest repeat the last one: 1 reference + 3 masks + 1 result.
+    assert contact_sheet(made(freeze=3)).width == contact_sheet(made(steps=3, freeze=3)).width
+    assert contact_sheet(made(freeze=1)).width < contact_sheet(made(freeze=3)).width
+
+
+def test_the_overlay_tints_where_the_mask_is():
+    grey = Image.new("RGB", (SIDE, SIDE), (100, 100, 100))
+    mask = np.zeros((1, 4, 4), np.float32)
+    mask[0, 0, 0] = 0.5  # the strongest place counts as full
+    overlay = np.asarray(mask_overlay(grey, mask))
+    quarter = SIDE // 4
+    assert (overlay[quarter:] == 100).all() and (overlay[:, quarter:] == 100).all()
+    assert (overlay[:quarter, :quarter] != 100).all()
+    assert (np.asarray(mask_overlay(grey, 0 * mask)) == 100).all()
+
+
+@pytest.mark.parametrize("size", [(16, 16), (100, 60), (300, 200), (2000, 1)])
+def test_pictures_of_any_size_fit_a_cell(size):
+    assert fit(Image.new("RGB", size)).size == (CELL, CELL)
+
+
+def test_small_pictures_are_enlarged_without_blur():
+    pixels = np.random.default_rng(0).integers(0, 255, (SIDE, SIDE, 3), dtype=np.uint8)
+    factor = CELL // SIDE
+    np.testing.assert_array_equal(np.asarray(fit(Image.fromarray(pixels)))[::factor, ::factor], pixels)
+
+
+def test_written_pictures_are_whole(tmp_path):
+    files = save(made(images=2, references=2), tmp_path / "new" / "folder")
+    assert [file.name for file in files] == [
+        "image_0.png", "image_1.png", "mask_0.png", "mask_1.png", "contact_sheet.png"]
+    for file in files:
+        Image.open(io.BytesIO(file.read_bytes())).load()
