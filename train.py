@@ -7,7 +7,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The configuration, e.g. configs/mini.py.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, samples and the bundle are written; run again to resume.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of checkpoints, samples and bundle; run again to resume.")
 
 
 def main(argv: list[str]) -> None:

@@ -57,13 +57,17 @@ def get_config() -> ml_collections.ConfigDict:
             "siglip_layers": [0, 1, 2], "dino_layers": [0, 1, 2],
         },
     }
+    config.models.judge = {"widths": [32, 64, 96], "hidden": 192, "groups": 8}
+    config.prediction = "v_prediction"
     config.curriculum = {"recipe": "curriculum", "start": 0.05, "end": 0.5, "final_reconstruction": 0.1}
     config.optimization = {
-        "autoencoder": {"steps": 1100, "batch_size": 16, "learning_rate": 2e-3, "save_every": 200, "sample_every": 200},
-        "encoders": {"steps": 1500, "batch_size": 64, "learning_rate": 1e-3, "save_every": 500, "sample_every": 500},
-        "base": {"steps": 6000, "batch_size": 64, "learning_rate": 1e-3, "decay": 0.3, "ema": 0.9985, "save_every": 250,
+        "autoencoder": {"steps": 1100, "batch_size": 16, "learning_rate": 2e-3, "save_every": 200,
+                        "sample_every": 200},
+        "encoders": {"steps": 1200, "batch_size": 64, "learning_rate": 1e-3, "save_every": 500, "sample_every": 500},
+        "judge": {"steps": 2000, "batch_size": 64, "learning_rate": 2e-3, "save_every": 500, "sample_every": 500},
+        "base": {"steps": 3750, "batch_size": 64, "learning_rate": 1e-3, "decay": 0.3, "ema": 0.9985, "save_every": 250,
                  "sample_every": 500},
-        "adapter": {"steps": 3000, "batch_size": 64, "learning_rate": 1e-3, "decay": 0.3, "ema": 0.9985, "save_every": 250,
-                    "sample_every": 250},
+        "adapter": {"steps": 3000, "batch_size": 64, "learning_rate": 1e-3, "decay": 0.3, "ema": 0.9985,
+                    "save_every": 250, "sample_every": 250},
     }
     return config

@@ -1,7 +1,7 @@
 """The adapter: what RealCustom++ trains, apart from the frozen base model.
 
-It is the projector and, in every text cross-attention of the UNet, `to_k_vision` and `to_v_vision`. In a file both stand in
-torch names, the projector under `weights.PROJECTOR_PREFIX`, as in the released checkpoints.
+It is the projector and, in every text cross-attention of the UNet, `to_k_vision` and `to_v_vision`. In a file both
+stand in torch names, the projector under `weights.PROJECTOR_PREFIX`, as in the released checkpoints.
 """
 
 import numpy as np

@@ -21,8 +21,8 @@ RECIPES = ("curriculum", "reconstruction", "recontextualisation")
 
 @dataclasses.dataclass(frozen=True)
 class Curriculum:
-    """recipe: "curriculum", or one of its two ends throughout (for ablation); start, end: fractions of training between which
-    it moves; final_reconstruction: the share of reconstruction pairs that stays."""
+    """recipe: "curriculum", or one of its two ends throughout (for ablation); start, end: fractions of training
+    between which it moves; final_reconstruction: the share of reconstruction pairs that stays."""
 
     recipe: str = "curriculum"
     start: float = 0.05

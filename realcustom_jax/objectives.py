@@ -1,7 +1,13 @@
 """The losses of all stages, as pure functions of predictions and targets."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from realcustom_jax import diffusion
+from realcustom_jax.choices import check_choice
 
 
 def reconstruction_loss(images: jax.Array, decoded: jax.Array, mean: jax.Array, logvar: jax.Array, *,
@@ -29,12 +35,24 @@ def sigmoid_contrastive_loss(a: jax.Array, b: jax.Array, positive: jax.Array, lo
     return -jax.nn.log_sigmoid(signs * logits).sum(axis=-1).mean()
 
 
-def denoising_loss(noise: jax.Array, predicted: jax.Array, snr: jax.Array, *, gamma: float | None) -> jax.Array:
-    """Noise-prediction MSE; with `gamma`, weighted by min(SNR, γ) / SNR (min-SNR-γ, arXiv 2303.09556).
+def denoising_loss(predict: Callable[[jax.Array, jax.Array], jax.Array], latents: jax.Array, key: jax.Array, *,
+                   betas: ArrayLike, prediction: str) -> jax.Array:
+    """Mean squared error of the predicted noise or velocity, at one timestep for each latent.
 
-    noise, predicted [B,h,w,C]; snr [B] of the sampled timesteps.
+    The timesteps are uniform, one in each of B equal strata, which makes the loss less noisy than independent draws.
+
+    Args:
+        predict: (noisy latents [B,h,w,C], timesteps int32 [B]) → prediction.
+        latents: [B,h,w,C] of unit variance.
+        prediction: "epsilon" | "v_prediction" (arXiv 2202.00512), which weighs high noise, and so layout, more.
     """
-    error = ((noise.astype(jnp.float32) - predicted.astype(jnp.float32)) ** 2).mean(axis=(1, 2, 3))
-    if gamma is not None:
-        error = error * jnp.minimum(snr, gamma) / snr
-    return error.mean()
+    check_choice("prediction", prediction, ("epsilon", "v_prediction"))
+    noise_key, time_key = jax.random.split(key)
+    batch, num_steps = len(latents), len(betas)
+    latents = jnp.asarray(latents, jnp.float32)
+    noise = jax.random.normal(noise_key, latents.shape)
+    strata = (jnp.arange(batch) + jax.random.uniform(time_key, (batch,))) / batch
+    t = jnp.minimum((strata * num_steps).astype(jnp.int32), num_steps - 1)
+    target = noise if prediction == "epsilon" else diffusion.velocity(latents, noise, t, betas)
+    predicted = predict(diffusion.add_noise(latents, noise, t, betas), t)
+    return ((predicted.astype(jnp.float32) - target) ** 2).mean()

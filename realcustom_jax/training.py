@@ -1,7 +1,8 @@
 """The training loop of every stage: one jitted step, checkpoints, resume, metrics, sample grids.
 
-A stage is a `Task`: how its parameters begin, its loss, its batches, and a picture of how it is doing. The batch and the random key
-of a step are pure functions of the step, so that a run that is stopped anywhere continues with the same numbers.
+A stage is a `Task`: how its parameters begin, its loss, its batches, and a picture of how it is doing. The batch and
+the random key of a step are pure functions of the step, so that a run that is stopped anywhere continues with the
+same numbers.
 """
 
 import dataclasses
@@ -26,7 +27,8 @@ Batch = dict[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class TrainSettings:
-    """How one stage is optimised. The learning rate warms up linearly, stays, and falls to 0 over the last `decay` of the steps."""
+    """How one stage is optimised. The learning rate warms up linearly, stays, and falls to 0 over the last `decay` of
+    the steps."""
 
     steps: int
     batch_size: int = 64
@@ -52,7 +54,9 @@ class Task(Protocol):
     def init(self, key: jax.Array) -> Params:
         """The trainable parameters at step 0."""
 
-    def loss(self, params: Params, frozen: Params, batch: Batch, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def loss(
+        self, params: Params, frozen: Params, batch: Batch, key: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """(scalar to minimise, scalars to report); jitted, pure."""
 
     def batch(self, step: int) -> Batch:
@@ -152,8 +156,8 @@ def _report(step: int, metrics: dict[str, jax.Array], settings: TrainSettings, b
     loss = float(metrics["loss"])
     if not np.isfinite(loss):
         raise FloatingPointError(
-            f"the loss is {loss} at step {step}: training stopped; the last checkpoint is intact. Lower the learning rate "
-            f"({settings.learning_rate:g}) and run the same command again.")
+            f"the loss is {loss} at step {step}: training stopped; the last checkpoint is intact. Lower the learning "
+            f"rate ({settings.learning_rate:g}) and run the same command again.")
     if step % settings.log_every == 0:
         rate = bar.format_dict["rate"] or 0.0
         bar.set_postfix(loss=f"{loss:.4f}", images_per_s=f"{rate * settings.batch_size:.0f}")

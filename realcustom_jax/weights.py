@@ -107,7 +107,7 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
         tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch raises many kinds; all mean that the file is not a plain tensor file
         reason = str(error).splitlines()[0]
-        raise ValueError(f"weight file {path} is corrupt or holds anything but tensors, which is refused ({reason}).") from None
+        raise ValueError(f"weight file {path} is corrupt or holds anything but tensors: refused ({reason}).") from None
     tensors = tensors.get("state_dict", tensors) if isinstance(tensors, dict) else tensors
     if not isinstance(tensors, dict) or not all(isinstance(t, torch.Tensor) for t in tensors.values()):
         raise ValueError(f"weight file {path} is not a dictionary of tensors.")
@@ -163,7 +163,8 @@ def _shapes(module: nn.Module, *args, **kwargs):
     return jax.eval_shape(lambda: module.init(jax.random.key(0), *args, **kwargs)["params"])
 
 
-def from_torch(shapes, tensors: Mapping[str, np.ndarray], part: str, *, dtype, missing_ok: Callable[[str], bool] | None = None):
+def from_torch(shapes, tensors: Mapping[str, np.ndarray], part: str, *, dtype,
+               missing_ok: Callable[[str], bool] | None = None):
     """Fills a tree of shapes from torch-named tensors.
 
     Args:
@@ -193,13 +194,14 @@ def from_torch(shapes, tensors: Mapping[str, np.ndarray], part: str, *, dtype, m
                          f"{tuple(_to_torch_axes(np.broadcast_to(np.float32(0), expected), kernel).shape)}")
         stacks.setdefault(path, []).append(value)
     _raise(part, missing=missing, wrong=wrong)
-    params = {path: jnp.asarray(np.stack(values) if _SCANNED in path else values[0], dtype) for path, values in stacks.items()}
+    params = {path: jnp.asarray(np.stack(values) if _SCANNED in path else values[0], dtype)
+              for path, values in stacks.items()}
     return unflatten_dict(params), set(tensors) - used
 
 
 def _raise(part: str, **problems: list[str]):
     titles = {"missing": "missing keys", "wrong": "wrong shapes", "unknown": "keys that belong to no part"}
-    found = [f"{titles[kind]}: {', '.join(sorted(names)[:20])}" + (f" … ({len(names)} in all)" if len(names) > 20 else "")
+    found = [f"{titles[kind]}: {', '.join(sorted(names)[:20])}" + (f" … ({len(names)} in all)" * (len(names) > 20))
              for kind, names in problems.items() if names]
     if found:
         raise ValueError(f"the weights do not fit this {part}: " + "; ".join(found) + ".")
@@ -230,7 +232,7 @@ def _load(part: str, module: nn.Module, tensors, dtype, *init_args, optional=Non
 
 def _check_init(init_missing, rng):
     if unknown := set(init_missing) - {"vision"}:
-        raise ValueError(f"init_missing={tuple(init_missing)!r}: {unknown.pop()!r} is unknown; the only group is 'vision'.")
+        raise ValueError(f"init_missing: {unknown.pop()!r} is unknown; the only group is 'vision'.")
     if init_missing and rng is None:
         raise ValueError("init_missing needs rng=jax.random.key(…) to draw the fresh weights.")
 
@@ -239,7 +241,8 @@ def load_unet(config, *files, dtype=jnp.float32, init_missing=(), rng=None):
     """The denoising UNet.
 
     Args:
-        config: diffusers `UNet2DConditionModel` JSON (mapping or path), with `image_prompt_settings` for visual attention.
+        config: diffusers `UNet2DConditionModel` JSON (mapping or path), with `image_prompt_settings` for visual
+            attention.
         files: weight files; later ones override earlier ones.
         dtype: of the parameters and the computation.
         init_missing: ("vision",) draws `to_*_vision` freshly from `rng` when the files have none.

@@ -2,6 +2,7 @@ import os
 from pathlib import Path
 
 import pytest
+
 from goldens import FIXTURES
 
 # Tests neither read nor fill the user's cache of compiled programs; JAX reads this when it is imported.

@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from goldens import FIXTURES, assert_close, golden
 
 from realcustom_jax.models.clip_text import ClipText, ClipTextConfig
 from realcustom_jax.weights import load_text_encoder
+
+from goldens import FIXTURES, assert_close, golden
 
 
 def load(name):

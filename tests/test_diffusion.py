@@ -4,9 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from goldens import assert_close, golden, nchw, nhwc
 
 from realcustom_jax.diffusion import add_noise, betas, integrate, make_solver, snr, velocity
+
+from goldens import assert_close, golden, nchw, nhwc
 
 GOLDEN = golden("schedulers")
 BETAS = [key for key in GOLDEN if key.startswith("betas|")]

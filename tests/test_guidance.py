@@ -4,9 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from goldens import assert_close, golden, nchw, nhwc
 
 from realcustom_jax.guidance import classifier_free_guidance, strongest_reference, subject_mask
+
+from goldens import assert_close, golden, nchw, nhwc
 
 MASKS, CFG = golden("masks"), golden("cfg")
 MASK_CASES = [key for key in MASKS if key.startswith("mask")]

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from goldens import FIXTURES, assert_close, golden, nhwc
 from PIL import Image
 
 from realcustom_jax.images import (
@@ -24,6 +23,8 @@ from realcustom_jax.images import (
     to_uint8,
 )
 from realcustom_jax.weights import load_vision_encoder
+
+from goldens import FIXTURES, assert_close, golden, nhwc
 
 SIZES = {"size": 48, "encoder_size": 24, "split": 2}
 

@@ -4,10 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from goldens import FIXTURES, assert_close, golden
 
 from realcustom_jax.models.projector import Projector, ProjectorConfig
 from realcustom_jax.weights import load_projector
+
+from goldens import FIXTURES, assert_close, golden
 
 
 def load(name, **options):

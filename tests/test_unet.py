@@ -7,6 +7,7 @@ import pytest
 
 from realcustom_jax import weights
 from realcustom_jax.models.attention import project_context
+
 from goldens import FIXTURES, assert_close, golden, nchw, nhwc
 
 NAMES = ("unet_sdxl", "unet_sdxl_shallow", "unet_sd15")

@@ -1,6 +1,7 @@
 """The autoencoder against diffusers' AutoencoderKL (golden)."""
 
 from realcustom_jax import weights
+
 from goldens import FIXTURES, assert_close, golden, nchw, nhwc
 
 

@@ -4,11 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from goldens import FIXTURES, assert_close, golden, nhwc
 from safetensors.numpy import load_file
 
 from realcustom_jax.models.vit import VisionTransformer, VitConfig, resample_pos_embed
 from realcustom_jax.weights import load_vision_encoder
+
+from goldens import FIXTURES, assert_close, golden, nhwc
 
 
 def load(name, **options):

@@ -34,7 +34,8 @@ class ResnetBlock(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Halves the size with a strided convolution. `padding` as in `nn.Conv`: 1 in the UNet, ((0, 1), (0, 1)) in the VAE."""
+    """Halves the size with a strided convolution; `padding` as in `nn.Conv`, 1 in the UNet, ((0, 1), (0, 1)) in the
+    autoencoder."""
 
     padding: int | tuple
     dtype: jnp.dtype = jnp.float32

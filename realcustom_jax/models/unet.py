@@ -97,8 +97,8 @@ class UNetConfig:
 
 @flax.struct.dataclass
 class UNetOutput:
-    """noise [B,H,W,C]; maps: tuple of [B,R,h_l,w_l] float32, one per cross-attention layer in forward order (empty without
-    a target); self_maps: tuple of [B,1,n,n] float32 (empty unless asked for)."""
+    """noise [B,H,W,C]; maps: tuple of [B,R,h_l,w_l] float32, one per cross-attention layer in forward order (empty
+    without a target); self_maps: tuple of [B,1,n,n] float32 (empty unless asked for)."""
 
     noise: jax.Array
     maps: tuple[jax.Array, ...]

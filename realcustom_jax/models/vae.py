@@ -12,6 +12,8 @@ import jax.numpy as jnp
 
 from realcustom_jax.models.resnet import Downsample, ResnetBlock, Upsample
 
+GroupNorm = functools.partial(nn.GroupNorm, epsilon=1e-6, use_fast_variance=False)
+
 
 @dataclasses.dataclass(frozen=True)
 class VAEConfig:
@@ -59,7 +61,7 @@ class PixelAttention(nn.Module):
     def __call__(self, x):
         batch, h, w, channels = x.shape
         dense = functools.partial(nn.Dense, channels, dtype=self.dtype)
-        hidden = nn.GroupNorm(self.groups, epsilon=1e-6, use_fast_variance=False, dtype=self.dtype, name="group_norm")(x)
+        hidden = GroupNorm(self.groups, dtype=self.dtype, name="group_norm")(x)
         hidden = hidden.reshape(batch, h * w, channels)
         query, key, value = (dense(name=n)(hidden)[:, :, None] for n in ("to_q", "to_k", "to_v"))
         out = jax.nn.dot_product_attention(query, key, value)[:, :, 0]
@@ -117,7 +119,7 @@ class Encoder(nn.Module):
             resample = "down" if i + 1 < len(c.block_out_channels) else None
             x = Stage(channels, c.layers_per_block, c.norm_num_groups, resample, self.dtype, name=f"down_blocks_{i}")(x)
         x = MidBlock(c.norm_num_groups, c.mid_block_add_attention, self.dtype, name="mid_block")(x)
-        x = nn.GroupNorm(c.norm_num_groups, epsilon=1e-6, use_fast_variance=False, dtype=self.dtype, name="conv_norm_out")(x)
+        x = GroupNorm(c.norm_num_groups, dtype=self.dtype, name="conv_norm_out")(x)
         return conv(2 * c.latent_channels, name="conv_out")(nn.silu(x))
 
 
@@ -135,8 +137,9 @@ class Decoder(nn.Module):
         x = MidBlock(c.norm_num_groups, c.mid_block_add_attention, self.dtype, name="mid_block")(x)
         for i, channels in enumerate(reversed(c.block_out_channels)):
             resample = "up" if i + 1 < len(c.block_out_channels) else None
-            x = Stage(channels, c.layers_per_block + 1, c.norm_num_groups, resample, self.dtype, name=f"up_blocks_{i}")(x)
-        x = nn.GroupNorm(c.norm_num_groups, epsilon=1e-6, use_fast_variance=False, dtype=self.dtype, name="conv_norm_out")(x)
+            x = Stage(channels, c.layers_per_block + 1, c.norm_num_groups, resample, self.dtype,
+                      name=f"up_blocks_{i}")(x)
+        x = GroupNorm(c.norm_num_groups, dtype=self.dtype, name="conv_norm_out")(x)
         return conv(c.out_channels, name="conv_out")(nn.silu(x))
 
 

@@ -19,15 +19,15 @@ from realcustom_jax.models.unet import UNet
 from realcustom_jax.models.vit import VisionTransformer
 from realcustom_jax.objectives import denoising_loss
 from realcustom_jax.sampling import Conditioning, sample_latents
-from realcustom_jax.stages.base import stratified_timesteps, time_ids
+from realcustom_jax.stages.base import time_ids
 
 
 @dataclasses.dataclass
 class AdapterTask:
     """Trains {"projector", "vision"}: the projector and the UNet's visual keys and values.
 
-    `batches` give latents, input_ids, references [B,4,H,W,3] (uint8) and difficulty [B,4]; `frozen` holds the parameters of
-    unet (without its visual layers), text_encoder, siglip and dinov2.
+    `batches` give latents, input_ids, references [B,4,H,W,3] (uint8) and difficulty [B,4]; `frozen` holds the
+    parameters of unet (without its visual layers), text_encoder, siglip and dinov2; `fresh` those at step 0.
     """
 
     unet: UNet
@@ -44,13 +44,12 @@ class AdapterTask:
     empty_ids: np.ndarray
     decode: Callable[[jax.Array], jax.Array]
     image_size: int
+    prediction: str
     image_dropout: float = 0.1
     text_dropout: float = 0.05
-    min_snr_gamma: float | None = 5.0
 
     def __post_init__(self):
         self.betas = diffusion.betas()
-        self.snr = diffusion.snr(self.betas)
 
     def init(self, key):
         return self.fresh
@@ -66,31 +65,31 @@ class AdapterTask:
     def conditioning(self, params, frozen, input_ids, references) -> Conditioning:
         """references: [B,H,W,3] in [0, 1]; zeros for none."""
         text = self.text_encoder.apply({"params": frozen["text_encoder"]}, input_ids)
-        features = reference_features(self.siglip, frozen["siglip"], self.dinov2, frozen["dinov2"], references, self.settings)
+        features = reference_features(
+            self.siglip, frozen["siglip"], self.dinov2, frozen["dinov2"], references, self.settings)
         tokens = self.projector.apply({"params": params["projector"]}, features)
         return Conditioning(text.penultimate, text.pooled, time_ids(self.image_size, len(input_ids)), tokens[:, None])
 
     def loss(self, params, frozen, batch, key):
-        keys = jax.random.split(key, 4)
+        keys = jax.random.split(key, 3)
         size = len(batch["input_ids"])
         no_text = jax.random.bernoulli(keys[0], self.text_dropout, (size, 1))
         no_image = jax.random.bernoulli(keys[1], self.image_dropout, (size, 1, 1, 1))
         c = self.conditioning(params, frozen, jnp.where(no_text, self.empty_ids, batch["input_ids"]),
                               jnp.where(no_image, 0.0, batch["reference"] / 255.0))
-        latents = jnp.asarray(batch["latents"], jnp.float32)
-        noise = jax.random.normal(keys[2], latents.shape)
-        t = stratified_timesteps(keys[3], size, len(self.betas))
-        noisy = diffusion.add_noise(latents, noise, t, self.betas)
-        predicted = self.unet.apply(
-            {"params": merge_unet(params["vision"], frozen["unet"])}, noisy, t, c.text, pooled=c.pooled,
-            time_ids=c.time_ids, vision=c.vision).noise
-        return denoising_loss(noise, predicted, self.snr[t], gamma=self.min_snr_gamma), {}
+        unet_params = merge_unet(params["vision"], frozen["unet"])
+
+        def predict(noisy, t):
+            return self.unet.apply({"params": unet_params}, noisy, t, c.text, pooled=c.pooled, time_ids=c.time_ids,
+                                   vision=c.vision).noise
+
+        return denoising_loss(predict, batch["latents"], keys[2], betas=self.betas, prediction=self.prediction), {}
 
     def preview(self, params) -> Image.Image:
         """References (odd rows) and the pictures made of them (even rows), for the hardest pairs of the first batch."""
         batch = {k: v[:16] for k, v in self.batches[0].items()}
         references = batch["references"][:, -1] / 255.0
-        solver = diffusion.make_solver(steps=20)
+        solver = diffusion.make_solver(steps=20, betas=self.betas, prediction=self.prediction)
 
         @jax.jit
         def sample(params, frozen):
@@ -100,8 +99,9 @@ class AdapterTask:
             # The noun is the second word of every caption, after the start token and the article.
             target = jnp.zeros((16, 1, batch["input_ids"].shape[1])).at[:, :, 2].set(1)
             noise = jax.random.normal(jax.random.key(0), batch["latents"].shape)
-            return sample_latents(self.unet, merge_unet(params["vision"], frozen["unet"]), noise, positive, negative, target,
-                                  solver=solver, freeze_mask_step=10).latents
+            unet_params = merge_unet(params["vision"], frozen["unet"])
+            return sample_latents(self.unet, unet_params, noise, positive, negative, target, solver=solver,
+                                  freeze_mask_step=10).latents
 
         made = np.asarray(self.decode(sample(params, self.frozen)))
         references = references * 2 - 1

@@ -25,8 +25,9 @@ class AutoencoderTask:
 
     def __post_init__(self):
         self.module = Autoencoder(VAEConfig.from_config(self.model))
-        self.encode = jax.jit(lambda params, images: self.module.apply({"params": params}, images, method="encode").mean)
-        self.decode = jax.jit(lambda params, latents: self.module.apply({"params": params}, latents, method="decode"))
+        apply = self.module.apply
+        self.encode = jax.jit(lambda params, images: apply({"params": params}, images, method="encode").mean)
+        self.decode = jax.jit(lambda params, latents: apply({"params": params}, latents, method="decode"))
 
     def init(self, key):
         return self.module.init(key, jnp.zeros((1, 64, 64, 3)))["params"]

@@ -31,14 +31,13 @@ class BaseTask:
     empty_ids: np.ndarray
     decode: Any
     image_size: int
+    prediction: str
     text_dropout: float = 0.1
-    min_snr_gamma: float | None = 5.0
     frozen: None = None
 
     def __post_init__(self):
         self.unet = UNet(UNetConfig.from_config(self.unet_config))
         self.betas = diffusion.betas()
-        self.snr = diffusion.snr(self.betas)
 
     def init(self, key):
         args, kwargs = weights.unet_inputs(self.unet.config)
@@ -54,22 +53,20 @@ class BaseTask:
         return Conditioning(text.penultimate, text.pooled, time_ids(self.image_size, len(input_ids)))
 
     def loss(self, params, frozen, batch, key):
-        keys = jax.random.split(key, 3)
-        size = len(batch["input_ids"])
-        dropped = jax.random.bernoulli(keys[0], self.text_dropout, (size, 1))
+        drop_key, noise_key = jax.random.split(key)
+        dropped = jax.random.bernoulli(drop_key, self.text_dropout, (len(batch["input_ids"]), 1))
         text = self.conditioning(params, jnp.where(dropped, self.empty_ids, batch["input_ids"]))
-        latents = jnp.asarray(batch["latents"], jnp.float32)
-        noise = jax.random.normal(keys[1], latents.shape)
-        t = stratified_timesteps(keys[2], size, len(self.betas))
-        noisy = diffusion.add_noise(latents, noise, t, self.betas)
-        predicted = self.unet.apply({"params": params["unet"]}, noisy, t, text.text, pooled=text.pooled,
-                                    time_ids=text.time_ids).noise
-        return denoising_loss(noise, predicted, self.snr[t], gamma=self.min_snr_gamma), {}
+
+        def predict(noisy, t):
+            return self.unet.apply({"params": params["unet"]}, noisy, t, text.text, pooled=text.pooled,
+                                   time_ids=text.time_ids).noise
+
+        return denoising_loss(predict, batch["latents"], noise_key, betas=self.betas, prediction=self.prediction), {}
 
     def preview(self, params) -> Image.Image:
         """Pictures of the first captions, from fixed noise."""
         batch = {k: v[:16] for k, v in self.batches[0].items()}
-        solver = diffusion.make_solver(steps=20)
+        solver = diffusion.make_solver(steps=20, betas=self.betas, prediction=self.prediction)
 
         @jax.jit
         def sample(params):
@@ -85,8 +82,3 @@ def time_ids(size: int, batch: int) -> jax.Array:
     """SDXL's size conditioning in the released order (w, h, 0, 0, w, h), float32 [B,6]."""
     return jnp.broadcast_to(jnp.asarray([size, size, 0, 0, size, size], jnp.float32), (batch, 6))
 
-
-def stratified_timesteps(key: jax.Array, batch: int, num_steps: int) -> jax.Array:
-    """int32 [B] timesteps, uniform, one in each of B equal strata (less noise in the loss than independent draws)."""
-    offsets = (jnp.arange(batch) + jax.random.uniform(key, (batch,))) / batch
-    return jnp.minimum((offsets * num_steps).astype(jnp.int32), num_steps - 1)

@@ -93,12 +93,13 @@ class EncodersTask:
     def _embed(self, params, name, images):
         module, mean, std = {"siglip": (self.siglip, SIGLIP_MEAN, SIGLIP_STD),
                              "dinov2": (self.dinov2, DINO_MEAN, DINO_STD)}[name]
-        tokens, = module.apply({"params": params[name]}, normalize(images, mean, std), layers=(module.config.depth - 1,))
+        last = module.config.depth - 1
+        tokens, = module.apply({"params": params[name]}, normalize(images, mean, std), layers=(last,))
         return Head().apply({"params": params[f"{name}_head"]}, tokens)
 
     def preview(self, params) -> Image.Image:
-        """Queries (first column) and, left to right, the pictures most like them to the DINOv2-style encoder; the true match
-        is framed by a white border."""
+        """Queries (first column) and, left to right, the pictures most like them to the DINOv2-style encoder; the
+        true match is framed by a white border."""
         views = self.batch(0)["views"][:32]
         a, b = (np.asarray(self._embed(params, "dinov2", prepare_reference(
             views[:, i] / 255.0, size=2 * self.size, encoder_size=self.size)[0])) for i in range(2))

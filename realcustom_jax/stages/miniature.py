@@ -13,17 +13,20 @@ from realcustom_jax import bundle, weights
 from realcustom_jax.adapter import split_unet
 from realcustom_jax.adapter import to_torch as adapter_tensors
 from realcustom_jax.choices import check_choice
+from realcustom_jax.compilation import enable_compilation_cache
 from realcustom_jax.curriculum import Curriculum
 from realcustom_jax.data import builder, loader, sprites
+from realcustom_jax.evaluation.judge import JudgeConfig, save_judge
 from realcustom_jax.images import VisionSettings, from_uint8
 from realcustom_jax.models.clip_text import ClipText, ClipTextConfig
-from realcustom_jax.stages import adapter, autoencoder, base, encoders
+from realcustom_jax.stages import adapter, autoencoder, base, encoders, judge
 from realcustom_jax.text import build_tokenizer, encode_prompt
 from realcustom_jax.training import TrainSettings, fit
 
 
 def run(config: ConfigDict, workdir: Path) -> None:
     """Trains `config.stage`, or all stages; a stage that has written its part of the bundle is not trained again."""
+    enable_compilation_cache()
     check_choice("stage", config.stage, ("all", *STAGES))
     data = builder.write(workdir / "data", **config.data)
     for name in STAGES if config.stage == "all" else (config.stage,):
@@ -87,7 +90,7 @@ def _base(config: ConfigDict, workdir: Path, data: Path) -> None:
     task = base.BaseTask(
         unet_config=config.models.unet.to_dict(), text_encoder=ClipText(ClipTextConfig.from_config(text_config)),
         batches=_batches(arrays, "base", config), empty_ids=encode_prompt(tokenizer, "", allow_empty=True)[0],
-        decode=_decoder(workdir), image_size=config.models.vae.sample_size)
+        decode=_decoder(workdir), image_size=config.models.vae.sample_size, prediction=config.prediction)
     params = _fit("base", task, config, workdir)
     folder = workdir / "bundle"
     tokenizer.save_pretrained(folder / "tokenizer")
@@ -118,14 +121,22 @@ def _adapter(config: ConfigDict, workdir: Path, data: Path) -> None:
         fresh={"projector": projector_params, "vision": vision},
         batches=_batches(arrays, "adapter", config, rows), curriculum=Curriculum(**config.curriculum),
         steps=config.optimization.adapter.steps, empty_ids=encode_prompt(tokenizer, "", allow_empty=True)[0],
-        decode=_decoder(workdir), image_size=config.models.vae.sample_size)
+        decode=_decoder(workdir), image_size=config.models.vae.sample_size, prediction=config.prediction)
     params = _fit("adapter", task, config, workdir)
     tensors = adapter_tensors(params["projector"], params["vision"])
     bundle.save_part(folder, "adapter", adapter_config, bundle.to_half(tensors))
-    _describe(folder)
+    _describe(folder, config.prediction)
 
 
-def _describe(folder: Path) -> None:
+def _judge(config: ConfigDict, workdir: Path, data: Path) -> None:
+    arrays = loader.load_arrays(data, "train", fields=judge.FIELDS)
+    model = config.models.judge.to_dict()
+    task = judge.JudgeTask(model, _batches(arrays, "judge", config, judge.single_subject_rows(arrays["nouns"])))
+    params = _fit("judge", task, config, workdir)
+    save_judge(workdir / "bundle", JudgeConfig.from_config(model), params)
+
+
+def _describe(folder: Path, prediction: str) -> None:
     """What makes the parts a diffusers folder: the index, the scheduler, and the words that the model knows."""
     bundle.write_json(folder / "model_index.json", {
         "_class_name": "StableDiffusionXLPipeline", "text_encoder": ["transformers", "CLIPTextModel"],
@@ -133,7 +144,7 @@ def _describe(folder: Path) -> None:
         "vae": ["diffusers", "AutoencoderKL"], "scheduler": ["diffusers", "DPMSolverSinglestepScheduler"]})
     bundle.write_json(folder / "scheduler" / "scheduler_config.json", {
         "_class_name": "DPMSolverSinglestepScheduler", "beta_schedule": "scaled_linear", "beta_start": 0.00085,
-        "beta_end": 0.012, "num_train_timesteps": 1000, "prediction_type": "epsilon", "timestep_spacing": "trailing"})
+        "beta_end": 0.012, "num_train_timesteps": 1000, "prediction_type": prediction, "timestep_spacing": "trailing"})
     bundle.write_json(folder / "vocabulary.json", {
         "nouns": sprites.NOUNS, "held_out_nouns": sprites.HELD_OUT_NOUNS, "scenes": sprites.SCENES,
         "words": sprites.VOCABULARY})
@@ -161,5 +172,5 @@ def _decoder(workdir: Path) -> Callable[[jax.Array], jax.Array]:
 
 
 STAGES: dict[str, Callable[[ConfigDict, Path, Path], None]] = {
-    "autoencoder": _autoencoder, "encoders": _encoders, "base": _base, "adapter": _adapter,
+    "autoencoder": _autoencoder, "encoders": _encoders, "base": _base, "adapter": _adapter, "judge": _judge,
 }

@@ -1,0 +1,55 @@
+"""Every stage of the miniature's training, two steps each, on a few painted rows and networks of a few channels."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from realcustom_jax import bundle, weights
+from realcustom_jax.stages import miniature
+
+CONFIG = Path(__file__).parents[1] / "configs" / "mini.py"
+
+
+@pytest.fixture(scope="module")
+def config():
+    spec = importlib.util.spec_from_file_location("mini", CONFIG)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.get_config()
+    config.data.num_train, config.data.num_test = 24, 4
+    config.models.vae.update(block_out_channels=[8, 8, 8], norm_num_groups=4)
+    config.models.unet.update(block_out_channels=[8, 8, 16], norm_num_groups=4, attention_head_dim=[2, 2, 2])
+    for settings in config.optimization.values():
+        settings.update(steps=2, batch_size=4, warmup=1)
+    return config
+
+
+@pytest.fixture(scope="module")
+def trained(config, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("run")
+    miniature.run(config, workdir)
+    return workdir
+
+
+@pytest.mark.parametrize("stage", miniature.STAGES)
+def test_every_stage_leaves_a_picture_and_a_checkpoint(trained, stage):
+    assert (trained / stage / "samples" / "000002.png").is_file()
+    assert (trained / stage / "checkpoints" / "2").is_dir()
+
+
+def test_the_bundle_is_read_back(trained, config):
+    folder = trained / "bundle"
+    bundle.load_autoencoder(folder)
+    bundle.load_text_encoder(folder)
+    adapter = weights.read_tensors(folder / "adapter" / bundle.WEIGHT_FILES["adapter"])
+    assert any(name.startswith(weights.PROJECTOR_PREFIX) for name in adapter)
+    assert any(".to_v_vision." in name for name in adapter)
+    assert not any(".to_k.weight" in name for name in adapter), "the frozen base model is not in the adapter's file"
+
+
+def test_an_unknown_stage_is_named(config, tmp_path):
+    wrong = config.copy_and_resolve_references()
+    wrong.stage = "adaptor"
+    with pytest.raises(ValueError, match="did you mean 'adapter'"):
+        miniature.run(wrong, tmp_path)
