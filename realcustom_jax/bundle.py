@@ -73,14 +73,18 @@ def _files(folder: Path, weight_file: str) -> tuple[Path, Path]:
 
 
 @contextlib.contextmanager
-def _naming(place: Path):
-    """Puts the place in front of what is wrong with the files there."""
+def _naming(*places: Path):
+    """Puts the places in front of what is wrong with the files there, unless that names them itself."""
+    where = f"{' with '.join(map(str, places))}: "
     try:
         yield
     except ValueError as error:
-        raise ValueError(f"{place}: {error}") from None
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{place}: the configuration lacks or misuses {error}.") from None
+        named = any(str(place) in str(error) for place in places)
+        raise ValueError(str(error) if named else f"{where}{error}") from None
+    except KeyError as error:
+        raise ValueError(f"{where}the configuration lacks {error}.") from None
+    except (TypeError, AttributeError) as error:
+        raise ValueError(f"{where}the configuration cannot be used ({error}).") from None
 
 
 def load_autoencoder(bundle: Path, **options):
@@ -105,7 +109,7 @@ def load_unet(bundle: Path, adapter: Path, **options):
     """(module, params) of the bundle's UNet with the visual attention of the adapter in the folder `adapter`."""
     config, base = part_files(bundle, "unet")
     adapter_config, visual = _files(adapter, WEIGHT_FILES["adapter"])
-    with _naming(config.parent):
+    with _naming(config.parent, adapter):
         settings = weights.read_config(adapter_config)["image_prompt_settings"]
         config = {**weights.read_config(config), "image_prompt_settings": settings}
         return weights.load_unet(config, base, visual, **options)

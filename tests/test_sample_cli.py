@@ -6,13 +6,14 @@ import shutil
 
 import numpy as np
 import pytest
-from mini_bundle import SIDE
 from PIL import Image
 
 import sample
 from realcustom_jax import bundle, weights
 from realcustom_jax.contact_sheet import CELL, contact_sheet, fit, mask_overlay, save
 from realcustom_jax.pipeline import ASSETS, Pipeline, Result
+
+from mini_bundle import SIDE
 
 DOG, CAR = (str(ASSETS / "references" / f"{noun}.png") for noun in ("dog", "car"))
 
@@ -110,10 +111,11 @@ def reshape(folder, part):
     (lambda folder: truncate(folder, "image_encoder_dinov2/config.json"), "dinov2/config.json is not valid JSON"),
     (lambda folder: truncate(folder, "tokenizer/tokenizer.json"), "the tokenizer cannot be read"),
     (lambda folder: truncate(folder, "vocabulary.json"), "vocabulary.json is not valid JSON"),
-    (lambda folder: (folder / "vae" / "config.json").write_text('{"block_out_channels": "wide"}'), "vae: "),
-    (lambda folder: (folder / "unet" / "config.json").write_text("{}"), "unet: .*down_block_types|block_out_channels"),
+    (lambda folder: (folder / "vae" / "config.json").write_text('{"block_out_channels": "wide"}'),
+     "vae: the configuration cannot be used"),
+    (lambda folder: (folder / "unet" / "config.json").write_text("{}"), "unet.* lacks 'block_out_channels'"),
     (lambda folder: reshape(folder, "text_encoder"), "text_encoder: .*wrong shapes: "),
-    (lambda folder: reshape(folder, "adapter"), "wrong shapes: "),
+    (lambda folder: reshape(folder, "adapter"), "adapter: .*wrong shapes: "),
 ])
 def test_a_damaged_model_is_one_sentence_and_exit_code_2(mini_folder, tmp_path, capsys, damage, message):
     folder = shutil.copytree(mini_folder, tmp_path / "model")
