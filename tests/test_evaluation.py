@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from mini_bundle import write_mini_bundle
 from PIL import Image
 
 from realcustom_jax import pipeline
@@ -38,6 +37,8 @@ from realcustom_jax.evaluation.scores import Generated, examine, report_method, 
 from realcustom_jax.sampling import Samples
 from realcustom_jax.stages.judge import JudgeTask, disturb, single_subject_rows
 from realcustom_jax.training import TrainSettings, init_state, make_train_step
+
+from mini_bundle import write_mini_bundle
 
 SMALL = JudgeConfig(widths=(8, 8, 16), hidden=16, groups=4)
 
@@ -278,6 +279,8 @@ def test_disturbance_moves_picture_and_mask_alike():
     (["--seed", "-1"], "seed is -1"),
     (["--batch-size", "0"], "--batch-size is 0"),
     (["--json", "nowhere/at/all.json"], "does not exist"),
+    (["--json", "."], "--json . is a folder"),
+    (["--out", __file__], "is a file; give the name of a folder"),
     (["--model", "no-such-model"], "no-such-model"),
 ])
 def test_command_explains_bad_arguments(arguments, says, capsys):

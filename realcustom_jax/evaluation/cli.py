@@ -49,8 +49,7 @@ def _run(options: argparse.Namespace) -> None:
     started = time.monotonic()
     if options.batch_size < 1:
         raise ValueError(f"--batch-size is {options.batch_size}; at least 1 is needed.")
-    for path in (options.json, options.out):
-        _check_parent(path)
+    _check_outputs(options.json, options.out)
     cases = make_cases(options.num_subjects, options.seed)
     generator = Generator.load(options.model)
     outputs = _generate(generator, cases, min(options.batch_size, len(cases)))
@@ -99,9 +98,15 @@ def _generate(generator: Generator, cases: Sequence[Case], batch_size: int) -> d
     return outputs
 
 
-def _check_parent(path: Path | None) -> None:
-    if path is not None and not path.absolute().parent.is_dir():
-        raise FileNotFoundError(f"{path} cannot be written: the folder {path.absolute().parent} does not exist.")
+def _check_outputs(file: Path | None, folder: Path | None) -> None:
+    """Before the long part, what would fail after it."""
+    for path in (file, folder):
+        if path is not None and not path.absolute().parent.is_dir():
+            raise FileNotFoundError(f"{path} cannot be written: the folder {path.absolute().parent} does not exist.")
+    if file is not None and file.is_dir():
+        raise ValueError(f"--json {file} is a folder; give the name of a file.")
+    if folder is not None and folder.is_file():
+        raise ValueError(f"--out {folder} is a file; give the name of a folder.")
 
 
 def _write_png(path: Path, picture: Image.Image) -> None:
