@@ -5,12 +5,13 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from mini_bundle import SIDE
 from PIL import Image
 
 from realcustom_jax import bundle
 from realcustom_jax.compilation import enable_compilation_cache
 from realcustom_jax.pipeline import ASSETS, Pipeline
+
+from mini_bundle import SIDE
 
 DOG, CAR = ASSETS / "references" / "dog.png", ASSETS / "references" / "car.png"
 PROMPT = "a dog on the beach"
