@@ -90,12 +90,13 @@ class CrossAttention(nn.Module):
         return nn.Dense(x.shape[-1], dtype=self.dtype, name="to_out_0")(out.reshape(x.shape)), maps
 
 
-def project_context(params, text: jax.Array, vision: jax.Array | None) -> dict:
+def project_context(params, text: jax.Array, vision: jax.Array | None, dtype: jnp.dtype = jnp.float32) -> dict:
     """Keys and values of every cross-attention layer, computed once for all timesteps.
 
     Args:
         params: the UNet's parameters.
         text: [B,T,D] text tokens. vision: [B,R,L,D] projected vision tokens, or None.
+        dtype: the UNet's compute dtype.
     Returns:
         The variable collection "context" for `UNet.apply({"params": params, "context": context}, …)`: the tree
         of the parameters, reduced to the cross-attention layers, with `to_k`, `to_v` [B,T,C] and, with vision,
@@ -106,7 +107,7 @@ def project_context(params, text: jax.Array, vision: jax.Array | None) -> dict:
         inputs |= {"to_k_vision": vision, "to_v_vision": vision}
 
     def project(name, kernel):
-        tokens = inputs[name].astype(kernel.dtype)
+        tokens, kernel = inputs[name].astype(dtype), kernel.astype(dtype)
         if kernel.ndim == 2:
             return tokens @ kernel
         return jax.vmap(lambda layer: tokens @ layer)(kernel)
@@ -115,7 +116,7 @@ def project_context(params, text: jax.Array, vision: jax.Array | None) -> dict:
     for name, child in params.items():
         if name == "attn2":
             context[name] = {n: project(n, child[n]["kernel"]) for n in inputs}
-        elif isinstance(child, dict) and (inner := project_context(child, text, vision)):
+        elif isinstance(child, dict) and (inner := project_context(child, text, vision, dtype)):
             context[name] = inner
     return context
 

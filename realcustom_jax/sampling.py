@@ -1,0 +1,253 @@
+"""The dual-branch sampler of RealCustom++ (arXiv 2408.09744; released loop: `inference/pipeline.py`).
+
+On the latent z_i of step i the UNet runs in up to three *lanes*:
+
+    guidance     text alone; the target words' attention maps become the mask m_i (module `guidance`)
+    generation   text and image, the visual term weighted by a mask
+    negative     negative text and image, the same mask; guided = negative + s · (generation − negative)
+
+With T steps and the mask frozen from step K on, [lanes | mask] being one vmapped UNet call:
+
+    step           sequential (as released)                           fused
+    0              [guidance] → m_0, [generation negative | m_0]      the same
+    1 … K − 1      [guidance] → m_i, [generation negative | m_i]      [guidance generation negative | m_{i−1}] → m_i
+    K … T − 1      [generation negative | m_{K−1}]                    the same
+
+Both orders evaluate as many lanes, K + 2T. Fused needs T + 1 calls instead of T + K, each large enough to fill
+the chip; in return its steps 1 … K − 1 see a mask one step old. What no step changes, the keys and values of
+text and vision tokens in every layer, is projected once, before the loops.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from realcustom_jax.choices import check_choice
+from realcustom_jax.diffusion import Solver, integrate
+from realcustom_jax.guidance import classifier_free_guidance, subject_mask
+from realcustom_jax.models.attention import project_context
+from realcustom_jax.models.unet import UNet, UNetOutput
+
+
+@flax.struct.dataclass
+class Conditioning:
+    """What the UNet sees beside the latents.
+
+    text: [B,T,D] text tokens. pooled: [B,P] pooled text and time_ids: [B,6] (SDXL's kind of UNet only).
+    vision: [B,R,L,D] projected tokens of R references.
+    """
+
+    text: jax.Array
+    pooled: jax.Array | None = None
+    time_ids: jax.Array | None = None
+    vision: jax.Array | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskConfig:
+    """How the guidance lane's maps become masks; hashable. The options are `guidance.subject_mask`'s, and
+
+    downscale: the mask's size is the latents', divided by this.
+    refine_at: (h, w) of the self-attention layers whose maps refine the mask; None does not refine. The paper
+        takes the highest resolution that has attention.
+    """
+
+    scope: float = 0.25
+    normalize: str = "max_norm"
+    select: str = "topk"
+    binary: bool = False
+    overlap: str = "sum"
+    downscale: int = 2
+    refine_at: tuple[int, int] | None = None
+    normalize_self: str | None = None
+
+    def size(self, latents: jax.Array) -> tuple[int, int]:
+        """(h, w) of the masks of latents [B,H,W,C]."""
+        return latents.shape[1] // self.downscale, latents.shape[2] // self.downscale
+
+    def mask(self, output: UNetOutput, size: tuple[int, int]) -> jax.Array:
+        """The masks [B,R,h,w] of a UNet evaluation with target maps (and self maps at `refine_at`)."""
+        if self.refine_at and not output.self_maps:
+            sizes = sorted({m.shape[-2:] for m in output.maps}, reverse=True)
+            raise ValueError(f"refine_at={self.refine_at}: no self-attention layer has that size; there are {sizes}.")
+        return subject_mask(
+            output.maps, size=size, scope=self.scope, normalize=self.normalize, select=self.select,
+            binary=self.binary, overlap=self.overlap, self_maps=output.self_maps, normalize_self=self.normalize_self)
+
+
+@flax.struct.dataclass
+class Samples:
+    """latents: the last x_0 prediction [B,H,W,C]; masks: the mask used in each step [steps,B,R,h,w]; float32."""
+
+    latents: jax.Array
+    masks: jax.Array
+
+
+def sample_latents(
+    unet: UNet,
+    params,
+    noise: jax.Array,
+    positive: Conditioning,
+    negative: Conditioning,
+    target: jax.Array,
+    *,
+    solver: Solver,
+    guidance_scale: ArrayLike = 3.5,
+    mask: MaskConfig | None = MaskConfig(),
+    freeze_mask_step: int = 12,
+    branches: str = "fused",
+    on_step: Callable[[int], None] | None = None,
+) -> Samples:
+    """Customised latents from pure noise; pure, to be jitted as a whole.
+
+    Args:
+        unet, params: the UNet with visual attention.
+        noise: [B,H,W,C] of unit variance.
+        positive, negative: with vision tokens, and of equal shapes.
+        target: [B,R,T] 0/1, the tokens of each reference's phrase in the positive text.
+        guidance_scale: s; 1 is the generation branch alone.
+        mask: None lets the image act everywhere: masks of ones, no guidance branch.
+        freeze_mask_step: K ≥ 1, the first step that reuses its predecessor's mask; K ≥ steps never freezes.
+        branches: "fused" | "sequential", see the module.
+        on_step: called on the host with the number of each finished step, in no guaranteed order.
+    Raises:
+        ValueError: an unknown option, an impossible number, or arrays that do not fit together.
+    """
+    check_choice("branches", branches, ("fused", "sequential"))
+    _check(noise, positive, target, guidance_scale, freeze_mask_step)
+    config = mask or MaskConfig()
+    size = config.size(noise)
+    if min(size) < 1:
+        raise ValueError(f"noise has shape {noise.shape}, too small for a mask downscaled by {config.downscale}.")
+    maps_of = {"target": target, "self_maps_at": config.refine_at}
+    pair = _Lanes.pair(unet, params, positive, negative)
+    guidance, trio = pair.take(0), pair.take(0, 0, 1)
+    timesteps = jnp.asarray(solver.timesteps)
+
+    def advance(state, i, predictions):
+        state = solver.step(state, i, _guided(predictions, guidance_scale))
+        if on_step is not None:
+            # A value of the result, so that the call waits for the step's end.
+            jax.debug.callback(lambda i, _: on_step(int(i)), i, state.x[0, 0, 0, 0])
+        return state
+
+    def frozen_step(carry, i):
+        state, mask = carry
+        out = pair.evaluate(unet, params, state.x, timesteps[i], jnp.stack([mask, mask]))
+        return (advance(state, i, out.noise), mask), mask
+
+    def sequential_step(carry, i):
+        state, _ = carry
+        out = guidance.evaluate(unet, params, state.x, timesteps[i], None, **maps_of)
+        return frozen_step((state, config.mask(_lane(out, 0), size)), i)
+
+    def fused_step(carry, i):
+        state, mask = carry
+        masks = jnp.stack([jnp.zeros_like(mask), mask, mask])
+        out = trio.evaluate(unet, params, state.x, timesteps[i], masks, **maps_of)
+        return (advance(state, i, out.noise[1:]), config.mask(_lane(out, 0), size)), mask
+
+    freeze = 0 if mask is None else min(freeze_mask_step, solver.steps)
+    fresh = freeze if branches == "sequential" else min(freeze, 1)
+    carry = solver.init(noise), jnp.ones((*target.shape[:2], *size), jnp.float32)
+    masks = []
+    for step, start, stop in (
+        (sequential_step, 0, fresh), (fused_step, fresh, freeze), (frozen_step, freeze, solver.steps),
+    ):
+        if start < stop:
+            carry, used = _scan(step, carry, start, stop)
+            masks.append(used)
+    return Samples(carry[0].x0, jnp.concatenate(masks))
+
+
+def sample_text_only(
+    unet: UNet,
+    params,
+    noise: jax.Array,
+    positive: Conditioning,
+    negative: Conditioning,
+    *,
+    solver: Solver,
+    guidance_scale: ArrayLike = 3.5,
+) -> jax.Array:
+    """Latents of the base model, without visual term: the last x_0 prediction, float32 [B,H,W,C].
+
+    Arguments as in `sample_latents`; vision tokens are ignored.
+    """
+    pair = _Lanes.pair(unet, params, positive.replace(vision=None), negative.replace(vision=None))
+
+    def model_fn(x, t):
+        return _guided(pair.evaluate(unet, params, x, t, None).noise, guidance_scale)
+
+    return integrate(model_fn, noise, solver)[1]
+
+
+@flax.struct.dataclass
+class _Lanes:
+    """The inputs of several lanes that no step changes, stacked on a leading axis."""
+
+    conditioning: Conditioning
+    context: dict
+
+    @classmethod
+    def pair(cls, unet: UNet, params, positive: Conditioning, negative: Conditioning) -> "_Lanes":
+        for field in dataclasses.fields(Conditioning):
+            given, other = (getattr(c, field.name) for c in (positive, negative))
+            if (shape := getattr(given, "shape", None)) != (other_shape := getattr(other, "shape", None)):
+                raise ValueError(f"positive and negative differ in the shape of {field.name}: {shape}, {other_shape}.")
+        both = jax.tree.map(lambda *x: jnp.stack(x), positive, negative)
+
+        def project(text, vision):
+            return project_context(params, text, vision, unet.dtype)
+
+        return cls(both, jax.vmap(project)(both.text, both.vision))
+
+    def take(self, *lanes: int) -> "_Lanes":
+        return jax.tree.map(lambda x: x[np.array(lanes)], self)
+
+    def evaluate(self, unet: UNet, params, x, t, masks, **maps_of) -> UNetOutput:
+        """One UNet call on latents x [B,H,W,C] in every lane; masks [lanes,B,R,h,w], or None for no visual term."""
+
+        def lane(c, context, mask):
+            vision = None if mask is None else c.vision
+            return unet.apply({"params": params, "context": context}, x, t, c.text, pooled=c.pooled,
+                              time_ids=c.time_ids, vision=vision, mask=mask, **maps_of)
+
+        return jax.vmap(lane)(self.conditioning, self.context, masks)
+
+
+def _check(noise, positive, target, guidance_scale, freeze_mask_step) -> None:
+    if noise.ndim != 4:
+        raise ValueError(f"noise has shape {noise.shape}; expected [B,H,W,C].")
+    if positive.vision is None:
+        raise ValueError("positive has no vision tokens; without a reference image, use sample_text_only.")
+    if target.shape[:2] != positive.vision.shape[:2]:
+        raise ValueError(f"target has shape {target.shape} and positive.vision {positive.vision.shape}: "
+                         "give one target phrase for each reference ([B,R,T] and [B,R,L,D]).")
+    if freeze_mask_step < 1:
+        raise ValueError(f"freeze_mask_step is {freeze_mask_step}; it must be at least 1, or no mask is ever made.")
+    if not isinstance(guidance_scale, jax.Array) and not np.isfinite(guidance_scale):
+        raise ValueError(f"guidance_scale is {guidance_scale}; it must be a finite number.")
+
+
+def _lane(output: UNetOutput, lane: int) -> UNetOutput:
+    return jax.tree.map(lambda x: x[lane], output)
+
+
+def _guided(predictions: jax.Array, scale: ArrayLike) -> jax.Array:
+    generation, negative = predictions
+    return classifier_free_guidance(text=None, text_image=generation, uncond=negative, text_scale=1.0,
+                                    image_scale=scale, mode="none_direct")
+
+
+def _scan(step, carry, start: int, stop: int):
+    """Steps start … stop − 1; a single one needs no loop."""
+    if stop - start > 1:
+        return jax.lax.scan(step, carry, jnp.arange(start, stop))
+    carry, y = step(carry, start)
+    return carry, y[None]
