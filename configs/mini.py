@@ -10,6 +10,7 @@ import ml_collections
 def get_config() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
     config.stage = "all"
+    config.warm_start = ""  # a bundle whose UNet and text encoder the base stage starts from, instead of random ones
     config.seed = 0
     config.data = {"num_train": 24_000, "num_test": 1_500, "seed": 0}
 
@@ -63,9 +64,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.optimization = {
         "autoencoder": {"steps": 1100, "batch_size": 16, "learning_rate": 2e-3, "save_every": 200,
                         "sample_every": 200},
-        "encoders": {"steps": 1200, "batch_size": 64, "learning_rate": 1e-3, "save_every": 500, "sample_every": 500},
+        "encoders": {"steps": 600, "batch_size": 64, "learning_rate": 1e-3, "save_every": 500, "sample_every": 500},
         "judge": {"steps": 2000, "batch_size": 64, "learning_rate": 2e-3, "save_every": 500, "sample_every": 500},
-        "base": {"steps": 3750, "batch_size": 64, "learning_rate": 1e-3, "decay": 0.3, "ema": 0.9985, "save_every": 250,
+        "base": {"steps": 3000, "batch_size": 64, "learning_rate": 1e-3, "decay": 0.3, "ema": 0.9985, "save_every": 250,
                  "sample_every": 500},
         "adapter": {"steps": 3000, "batch_size": 64, "learning_rate": 1e-3, "decay": 0.3, "ema": 0.9985,
                     "save_every": 250, "sample_every": 250},

@@ -22,7 +22,8 @@ class BaseTask:
     """Trains a UNet and the text encoder to predict noise.
 
     `batches` give latents [B,h,w,C] (unit variance) and input_ids [B,T]; `empty_ids` [T] is the encoded empty prompt,
-    which replaces a caption with probability `text_dropout`, for classifier-free guidance.
+    which replaces a caption with probability `text_dropout`, for classifier-free guidance. `start` are parameters to
+    start from instead of random ones.
     """
 
     unet_config: Mapping[str, Any]
@@ -32,6 +33,7 @@ class BaseTask:
     decode: Any
     image_size: int
     prediction: str
+    start: Any = None
     text_dropout: float = 0.1
     frozen: None = None
 
@@ -40,6 +42,8 @@ class BaseTask:
         self.betas = diffusion.betas()
 
     def init(self, key):
+        if self.start is not None:
+            return self.start
         args, kwargs = weights.unet_inputs(self.unet.config)
         text = self.text_encoder.init(key, self.empty_ids[None])["params"]
         return {"unet": self.unet.init(key, *args, **kwargs)["params"], "text_encoder": text}

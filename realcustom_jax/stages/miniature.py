@@ -87,10 +87,16 @@ def _base(config: ConfigDict, workdir: Path, data: Path) -> None:
     tokenizer = _tokenizer(config)
     text_config = _text_config(config, tokenizer)
     arrays = {"latents": _latents(workdir, data), "input_ids": _input_ids(tokenizer, data)}
+    start = None
+    if config.warm_start:
+        trained = Path(config.warm_start)
+        _, unet_params = weights.load_unet(config.models.unet.to_dict(), bundle.part_files(trained, "unet")[1])
+        start = {"unet": unet_params, "text_encoder": bundle.load_text_encoder(trained)[1]}
     task = base.BaseTask(
         unet_config=config.models.unet.to_dict(), text_encoder=ClipText(ClipTextConfig.from_config(text_config)),
         batches=_batches(arrays, "base", config), empty_ids=encode_prompt(tokenizer, "", allow_empty=True)[0],
-        decode=_decoder(workdir), image_size=config.models.vae.sample_size, prediction=config.prediction)
+        decode=_decoder(workdir), image_size=config.models.vae.sample_size, prediction=config.prediction,
+        start=start)
     params = _fit("base", task, config, workdir)
     folder = workdir / "bundle"
     tokenizer.save_pretrained(folder / "tokenizer")
