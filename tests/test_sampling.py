@@ -1,0 +1,265 @@
+"""The sampler against the released loop (goldens), a plain loop, and the structure of its jaxpr."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from realcustom_jax import weights
+from realcustom_jax.diffusion import make_solver
+from realcustom_jax.models.unet import UNet, UNetConfig
+from realcustom_jax.sampling import Conditioning, MaskConfig, sample_latents, sample_text_only
+
+from goldens import FIXTURES, assert_close, golden, nchw, nhwc
+
+STATIC = ("unet", "mask", "freeze_mask_step", "branches", "on_step")
+BATCH, REFERENCES, TOKENS, VISION_TOKENS, WIDTH = 3, 2, 5, 6, 12  # no other dimension of the small UNet is 12
+ATTENTION_LAYERS = 4
+traces = []
+
+
+def jit(function, **kwargs):
+    # Compiling is most of a test's time; unoptimised code takes half of it.
+    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0}, **kwargs)
+
+
+@functools.partial(jit, static_argnames=STATIC)
+def sample(unet, params, noise, positive, negative, target, **options):
+    traces.append(options)
+    return sample_latents(unet, params, noise, positive, negative, target, **options)
+
+
+# -------------------- the released loop
+
+
+@functools.cache
+def golden_case():
+    data, files = golden("pipeline"), (FIXTURES / "unet_sdxl.json", FIXTURES / "unet_sdxl.safetensors")
+    unet, params = weights.load_unet(*files)
+    projector, projector_params = weights.load_projector(*files)
+
+    def conditioning(prefix):
+        features = [data[f"{prefix}vision_0"], data[f"{prefix}vision_1"]]
+        tokens = projector.apply({"params": projector_params}, features)[:, None]
+        return Conditioning(data[f"{prefix}text"], data[f"{prefix}pooled"], data["time_ids"], tokens)
+
+    target = np.broadcast_to(data["target_token"][:, None], (2, 1, 77))
+    return data, (unet, params, nhwc(data["noise"]), conditioning(""), conditioning("neg_"), target)
+
+
+@pytest.mark.parametrize("branches, prefix", [("sequential", ""), ("fused", "fused_")])
+def test_golden(branches, prefix):
+    data, arguments = golden_case()
+    ours = sample(*arguments, solver=make_solver(steps=8), freeze_mask_step=4, branches=branches)
+    assert_close(ours.masks, data[f"{prefix}masks"], 1e-3)
+    assert_close(nchw(ours.latents), data[f"{prefix}x0"], 1e-3)
+
+
+# -------------------- a plain loop, on a UNet of one level
+
+
+@functools.cache
+def small_case():
+    config = UNetConfig(
+        block_out_channels=(8,), layers_per_block=1, cross_attention=(True,), transformer_layers=(1,), heads=(2,),
+        cross_attention_dim=WIDTH, norm_num_groups=4, use_linear_projection=True, vision=True)
+    unet, rng = UNet(config), np.random.default_rng(0)
+
+    def normal(*shape):
+        return rng.normal(size=shape).astype(np.float32)
+
+    args, kwargs = weights.unet_inputs(config, size=(8, 8))
+    shapes = jax.eval_shape(unet.init, jax.random.key(0), *args, **kwargs)["params"]
+    params = jax.tree.map(lambda p: 0.4 * normal(*p.shape), shapes)
+    positive, negative = (
+        Conditioning(normal(BATCH, TOKENS, WIDTH), vision=normal(BATCH, REFERENCES, VISION_TOKENS, WIDTH))
+        for _ in range(2))
+    target = np.zeros((BATCH, REFERENCES, TOKENS))
+    target[:, 0, 1:3] = target[:, 1, 4] = 1
+    return unet, params, normal(BATCH, 8, 8, 4), positive, negative, target
+
+
+apply = functools.partial(jit, static_argnames=("unet", "self_maps_at"))(
+    lambda unet, params, x, t, text, **inputs: unet.apply({"params": params}, x, t, text, **inputs))
+
+
+def plain_loop(unet, params, noise, positive, negative, target, *, solver, freeze_mask_step, guidance_scale, mask,
+               branches):
+    """(x_0, masks) in the words of the design; K = 0 has masks of ones."""
+    state, masks = solver.init(noise), []
+    newest = jnp.ones((*target.shape[:2], 4, 4))
+    for i, t in enumerate(solver.timesteps):
+        used = newest
+        if i < freeze_mask_step:
+            maps = apply(unet, params, state.x, t, positive.text, target=target, self_maps_at=mask.refine_at)
+            newest = mask.mask(maps, (4, 4))
+            used = newest if i == 0 or branches == "sequential" else used
+        masks.append(used)
+        generation, uncond = (
+            apply(unet, params, state.x, t, c.text, vision=c.vision, mask=used).noise for c in (positive, negative))
+        state = solver.step(state, i, uncond + guidance_scale * (generation - uncond))
+    return state.x0, jnp.stack(masks)
+
+
+# Every value is given, so that the tests share what is compiled.
+OPTIONS = dict(
+    solver=make_solver(steps=4), freeze_mask_step=2, guidance_scale=3.5, mask=MaskConfig(), branches="fused")
+
+
+def assert_is_plain_loop(ours, *case, **options):
+    latents, masks = plain_loop(*case, **options)
+    assert_close(ours.masks, masks, 1e-4)
+    assert_close(ours.latents, latents, 1e-4)
+
+
+@pytest.mark.parametrize("branches, freeze, distinct", [
+    ("fused", 2, [0, 0, 1, 1]), ("fused", 9, [0, 0, 1, 2]), ("sequential", 2, [0, 1, 1, 1]),
+])
+def test_orders(branches, freeze, distinct):
+    """The frozen mask is that of step K − 1's own latents, in both orders; before, fused masks are one step old."""
+    options = OPTIONS | dict(freeze_mask_step=freeze, branches=branches)
+    ours = sample(*small_case(), **options)
+    assert_is_plain_loop(ours, *small_case(), **options)
+    for i, j in np.ndindex(4, 4):
+        assert np.array_equal(ours.masks[i], ours.masks[j]) == (distinct[i] == distinct[j])
+
+
+def test_refined_by_self_attention_and_frozen_at_once():
+    options = OPTIONS | dict(solver=make_solver(steps=2), freeze_mask_step=1)
+    plain = MaskConfig(overlap="argmax")
+    refined = dataclasses.replace(plain, refine_at=(8, 8))
+    ours = sample(*small_case(), **options | dict(mask=refined))
+    assert_is_plain_loop(ours, *small_case(), **options | dict(mask=refined))
+    _, unrefined = plain_loop(*small_case(), **options | dict(mask=plain))
+    assert not np.allclose(ours.masks, unrefined, atol=1e-2)
+
+
+def test_no_mask_is_a_mask_of_ones_and_steps_are_reported():
+    seen = []
+    ours = sample(*small_case(), **OPTIONS | dict(mask=None), on_step=seen.append)
+    assert_is_plain_loop(ours, *small_case(), **OPTIONS | dict(freeze_mask_step=0))
+    jax.effects_barrier()
+    assert sorted(seen) == [0, 1, 2, 3]
+
+
+# -------------------- references
+
+
+def test_empty_phrases_are_text_only():
+    *inputs, target = small_case()
+    ours = sample(*inputs, np.zeros_like(target), **OPTIONS)
+    text_only = jit(sample_text_only, static_argnums=0)(*inputs, solver=OPTIONS["solver"])
+    assert not ours.masks.any()
+    assert_close(ours.latents, text_only, 1e-4)
+    assert np.abs(sample(*small_case(), **OPTIONS).latents - text_only).max() > 0.1
+
+
+def test_second_reference_without_phrase_does_nothing():
+    *inputs, positive, negative, target = small_case()
+    target = target * np.array([1, 0])[:, None]
+    two = sample(*inputs, positive, negative, target, **OPTIONS)
+    positive, negative = (c.replace(vision=c.vision[:, :1]) for c in (positive, negative))
+    latents, masks = plain_loop(*inputs, positive, negative, target[:, :1], **OPTIONS)
+    assert_close(two.masks[:, :, :1], masks, 1e-4)
+    assert_close(two.latents, latents, 1e-4)
+
+
+def test_order_of_references_does_not_matter():
+    *inputs, positive, negative, target = small_case()
+    ours = sample(*inputs, positive, negative, target, **OPTIONS)
+    positive, negative = (c.replace(vision=c.vision[:, ::-1]) for c in (positive, negative))
+    swapped = sample(*inputs, positive, negative, target[:, ::-1], **OPTIONS)
+    assert_close(swapped.masks[:, :, ::-1], ours.masks, 1e-4)
+    assert_close(swapped.latents, ours.latents, 1e-4)
+
+
+# -------------------- structure
+
+
+def test_one_trace_for_equal_settings():
+    unet, params, noise, *inputs = small_case()
+    sample(unet, params, noise, *inputs, **OPTIONS)
+    before = len(traces)
+    others = dict(mask=MaskConfig(), guidance_scale=2.0, solver=make_solver(steps=4, prediction="v_prediction"))
+    sample(UNet(unet.config), params, noise + 1, *inputs, **OPTIONS | others)
+    assert len(traces) == before
+
+
+def equations(jaxpr, *, into_loops=True):
+    """All equations of a jaxpr and of the functions that it calls."""
+    for equation in jaxpr.eqns:
+        yield equation
+        if into_loops or equation.primitive.name != "scan":
+            for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda v: hasattr(v, "eqns")):
+                if hasattr(inner, "eqns"):
+                    yield from equations(getattr(inner, "jaxpr", inner), into_loops=into_loops)
+
+
+def convolutions(jaxpr):
+    return sum(e.primitive.name == "conv_general_dilated" for e in equations(jaxpr))
+
+
+def token_projections(jaxpr):
+    """Products that contract the width of the text and vision tokens."""
+
+    def contracted(e):
+        (axes, _), _ = e.params["dimension_numbers"]
+        return [e.invars[0].aval.shape[axis] for axis in axes]
+
+    return sum(WIDTH in contracted(e) for e in equations(jaxpr) if e.primitive.name == "dot_general")
+
+
+@functools.cache
+def single_call():
+    unet, params, noise, positive, *_ = small_case()
+    run = functools.partial(unet.apply, {"params": params}, noise, 0, positive.text, vision=positive.vision)
+    return jax.make_jaxpr(run)().jaxpr
+
+
+@pytest.mark.parametrize("branches, freeze, calls_before, calls_in_loops", [
+    ("fused", 4, 2, [1, 1]), ("fused", 1, 2, [1]), ("fused", 99, 2, [1]), ("sequential", 4, 0, [2, 1]),
+])
+def test_calls_of_the_unet(branches, freeze, calls_before, calls_in_loops):
+    """One call in each fused loop; tokens are projected once in every layer, and in no loop."""
+    unet, *arrays = small_case()
+    options = dict(solver=make_solver(steps=8), freeze_mask_step=freeze, branches=branches)
+    jaxpr = jax.make_jaxpr(functools.partial(sample_latents, unet, **options))(*arrays).jaxpr
+    loops = [e.params["jaxpr"].jaxpr for e in equations(jaxpr, into_loops=False)
+             if e.primitive.name == "scan" and e.params["length"] > 1]
+    one = convolutions(single_call())
+    assert [convolutions(loop) for loop in loops] == [one * calls for calls in calls_in_loops]
+    assert convolutions(jaxpr) == one * (calls_before + sum(calls_in_loops))
+    assert token_projections(jaxpr) == token_projections(single_call()) == 4 * ATTENTION_LAYERS
+    assert not any(token_projections(loop) for loop in loops)
+
+
+def test_compute_dtype_is_the_unets_and_the_solver_is_float32():
+    unet, params, *arrays = small_case()
+    run = functools.partial(sample_latents, UNet(unet.config, jnp.bfloat16), solver=make_solver(steps=2))
+    out = jax.eval_shape(run, params, *arrays)
+    assert out.latents.dtype == out.masks.dtype == jnp.float32
+
+
+# -------------------- mistakes
+
+
+@pytest.mark.parametrize("change, words", [
+    (dict(branches="fuse"), "did you mean 'fused'"),
+    (dict(freeze_mask_step=0), "freeze_mask_step is 0; it must be at least 1"),
+    (dict(guidance_scale=float("nan")), "guidance_scale is nan"),
+    (dict(target=np.ones((BATCH, 1, TOKENS))), "one target phrase for each reference"),
+    (dict(noise=np.ones((8, 8, 4))), "expected \\[B,H,W,C\\]"),
+    (dict(noise=np.ones((BATCH, 1, 8, 4))), "too small for a mask"),
+    (dict(positive=Conditioning(np.ones((BATCH, TOKENS, WIDTH)))), "use sample_text_only"),
+    (dict(negative=Conditioning(np.ones((BATCH, TOKENS, WIDTH)))), "differ in the shape of vision: .*, None"),
+    (dict(mask=MaskConfig(refine_at=(6, 6))), "no self-attention layer has that size; there are \\[\\(8, 8\\)\\]"),
+    (dict(mask=MaskConfig(normalize="max")), "Unknown normalize 'max'"),
+])
+def test_mistakes_are_named(change, words):
+    names = ("unet", "params", "noise", "positive", "negative", "target")
+    arguments = dict(zip(names, small_case(), strict=True)) | OPTIONS | change
+    with pytest.raises(ValueError, match=words):
+        jax.eval_shape(lambda: sample_latents(**arguments))
