@@ -68,7 +68,7 @@ def get_config() -> ml_collections.ConfigDict:
         "judge": {"steps": 2000, "batch_size": 64, "learning_rate": 2e-3, "save_every": 500, "sample_every": 500},
         "base": {"steps": 3000, "batch_size": 64, "learning_rate": 1e-3, "decay": 0.3, "ema": 0.9985, "save_every": 250,
                  "sample_every": 500},
-        "adapter": {"steps": 3000, "batch_size": 64, "learning_rate": 1e-3, "decay": 0.3, "ema": 0.9985,
+        "adapter": {"steps": 1400, "batch_size": 64, "learning_rate": 1e-3, "decay": 0.3, "ema": 0.9985,
                     "save_every": 250, "sample_every": 250},
     }
     return config
