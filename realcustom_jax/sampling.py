@@ -19,7 +19,9 @@ text and vision tokens in every layer, is projected once, before the loops.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
+from typing import Any
 
 import flax.struct
 import jax
@@ -103,7 +105,7 @@ def sample_latents(
     branches: str = "fused",
     on_step: Callable[[int], None] | None = None,
 ) -> Samples:
-    """Customised latents from pure noise; pure, to be jitted as a whole.
+    """Customised latents from pure noise; pure, to be jitted as a whole (but see `on_step`).
 
     Args:
         unet, params: the UNet with visual attention.
@@ -114,7 +116,8 @@ def sample_latents(
         mask: None lets the image act everywhere: masks of ones, no guidance branch.
         freeze_mask_step: K ≥ 1, the first step that reuses its predecessor's mask; K ≥ steps never freezes.
         branches: "fused" | "sequential", see the module.
-        on_step: called on the host with the number of each finished step, in no guaranteed order.
+        on_step: called with the number of each finished step. The loop then runs on the host, one compiled call a step,
+            so the function must not be traced with it; the result is the same.
     Raises:
         ValueError: an unknown option, an impossible number, or arrays that do not fit together.
     """
@@ -124,44 +127,23 @@ def sample_latents(
     size = config.size(noise)
     if min(size) < 1:
         raise ValueError(f"noise has shape {noise.shape}, too small for a mask downscaled by {config.downscale}.")
-    maps_of = {"target": target, "self_maps_at": config.refine_at}
-    pair = _Lanes.pair(unet, params, positive, negative)
-    guidance, trio = pair.take(0), pair.take(0, 0, 1)
-    timesteps = jnp.asarray(solver.timesteps)
-
-    def advance(state, i, predictions):
-        state = solver.step(state, i, _guided(predictions, guidance_scale))
-        if on_step is not None:
-            # A value of the result, so that the call waits for the step's end.
-            jax.debug.callback(lambda i, _: on_step(int(i)), i, state.x[0, 0, 0, 0])
-        return state
-
-    def frozen_step(carry, i):
-        state, mask = carry
-        out = pair.evaluate(unet, params, state.x, timesteps[i], jnp.stack([mask, mask]))
-        return (advance(state, i, out.noise), mask), mask
-
-    def sequential_step(carry, i):
-        state, _ = carry
-        out = guidance.evaluate(unet, params, state.x, timesteps[i], None, **maps_of)
-        return frozen_step((state, config.mask(_lane(out, 0), size)), i)
-
-    def fused_step(carry, i):
-        state, mask = carry
-        masks = jnp.stack([jnp.zeros_like(mask), mask, mask])
-        out = trio.evaluate(unet, params, state.x, timesteps[i], masks, **maps_of)
-        return (advance(state, i, out.noise[1:]), config.mask(_lane(out, 0), size)), mask
-
+    make = _Steps.make if on_step is None else _make_alone
+    steps = make(unet, config, params, positive, negative, target, solver, guidance_scale)
     freeze = 0 if mask is None else min(freeze_mask_step, solver.steps)
     fresh = freeze if branches == "sequential" else min(freeze, 1)
     carry = solver.init(noise), jnp.ones((*target.shape[:2], *size), jnp.float32)
     masks = []
-    for step, start, stop in (
-        (sequential_step, 0, fresh), (fused_step, fresh, freeze), (frozen_step, freeze, solver.steps),
+    for kind, start, stop in (
+        (_Steps.sequential, 0, fresh), (_Steps.fused, fresh, freeze), (_Steps.frozen, freeze, solver.steps),
     ):
-        if start < stop:
-            carry, used = _scan(step, carry, start, stop)
+        if start < stop and on_step is None:
+            carry, used = _scan(functools.partial(kind, steps), carry, start, stop)
             masks.append(used)
+        elif start < stop:
+            for i in range(start, stop):
+                carry, used = jax.block_until_ready(_step_alone(kind, steps, carry, i))
+                masks.append(used[None])
+                on_step(i)
     return Samples(carry[0].x0, jnp.concatenate(masks))
 
 
@@ -185,6 +167,59 @@ def sample_text_only(
         return _guided(pair.evaluate(unet, params, x, t, None).noise, guidance_scale)
 
     return integrate(model_fn, noise, solver)[1]
+
+
+@flax.struct.dataclass
+class _Steps:
+    """What no step changes, and the kinds of step: ((solver state, mask), number) -> ((state, mask), mask used)."""
+
+    unet: UNet = flax.struct.field(pytree_node=False)
+    config: MaskConfig = flax.struct.field(pytree_node=False)
+    params: Any
+    guidance: "_Lanes"
+    pair: "_Lanes"
+    trio: "_Lanes"
+    target: jax.Array
+    solver: Solver
+    guidance_scale: ArrayLike
+
+    @classmethod
+    def make(cls, unet, config, params, positive, negative, target, solver, guidance_scale) -> "_Steps":
+        pair = _Lanes.pair(unet, params, positive, negative)
+        return cls(unet, config, params, pair.take(0), pair, pair.take(0, 0, 1), target, solver, guidance_scale)
+
+    def frozen(self, carry, i):
+        state, mask = carry
+        out = self._evaluate(self.pair, state, i, jnp.stack([mask, mask]))
+        return (self._advance(state, i, out.noise), mask), mask
+
+    def sequential(self, carry, i):
+        state, mask = carry
+        out = self._evaluate(self.guidance, state, i, None, **self._maps())
+        return self.frozen((state, self._new_mask(out, mask)), i)
+
+    def fused(self, carry, i):
+        state, mask = carry
+        out = self._evaluate(self.trio, state, i, jnp.stack([jnp.zeros_like(mask), mask, mask]), **self._maps())
+        return (self._advance(state, i, out.noise[1:]), self._new_mask(out, mask)), mask
+
+    def _maps(self):
+        return {"target": self.target, "self_maps_at": self.config.refine_at}
+
+    def _evaluate(self, lanes, state, i, masks, **maps):
+        t = jnp.asarray(self.solver.timesteps)[i]
+        return lanes.evaluate(self.unet, self.params, state.x, t, masks, **maps)
+
+    def _advance(self, state, i, predictions):
+        return self.solver.step(state, i, _guided(predictions, self.guidance_scale))
+
+    def _new_mask(self, out, old):
+        return self.config.mask(_lane(out, 0), old.shape[-2:])
+
+
+# Steps that the host calls: one program a kind, which the persistent cache keeps (it refuses a scan that calls back).
+_make_alone = jax.jit(_Steps.make, static_argnums=(0, 1))
+_step_alone = jax.jit(lambda kind, steps, carry, i: kind(steps, carry, i), static_argnums=0)
 
 
 @flax.struct.dataclass
