@@ -1,0 +1,158 @@
+"""Torch-named files ↔ parameters: exact both ways, and strict about what is in a file."""
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from realcustom_jax import weights
+
+from goldens import FIXTURES
+
+PARTS = {
+    "vae": weights.load_autoencoder,
+    "clip_text_quickgelu": weights.load_text_encoder,
+    "clip_text_proj_gelu": weights.load_text_encoder,
+    "vit_siglip": weights.load_vision_encoder,
+    "vit_dinov2_reg": weights.load_vision_encoder,
+}
+
+
+def tensors_of(name):
+    return weights.read_tensors(FIXTURES / f"{name}.safetensors")
+
+
+def load(loader, name, *files, **options):
+    return loader(FIXTURES / f"{name}.json", *(files or [FIXTURES / f"{name}.safetensors"]), **options)
+
+
+def written(tmp_path, tensors, name="weights.safetensors"):
+    safetensors.numpy.save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, tmp_path / name)
+    return tmp_path / name
+
+
+def assert_same(ours, theirs):
+    for name, value in ours.items():
+        np.testing.assert_array_equal(value, theirs[name], err_msg=name)
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_round_trip_is_exact(name):
+    _, params = load(PARTS[name], name)
+    original = tensors_of(name)
+    ours = weights.to_torch(params)
+    assert_same(ours, original)
+    unused = {k for k in original if not k.startswith(("norm.", "attn_pool.", "fc_norm.", "head."))} - set(ours)
+    assert all(k.endswith("position_ids") for k in unused)
+
+
+@pytest.mark.parametrize("name", ["unet_sdxl", "unet_sdxl_shallow", "unet_sd15"])
+def test_unet_and_projector_together_are_the_released_file(name):
+    ours = weights.to_torch(load(weights.load_unet, name)[1])
+    ours |= weights.to_torch(load(weights.load_projector, name)[1], weights.PROJECTOR_PREFIX)
+    original = tensors_of(name)
+    assert set(ours) == set(original)
+    assert_same(ours, original)
+
+
+def test_all_problems_are_in_one_error(tmp_path):
+    tensors = tensors_of("vae")
+    del tensors["encoder.conv_in.bias"]
+    tensors["decoder.conv_out.weight"] = np.zeros((3, 8, 1, 1), np.float32)
+    problems = r"missing keys: encoder\.conv_in\.bias; wrong shapes: decoder\.conv_out\.weight"
+    with pytest.raises(ValueError, match=problems):
+        load(weights.load_autoencoder, "vae", written(tmp_path, tensors))
+    with pytest.raises(ValueError, match="belong to no part: mystery.weight"):
+        load(weights.load_autoencoder, "vae", written(tmp_path, tensors_of("vae") | {"mystery.weight": np.ones(1)}))
+    extra = tensors_of("vae") | {"decoder.conv_extra.weight": np.ones(1, np.float32)}
+    with pytest.raises(ValueError, match=r"decoder\.conv_extra\.weight"):
+        load(weights.load_autoencoder, "vae", written(tmp_path, extra))
+
+
+def test_later_files_override_earlier(tmp_path):
+    last = written(tmp_path, {"encoder.conv_in.bias": np.full(8, 7, np.float32)})
+    _, params = load(weights.load_autoencoder, "vae", FIXTURES / "vae.safetensors", last)
+    np.testing.assert_array_equal(params["encoder"]["conv_in"]["bias"], 7)
+
+
+def test_old_autoencoder_attention_is_converted(tmp_path):
+    new = tensors_of("vae")
+    names = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    old = {}
+    for name, value in new.items():
+        for ours, theirs in names.items():
+            if f"attentions.0.{ours}." in name:
+                name = name.replace(ours, theirs)
+                value = value[:, :, None, None] if value.ndim == 2 else value
+        old[name] = value
+    assert set(old) != set(new)
+    assert_same(weights.to_torch(load(weights.load_autoencoder, "vae", written(tmp_path, old))[1]), new)
+
+
+def test_an_open_clip_file_gives_its_vision_tower(tmp_path):
+    tower = {f"visual.trunk.{k}": v for k, v in tensors_of("vit_siglip").items()}
+    others = {"logit_scale": np.ones(1, np.float32), "text.transformer.weight": np.ones(1, np.float32)}
+    file = written(tmp_path, tower | others)
+    _, params = load(weights.load_vision_encoder, "vit_siglip", file)
+    assert_same(weights.to_torch(params), tensors_of("vit_siglip"))
+
+
+def test_a_fresh_adapter_on_a_base_model(tmp_path):
+    base = {k: v for k, v in tensors_of("unet_sdxl").items()
+            if "_vision" not in k and not k.startswith(weights.PROJECTOR_PREFIX)}
+    file = written(tmp_path, base)
+    with pytest.raises(ValueError, match="missing keys: .*to_k_vision"):
+        load(weights.load_unet, "unet_sdxl", file)
+    _, params = load(weights.load_unet, "unet_sdxl", file, init_missing=("vision",), rng=jax.random.key(0))
+    tensors = weights.to_torch(params)
+    assert_same(base, tensors)
+    added = {k: v for k, v in tensors.items() if k not in base}
+    assert added and all((np.abs(v).max() > 0) == (".to_k_vision." in k) for k, v in added.items())
+    _, projector = load(weights.load_projector, "unet_sdxl", file, init_missing=("vision",), rng=jax.random.key(0))
+    assert set(weights.to_torch(projector, weights.PROJECTOR_PREFIX)) < set(tensors_of("unet_sdxl"))
+    with pytest.raises(ValueError, match="needs rng"):
+        load(weights.load_unet, "unet_sdxl", file, init_missing=("vision",))
+    with pytest.raises(ValueError, match="'visual' is unknown"):
+        load(weights.load_unet, "unet_sdxl", file, init_missing=("visual",), rng=jax.random.key(0))
+
+
+def test_bfloat16_parameters():
+    module, params = load(weights.load_autoencoder, "vae", dtype=jax.numpy.bfloat16)
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(params)} == {"bfloat16"}
+    assert module.apply({"params": params}, np.zeros((1, 4, 4, 3)), method="encode").mean.dtype == jax.numpy.bfloat16
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        weights.read_tensors(tmp_path / "none.safetensors")
+    content = (FIXTURES / "vae.safetensors").read_bytes()
+    (tmp_path / "cut.safetensors").write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match="truncated or not a safetensors file"):
+        weights.read_tensors(tmp_path / "cut.safetensors")
+    (tmp_path / "weights.npz").write_bytes(b"")
+    with pytest.raises(ValueError, match="unknown kind '.npz'"):
+        weights.read_tensors(tmp_path / "weights.npz")
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ValueError, match="not valid JSON"):
+        weights.load_autoencoder(tmp_path / "config.json")
+
+
+def test_torch_files_are_read_weights_only(tmp_path):
+    torch = pytest.importorskip("torch")
+    tensors = tensors_of("vae")
+    torch.save({k: torch.from_numpy(v) for k, v in tensors.items()}, tmp_path / "vae.bin")
+    assert_same(weights.to_torch(load(weights.load_autoencoder, "vae", tmp_path / "vae.bin")[1]), tensors)
+    half = {"encoder.conv_in.bias": torch.full((8,), 1.5, dtype=torch.bfloat16)}
+    torch.save(half, tmp_path / "half.pth")
+    np.testing.assert_array_equal(weights.read_tensors(tmp_path / "half.pth")["encoder.conv_in.bias"], 1.5)
+
+    class Trap:
+        def __reduce__(self):
+            return (print, ("unpickled",))
+
+    torch.save({"trap": Trap()}, tmp_path / "trap.pth")
+    with pytest.raises(ValueError, match="refused"):
+        weights.read_tensors(tmp_path / "trap.pth")
+    torch.save([1, 2], tmp_path / "list.pth")
+    with pytest.raises(ValueError, match="not a dictionary of tensors"):
+        weights.read_tensors(tmp_path / "list.pth")
