@@ -97,7 +97,8 @@ class AdapterTask:
             empty = jnp.broadcast_to(self.empty_ids, batch["input_ids"].shape)
             negative = self.conditioning(params, frozen, empty, jnp.zeros_like(references))
             # The noun is the second word of every caption, after the start token and the article.
-            target = jnp.zeros((16, 1, batch["input_ids"].shape[1])).at[:, :, 2].set(1)
+            count, length = batch["input_ids"].shape
+            target = jnp.zeros((count, 1, length)).at[:, :, 2].set(1)
             noise = jax.random.normal(jax.random.key(0), batch["latents"].shape)
             unet_params = merge_unet(params["vision"], frozen["unet"])
             return sample_latents(self.unet, unet_params, noise, positive, negative, target, solver=solver,
