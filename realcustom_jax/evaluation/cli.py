@@ -56,6 +56,8 @@ def _run(options: argparse.Namespace) -> None:
     scores = {
         method: score_pictures(generator.judge, cases, made.images) | score_masks(generator.judge, made)
         for method, made in outputs.items()}
+    bounds = paint_bounds(cases, options.seed)
+    bounds["same_subject_autoencoded"] = generator.autoencode(bounds["same_subject"])
     report = {
         "model": str(options.model),
         "seed": options.seed,
@@ -65,7 +67,7 @@ def _run(options: argparse.Namespace) -> None:
         "fused_minus": {other: compare(scores["fused"], scores[other], cases) for other in ("text_only", "no_mask")},
         "bounds": {
             name: report_method(score_pictures(generator.judge, cases, images), cases)
-            for name, images in paint_bounds(cases, options.seed).items()},
+            for name, images in bounds.items()},
         "judge": examine(generator.judge, make_exam(_EXAM_PICTURES, options.seed)),
         "seconds": round(time.monotonic() - started),
     }

@@ -27,6 +27,7 @@ from realcustom_jax.diffusion import Solver, make_solver
 from realcustom_jax.evaluation.cases import Case
 from realcustom_jax.evaluation.judge import TrainedJudge, load_judge
 from realcustom_jax.evaluation.scores import Generated
+from realcustom_jax.images import from_uint8
 from realcustom_jax.pipeline import ASSETS, Pipeline
 from realcustom_jax.sampling import Conditioning, MaskConfig, sample_latents, sample_text_only
 from realcustom_jax.text import target_tokens
@@ -72,6 +73,17 @@ class Generator:
             pipeline.unet.module, pipeline.unet.params, _noise(pipeline, cases), positive, negative,
             jnp.asarray(target)[:, None], method=method, solver=solver, time=time, signal=signal)
         return Generated(pipeline.decode(latents), np.asarray(masks[:, 0]), np.asarray(maps[:, 0]))
+
+    def autoencode(self, images: np.ndarray) -> np.ndarray:
+        """Pictures uint8 [N,H,W,3] through the autoencoder and back: what no sampling of its latents can surpass."""
+        vae = self.pipeline.vae
+        means = [_encode(vae.module, vae.params, image[None]) for image in images]
+        return np.concatenate([self.pipeline.decode(mean * vae.module.config.scaling_factor) for mean in means])
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _encode(vae, params, images: jax.Array) -> jax.Array:
+    return vae.apply({"params": params}, from_uint8(images), method="encode").mean
 
 
 def _noise(pipeline: Pipeline, cases: Sequence[Case]) -> jax.Array:

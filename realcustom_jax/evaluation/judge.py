@@ -143,17 +143,16 @@ class TrainedJudge:
     def __call__(self, images: np.ndarray, *, batch_size: int = 32) -> Opinions:
         # One shape for all batches, so that one compilation serves every call.
         padded = np.concatenate([images, np.repeat(images[-1:], -len(images) % batch_size, axis=0)])
-        verdicts = [self._judge(self.params, part) for part in padded.reshape(-1, batch_size, *images.shape[1:])]
+        batches = padded.reshape(-1, batch_size, *images.shape[1:])
+        verdicts = [_judge(self.module, self.params, batch) for batch in batches]
         labels, subject = jax.tree.map(lambda *x: np.concatenate(x)[:len(images)], *verdicts)
         return Opinions(labels, subject)
 
-    @functools.cached_property
-    def _judge(self):
-        def judge(params, images):
-            verdict = self.module.apply({"params": params}, from_uint8(images))
-            return jax.tree.map(lambda x: x.argmax(-1), verdict.logits), nn.sigmoid(verdict.subject)
 
-        return jax.jit(judge)
+@functools.partial(jax.jit, static_argnums=0)
+def _judge(module: Judge, params, images: jax.Array) -> tuple[dict[str, jax.Array], jax.Array]:
+    verdict = module.apply({"params": params}, from_uint8(images))
+    return jax.tree.map(lambda x: x.argmax(-1), verdict.logits), nn.sigmoid(verdict.subject)
 
 
 def save_judge(folder: Path, config: JudgeConfig, params: Any) -> None:
