@@ -45,7 +45,7 @@ def test_the_bundle_is_read_back(trained, config):
     adapter = weights.read_tensors(folder / "adapter" / bundle.WEIGHT_FILES["adapter"])
     assert any(name.startswith(weights.PROJECTOR_PREFIX) for name in adapter)
     assert any(".to_v_vision." in name for name in adapter)
-    assert not any(".attn2.to_k.weight" in name for name in adapter), "the frozen base model is not in the adapter's file"
+    assert not any(".attn2.to_k.weight" in name for name in adapter), "the base model is frozen"
 
 
 def test_an_unknown_stage_is_named(config, tmp_path):
