@@ -1,8 +1,11 @@
 """Trains the miniature, all stages or one: python train.py --config=configs/mini.py --workdir=runs/mini"""
 
+import math
+import os
 import sys
 from pathlib import Path
 
+import jax
 from absl import app, flags
 from ml_collections import config_flags
 
@@ -12,6 +15,10 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of checkpoints, samples 
 
 def main(argv: list[str]) -> None:
     del argv
+    # Two half-batches side by side keep two cores busier than one batch whose every operation is divided (1.3x).
+    asked = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    if jax.config.jax_num_cpu_devices == -1 and not asked:
+        jax.config.update("jax_num_cpu_devices", math.gcd(os.cpu_count() or 1, 8))
     from realcustom_jax.stages import miniature
 
     try:

@@ -16,10 +16,14 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
+import optax.contrib
 import orbax.checkpoint as ocp
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from optax.contrib import MuonDimensionNumbers
 from PIL import Image
 from tqdm import tqdm
+
+from realcustom_jax.choices import check_choice
 
 Params = Any
 Batch = dict[str, np.ndarray]
@@ -35,6 +39,7 @@ class TrainSettings:
     learning_rate: float = 1e-3
     warmup: int = 100
     decay: float = 0.3
+    optimizer: str = "adamw"
     weight_decay: float = 0.0
     clip: float = 1.0
     ema: float = 0.999
@@ -77,16 +82,34 @@ class TrainState:
 
 
 def make_optimizer(settings: TrainSettings) -> optax.GradientTransformation:
-    """AdamW with clipped gradients and a warm-up / constant / linear-decay learning rate."""
+    """AdamW or Muon, with clipped gradients and a warm-up / constant / linear-decay learning rate.
+
+    Muon (arXiv 2502.16982) orthogonalises the updates of matrices and convolution kernels, scaled so that AdamW's
+    learning rates suit it; everything else is AdamW's.
+    """
+    check_choice("optimizer", settings.optimizer, ("adamw", "muon"))
     decay_steps = max(1, round(settings.decay * settings.steps))
     schedule = optax.join_schedules(
         [optax.linear_schedule(0.0, settings.learning_rate, settings.warmup),
          optax.constant_schedule(settings.learning_rate),
          optax.linear_schedule(settings.learning_rate, 0.0, decay_steps)],
         [settings.warmup, max(settings.warmup, settings.steps - decay_steps)])
-    return optax.chain(
-        optax.clip_by_global_norm(settings.clip),
-        optax.adamw(schedule, b2=0.99, weight_decay=settings.weight_decay))
+    if settings.optimizer == "adamw":
+        optimizer = optax.adamw(schedule, b2=0.99, weight_decay=settings.weight_decay)
+    else:
+        optimizer = optax.contrib.muon(
+            schedule, weight_decay=settings.weight_decay, adam_b2=0.99, consistent_rms=0.2,
+            muon_weight_dimension_numbers=lambda params: jax.tree_util.tree_map_with_path(_matrix_axes, params))
+    return optax.chain(optax.clip_by_global_norm(settings.clip), optimizer)
+
+
+def _matrix_axes(path, parameter: jax.Array) -> MuonDimensionNumbers | None:
+    """Which axes of a parameter are a matrix's rows and columns: of kernels, the last axis is the output."""
+    if getattr(path[-1], "key", None) != "kernel":
+        return None
+    # The leading axis of three is the layers' of a scanned stack; each is a matrix of its own.
+    rows = {2: 0, 3: 1, 4: (0, 1, 2)}[parameter.ndim]
+    return MuonDimensionNumbers(rows, parameter.ndim - 1)
 
 
 def make_train_step(loss: Callable, settings: TrainSettings) -> Callable:
@@ -115,17 +138,21 @@ def init_state(params: Params, settings: TrainSettings) -> TrainState:
 
 
 def fit(name: str, task: Task, settings: TrainSettings, workdir: Path) -> Params:
-    """Trains (or resumes) one stage to its last step and returns the averaged (EMA) parameters.
+    """Trains (or resumes) one stage to its last step and returns the averaged (EMA) parameters, on the host.
 
-    Writes to `workdir`: `checkpoints/` (Orbax), `metrics.jsonl`, `samples/STEP.png`.
+    Every device holds all parameters and takes its share of each batch. Writes to `workdir`: `checkpoints/` (Orbax),
+    `metrics.jsonl`, `samples/STEP.png`.
 
     Raises:
         FloatingPointError: the loss is not finite; names the step. The last checkpoint before it is intact.
+        ValueError: the batch size is not a multiple of the number of devices.
     """
+    whole, shares = _shardings(settings.batch_size)
     workdir.mkdir(parents=True, exist_ok=True)
     options = ocp.CheckpointManagerOptions(max_to_keep=settings.keep, save_interval_steps=settings.save_every)
     with ocp.CheckpointManager((workdir / "checkpoints").absolute(), options=options) as manager:
         state = init_state(jax.jit(task.init)(jax.random.key(settings.seed)), settings)
+        state, frozen = jax.device_put((state, task.frozen), whole)
         if manager.latest_step() is not None:
             state = manager.restore(manager.latest_step(), args=ocp.args.StandardRestore(state))
         start = int(state.step)
@@ -134,7 +161,7 @@ def fit(name: str, task: Task, settings: TrainSettings, workdir: Path) -> Params
                 (workdir / "metrics.jsonl").open("a") as log:
             pending = None
             for step in range(start, settings.steps):
-                state, metrics = train_step(state, task.frozen, task.batch(step))
+                state, metrics = train_step(state, frozen, jax.device_put(task.batch(step), shares))
                 # The numbers of the step before are read while this one runs, so that dispatch never waits.
                 if pending is not None:
                     _report(*pending, settings, bar, log)
@@ -147,9 +174,18 @@ def fit(name: str, task: Task, settings: TrainSettings, workdir: Path) -> Params
                     manager.save(done, args=ocp.args.StandardSave(state), force=True)
                 if done % settings.sample_every == 0 or done == settings.steps:
                     (workdir / "samples").mkdir(exist_ok=True)
-                    task.preview(state.ema).save(workdir / "samples" / f"{done:06d}.png")
+                    task.preview(jax.device_get(state.ema)).save(workdir / "samples" / f"{done:06d}.png")
         manager.wait_until_finished()
-    return state.ema
+    return jax.device_get(state.ema)
+
+
+def _shardings(batch_size: int) -> tuple[NamedSharding, NamedSharding]:
+    """(a copy on every device, the batch axis divided over all devices)."""
+    devices = jax.device_count()
+    if batch_size % devices:
+        raise ValueError(f"batch_size={batch_size} cannot be divided over {devices} devices; choose a multiple.")
+    mesh = jax.make_mesh((devices,), ("data",), axis_types=(AxisType.Auto,))
+    return NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("data"))
 
 
 def _report(step: int, metrics: dict[str, jax.Array], settings: TrainSettings, bar: tqdm, log) -> None:

@@ -19,7 +19,12 @@ def config():
     config = module.get_config()
     config.data.num_train, config.data.num_test = 24, 4
     config.models.vae.update(block_out_channels=[8, 8, 8], norm_num_groups=4)
-    config.models.unet.update(block_out_channels=[8, 8, 16], norm_num_groups=4, attention_head_dim=[2, 2, 2])
+    config.models.unet.update(
+        block_out_channels=[8, 16], norm_num_groups=4, attention_head_dim=[2, 2],
+        down_block_types=["DownBlock2D", "CrossAttnDownBlock2D"], up_block_types=["CrossAttnUpBlock2D", "UpBlock2D"])
+    for encoder in ("image_encoder_siglip", "image_encoder_dinov2"):
+        config.models[encoder].depth = 2
+    config.models.adapter.vision_settings.update(siglip_layers=[0, 1, 1], dino_layers=[0, 1, 1])
     for settings in config.optimization.values():
         settings.update(steps=2, batch_size=4, warmup=1)
     return config
