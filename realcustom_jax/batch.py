@@ -1,0 +1,196 @@
+"""Many prompts with one loaded model: a JSON-lines file in, a folder of pictures out, resumable at any moment.
+
+    {"prompt": "a dog on the beach", "image": "dog.png", "target": "dog"}
+    {"name": "pair", "prompt": "a dog and a car in space", "image": ["dog.png", "car.png"], "target": ["dog", "car"]}
+
+`NAME.json` is written after the pictures of its row and says what they were made of, so it marks the row as complete:
+whatever kills a run, the next one makes the rows that lack it, and no others. Rows run in the order of the file; each
+shape (size, number of pictures, number of references) compiles once, wherever its rows stand.
+"""
+
+import dataclasses
+import hashlib
+import io
+import json
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from tqdm import tqdm
+
+from realcustom_jax.bundle import write_file, write_json
+from realcustom_jax.choices import check_choice
+
+_TEMPORARY = re.compile(r"\..+\.(png|json)\.[a-z0-9_]{8}")  # what a killed `bundle.write_file` leaves
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One call of the pipeline."""
+
+    where: str  # file and line, for messages
+    name: str  # of the files that it makes, without their endings
+    prompt: str
+    targets: tuple[str, ...]
+    references: tuple[Path, ...]
+    options: Mapping[str, Any]  # what else it says: seed, num_images, width, height, negative_prompt
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """How many rows were made, were there already, and could not be made."""
+
+    made: int
+    skipped: int
+    failed: int
+
+
+def read_rows(file: str | Path) -> tuple[Row, ...]:
+    """Reads a JSON object from each line that is not blank.
+
+    Its keys: prompt; image and target, a text or a list of them; optional are name (by default the number of the
+    line, as 0001), seed, num_images, width, height and negative_prompt. Images are relative to the file's folder.
+
+    Raises:
+        OSError, ValueError: the file cannot be read, or has bad lines, of which the first ten are named.
+    """
+    rows, problems, taken = [], [], {}
+    for number, line in enumerate(Path(file).read_bytes().split(b"\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = _parse(line, f"{number:04d}", Path(file).parent, f"{file}, line {number}")
+            first = taken.setdefault(row.name.casefold(), number)  # Dog and dog are one file on some systems
+            if first != number:
+                raise ValueError(f"the name {row.name!r} is taken by line {first}")
+            rows.append(row)
+        except ValueError as error:
+            problems.append(f"line {number}: {str(error).rstrip('.')}")
+    if problems:
+        more = "; …" if len(problems) > 10 else "."
+        raise ValueError(f"{file} has {len(problems)} bad line(s): {'; '.join(problems[:10])}{more}")
+    if not rows:
+        raise ValueError(f"{file} holds no prompts; expected a JSON object on each line.")
+    return tuple(rows)
+
+
+def run(
+    pipeline: Callable, rows: Sequence[Row], out: Path, *, options: Mapping[str, Any], model: str = "mini",
+    report: Callable[[str], None] = tqdm.write,
+) -> Summary:
+    """Makes the pictures of all rows that are not complete in the folder `out`.
+
+    A row makes `NAME.png`, or `NAME-0.png`, `NAME-1.png` … if it asks for several, then `NAME.json`; each file is
+    written whole or not at all. A row that the pipeline cannot make is reported, and the others go on.
+
+    Args:
+        pipeline: a `Pipeline`, or what is called like one.
+        options: of the pipeline, JSON values, for all rows; what a row says itself goes first.
+        model: what the pipeline was loaded from; recorded, so that pictures of two models do not mix.
+        report: told one line about each row that failed.
+    Raises:
+        OSError, ValueError: before anything is made if two rows make the same file, or `out` holds results of another
+            request (words, options, model or content of the references); later if a file cannot be written.
+    """
+    requests = [_request(row, options, model) for row in rows]
+    _check_names(rows, requests)
+    todo = [(row, request) for row, request in zip(rows, requests, strict=True) if not _is_complete(out, row, request)]
+    out.mkdir(parents=True, exist_ok=True)
+    for file in [file for file in out.iterdir() if _TEMPORARY.fullmatch(file.name)]:
+        file.unlink()
+
+    failed, skipped = 0, len(rows) - len(todo)
+    for row, request in tqdm(todo, total=len(rows), initial=skipped, desc="Prompts (a new shape compiles)"):
+        try:
+            images = pipeline(list(row.references), row.prompt, row.targets, **request["options"]).images
+        except (ValueError, OSError) as error:
+            report(f"{row.where} ({row.name}) failed: {' '.join(str(error).split())}")
+            failed += 1
+            continue
+        for file, image in zip(request["files"], images, strict=True):
+            write_file(out / file, _png(image))
+        write_json(out / f"{row.name}.json", request)
+    return Summary(len(todo) - failed, skipped, failed)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and value.strip() != ""
+
+
+_COUNT = ((lambda value: type(value) is int and value > 0), "a whole number above 0")
+_TEXTS = (lambda value: _is_text(value) or isinstance(value, list) and value and all(map(_is_text, value)),
+          "a text or a list of texts")
+_KEYS = {  # what a value must be, for a program and for a reader
+    "prompt": (_is_text, "a text"), "image": _TEXTS, "target": _TEXTS,
+    # 200 bytes leave room for the endings in the 255 that file systems allow.
+    "name": (lambda value: _is_text(value) and re.fullmatch(r"\w[\w .+-]*", value) and len(value.encode()) <= 200,
+             "up to 200 letters, digits, spaces, _ - + . after the first"),
+    "seed": (lambda value: type(value) is int and 0 <= value < 2**32, f"a whole number from 0 to {2**32 - 1}"),
+    "num_images": _COUNT, "width": _COUNT, "height": _COUNT,
+    "negative_prompt": (lambda value: isinstance(value, str), "a text"),
+}
+
+
+def _parse(line: bytes, default_name: str, folder: Path, where: str) -> Row:
+    """The row in one line; raises ValueError that says what is wrong with it."""
+    try:
+        values = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"not valid JSON ({getattr(error, 'msg', error)})") from None
+    if not isinstance(values, dict):
+        raise ValueError("not a JSON object")
+    for key, value in values.items():
+        check_choice("key", key, _KEYS)
+        fits, expected = _KEYS[key]
+        if not fits(value):
+            raise ValueError(f"{key} is {value!r}, expected {expected}")
+    if lacking := [key for key in ("prompt", "image", "target") if key not in values]:
+        raise ValueError(f"it lacks {', '.join(lacking)}")
+    images, targets = ([x] if isinstance(x, str) else x for x in (values.pop("image"), values.pop("target")))
+    references = tuple(folder / image for image in images)
+    if missing := [str(path) for path in references if not os.path.isfile(path)]:
+        raise ValueError(f"the image {', '.join(missing)} does not exist")
+    return Row(where, values.pop("name", default_name), values.pop("prompt"), tuple(targets), references, values)
+
+
+def _request(row: Row, options: Mapping[str, Any], model: str) -> dict[str, Any]:
+    """What `NAME.json` holds, in plain JSON values: all that decides how the row's pictures look, and their names."""
+    options = {"seed": 0, **options, **row.options}
+    count, digest = options.get("num_images", 1), hashlib.sha256
+    files = [f"{row.name}.png"] if count == 1 else [f"{row.name}-{i}.png" for i in range(count)]
+    references = [{"file": path.name, "sha256": digest(path.read_bytes()).hexdigest()} for path in row.references]
+    return json.loads(json.dumps({"prompt": row.prompt, "targets": row.targets, "references": references,
+                                  "options": options, "model": model, "files": files}))
+
+
+def _check_names(rows: Sequence[Row], requests: Sequence[Mapping[str, Any]]) -> None:
+    """Raises ValueError if two rows make the same picture, as a row a-0 and two pictures of a row a would."""
+    owners = {}
+    for row, request in zip(rows, requests, strict=True):
+        for file in request["files"]:
+            if (owner := owners.setdefault(file.casefold(), row)) is not row:
+                raise ValueError(f"{owner.where} and {row.where} would both write {file}; give one another name.")
+
+
+def _is_complete(out: Path, row: Row, request: Mapping[str, Any]) -> bool:
+    """Whether the row's files are all there; raises ValueError if they are another request's."""
+    marker = out / f"{row.name}.json"
+    if not marker.is_file():
+        return False
+    try:
+        found = dict(json.loads(marker.read_bytes()))
+    except (ValueError, TypeError):  # not written here
+        found = {}
+    if other := [key for key in request if found.get(key) != request[key]]:
+        raise ValueError(f"{marker} holds results of another request than {row.where} (other {', '.join(other)}); "
+                         "choose another folder, or delete that file to make the row anew.")
+    return all((out / file).is_file() for file in request["files"])
+
+
+def _png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()

@@ -1,0 +1,281 @@
+"""Many prompts from a file: what is written, what is made again, and what is left after kill -9."""
+
+import json
+import shutil
+import subprocess
+import sys
+import types
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from realcustom_jax import batch, bundle
+
+OPTIONS = {"steps": 2, "num_images": 1}
+
+
+class FakePipeline:
+    """Notes its prompts; paints noise of the seed, and knows no zebras."""
+
+    def __init__(self, stop_at=None):
+        self.calls, self.stop_at = [], stop_at
+
+    def __call__(self, references, prompt, targets, *, seed, num_images=1, **options):
+        if prompt == self.stop_at:
+            raise KeyboardInterrupt
+        self.calls.append((references, prompt, targets, {"seed": seed, "num_images": num_images, **options}))
+        if "zebra" in prompt:
+            raise ValueError("what is\na zebra?")
+        pixels = np.random.default_rng(seed).integers(0, 255, (num_images, 8, 8, 3), dtype=np.uint8)
+        return types.SimpleNamespace(images=[Image.fromarray(x) for x in pixels])
+
+    @property
+    def prompts(self):
+        return [prompt for _, prompt, *_ in self.calls]
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Writes prompts.jsonl (rows as objects or as text), beside pictures dog.png and car.png -> its path."""
+    def write(*rows):
+        lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
+        (tmp_path / "prompts.jsonl").write_text("\n".join(lines))
+        return tmp_path / "prompts.jsonl"
+
+    for name, colour in (("dog", "brown"), ("car", "red")):
+        Image.new("RGB", (4, 4), colour).save(tmp_path / f"{name}.png")
+    return write
+
+
+def row(**changes):
+    return {"prompt": "a dog", "image": "dog.png", "target": "dog", **changes}
+
+
+def names(folder):
+    return sorted(file.name for file in folder.iterdir())
+
+
+def contents(folder):
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+def run(pipeline, file, out, **changes):
+    return batch.run(pipeline, batch.read_rows(file), out, **{"options": OPTIONS, "report": pytest.fail, **changes})
+
+
+# -------------------- the file
+
+
+def test_rows_are_read_with_defaults_and_images_relative_to_the_file(write, tmp_path):
+    file = write(row(), "", row(name="Zwei Hunde", image=["dog.png", str(tmp_path / "car.png")], target=["dog", "car"],
+                                prompt="a dog\u2028and a car", seed=3, width=64, negative_prompt=""))
+    first, second = batch.read_rows(file)
+    assert (first.name, first.targets, first.references, first.options) == (
+        "0001", ("dog",), (tmp_path / "dog.png",), {})
+    assert second.where == f"{file}, line 3"
+    assert (second.name, second.targets) == ("Zwei Hunde", ("dog", "car"))
+    assert second.references == (tmp_path / "dog.png", tmp_path / "car.png")
+    assert second.options == {"seed": 3, "width": 64, "negative_prompt": ""}
+
+
+def test_a_file_of_another_system_is_read(write):
+    file = write(row(), row())
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes().replace(b"\n", b"\r\n"))
+    assert len(batch.read_rows(file)) == 2
+
+
+@pytest.mark.parametrize("bad, message", [
+    ("{", "not valid JSON"),
+    ("[" * 100_000, "not valid JSON"),
+    ("[1]", "not a JSON object"),
+    ({"image": "dog.png"}, "lacks prompt, target"),
+    (row(promt="a dog"), "Unknown key 'promt'.*did you mean 'prompt'"),
+    (row(prompt=" "), "prompt is ' '"),
+    (row(image=[]), r"image is \[\]"),
+    (row(target=7), "target is 7, expected a text or a list"),
+    (row(image=["dog.png", "cat.png"]), "the image .*cat.png does not exist"),
+    (row(image="."), "does not exist"),
+    (row(seed=-1), "seed is -1"),
+    (row(seed=True), "seed is True"),
+    (row(num_images=0), "num_images is 0"),
+    (row(width="64"), "width is '64'"),
+    *[(row(name=name), "name is ") for name in ("", ".", "..", ".x", "a/b", "a\\b", "/a", "a\n", "-rf", "é" * 150, 7)],
+    (row(name="0001"), "the name '0001' is taken by line 1"),
+    (row(name="FIRST"), "the name 'FIRST' is taken by line 2"),
+])
+def test_a_bad_line_is_named(write, bad, message):
+    file = write(row(), row(name="first"), bad)
+    with pytest.raises(ValueError, match=rf"(?s)prompts.jsonl has 1 bad line\(s\): line 3: .*{message}"):
+        batch.read_rows(file)
+
+
+def test_all_bad_lines_are_named_at_once_up_to_ten(write):
+    with pytest.raises(ValueError, match="2 bad.*line 1: .*; line 3: ") as few:
+        batch.read_rows(write("{", row(), "{"))
+    assert "line 2" not in str(few.value)
+    with pytest.raises(ValueError, match="12 bad.*line 10: ") as many:
+        batch.read_rows(write(*["{"] * 12))
+    assert "line 11" not in str(many.value)
+
+
+def test_a_file_without_rows_or_without_a_file_is_an_error(write, tmp_path):
+    with pytest.raises(ValueError, match="holds no prompts"):
+        batch.read_rows(write("", " "))
+    with pytest.raises(FileNotFoundError, match="nowhere.jsonl"):
+        batch.read_rows(tmp_path / "nowhere.jsonl")
+
+
+# -------------------- the run
+
+
+def test_a_row_makes_its_pictures_and_a_record_of_their_request(write, tmp_path):
+    file = write(row(), row(name="pair", image=["dog.png", "car.png"], target=["dog", "car"], seed=5, num_images=2))
+    pipeline = FakePipeline()
+    summary = run(pipeline, file, tmp_path / "new" / "out", model="toy")
+    assert summary == batch.Summary(made=2, skipped=0, failed=0)
+    assert pipeline.calls == [
+        ([tmp_path / "dog.png"], "a dog", ("dog",), {"seed": 0, "num_images": 1, "steps": 2}),
+        ([tmp_path / "dog.png", tmp_path / "car.png"], "a dog", ("dog", "car"),
+         {"seed": 5, "num_images": 2, "steps": 2})]
+    out = tmp_path / "new" / "out"
+    assert names(out) == ["0001.json", "0001.png", "pair-0.png", "pair-1.png", "pair.json"]
+    record = json.loads((out / "pair.json").read_text())
+    assert [reference["file"] for reference in record.pop("references")] == ["dog.png", "car.png"]
+    assert record == {"prompt": "a dog", "targets": ["dog", "car"], "model": "toy",
+                      "options": {"seed": 5, "steps": 2, "num_images": 2}, "files": ["pair-0.png", "pair-1.png"]}
+
+
+def test_a_second_run_makes_nothing(write, tmp_path):
+    file, pipeline = write(row(), row(seed=1)), FakePipeline()
+    run(FakePipeline(), file, tmp_path / "out")
+    assert run(pipeline, file, tmp_path / "out") == batch.Summary(made=0, skipped=2, failed=0)
+    assert not pipeline.calls
+
+
+def test_rows_may_be_added_and_lost_pictures_come_back(write, tmp_path):
+    rows, out = [row(prompt="one"), row(prompt="two", num_images=2)], tmp_path / "out"
+    run(FakePipeline(), write(*rows), out)
+    before = contents(out)
+    (out / "0002-1.png").unlink()
+    pipeline = FakePipeline()
+    assert run(pipeline, write(*rows, row(prompt="three")), out) == batch.Summary(made=2, skipped=1, failed=0)
+    assert pipeline.prompts == ["two", "three"]
+    assert contents(out).items() > before.items()
+
+
+@pytest.mark.parametrize("changes, options, message", [
+    ({"prompt": "a cat"}, {}, "other prompt"),
+    ({"seed": 1}, {}, "other options"),
+    ({"image": "car.png"}, {}, "other references"),
+    ({}, {"options": OPTIONS | {"steps": 3}}, "other options"),
+    ({}, {"model": "large"}, "other model"),
+])
+def test_results_of_another_request_are_not_touched(write, tmp_path, changes, options, message):
+    out, pipeline = tmp_path / "out", FakePipeline()
+    run(FakePipeline(), write(row()), out)
+    before = contents(out)
+    with pytest.raises(ValueError, match=f"0001.json holds results of another .*line 1 .*{message}.*another folder"):
+        run(pipeline, write(row(**changes), row()), out, **options)
+    assert contents(out) == before and not pipeline.calls
+
+
+def test_a_reference_that_was_painted_over_is_another_request(write, tmp_path):
+    file = write(row())
+    run(FakePipeline(), file, tmp_path / "out")
+    shutil.copy(tmp_path / "car.png", tmp_path / "dog.png")
+    with pytest.raises(ValueError, match="other references"):
+        run(FakePipeline(), file, tmp_path / "out")
+
+
+@pytest.mark.parametrize("text", ["{}", "[1, 2]", "nonsense", ""])
+def test_a_json_file_of_someone_else_is_not_touched(write, tmp_path, text):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "0001.json").write_text(text)
+    with pytest.raises(ValueError, match="0001.json holds results of another request"):
+        run(FakePipeline(), write(row()), tmp_path / "out")
+    assert contents(tmp_path / "out") == {"0001.json": text.encode()}
+
+
+def test_two_rows_must_not_make_the_same_picture(write, tmp_path):
+    pipeline = FakePipeline()
+    with pytest.raises(ValueError, match="line 1 and .*line 2 would both write a-0.png"):
+        run(pipeline, write(row(name="A", num_images=2), row(name="a-0")), tmp_path / "out")
+    assert not pipeline.calls and not (tmp_path / "out").exists()
+
+
+def test_a_row_that_fails_is_told_and_the_others_go_on(write, tmp_path):
+    file, told = write(row(), row(prompt="a zebra"), row(seed=2)), []
+    for made, skipped in ((2, 0), (0, 2)):
+        summary = run(FakePipeline(), file, tmp_path / "out", report=told.append)
+        assert summary == batch.Summary(made=made, skipped=skipped, failed=1)
+    assert told == 2 * [f"{file}, line 2 (0002) failed: what is a zebra?"]
+    assert names(tmp_path / "out") == ["0001.json", "0001.png", "0003.json", "0003.png"]
+
+
+def test_a_full_disk_stops_the_run(write, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(bundle.os, "replace", full)
+    pipeline = FakePipeline()
+    with pytest.raises(OSError, match="no space left"):
+        run(pipeline, write(row(), row()), tmp_path / "out")
+    assert len(pipeline.calls) == 1 and not names(tmp_path / "out")
+
+
+def test_out_must_not_be_a_file(write, tmp_path):
+    pipeline = FakePipeline()
+    with pytest.raises(OSError, match="dog.png"):
+        run(pipeline, write(row()), tmp_path / "dog.png")
+    assert not pipeline.calls
+
+
+def test_a_stopped_run_goes_on_where_it_was(write, tmp_path):
+    file = write(row(prompt="one"), row(prompt="two"), row(prompt="three"))
+    with pytest.raises(KeyboardInterrupt):
+        run(FakePipeline(stop_at="two"), file, tmp_path / "out")
+    pipeline = FakePipeline()
+    assert run(pipeline, file, tmp_path / "out") == batch.Summary(made=2, skipped=1, failed=0)
+    assert pipeline.prompts == ["two", "three"]
+
+
+# Tells the parent when it stands between writing and renaming a file, the moment that leaves most behind.
+KILLED = """
+import sys, time
+from pathlib import Path
+from realcustom_jax import batch, bundle
+from test_batch import OPTIONS, FakePipeline
+
+rename = bundle.os.replace
+
+def stopping(source, target):
+    if Path(target).name == sys.argv[3]:
+        print("now", flush=True)
+        time.sleep(600)
+    rename(source, target)
+
+bundle.os.replace = stopping
+batch.run(FakePipeline(), batch.read_rows(sys.argv[1]), Path(sys.argv[2]), options=OPTIONS)
+"""
+
+
+def test_a_run_after_kill_9_makes_the_rest_and_leaves_no_partial_file(write, tmp_path, monkeypatch):
+    prompts, out = ["one", "two", "three", "four"], tmp_path / "out"
+    file = write(*[row(prompt=prompt, seed=seed, num_images=2) for seed, prompt in enumerate(prompts)])
+    monkeypatch.setenv("PYTHONPATH", ":".join(filter(None, sys.path)))
+    command = [sys.executable, "-c", KILLED, str(file), str(out), "0003-1.png"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        assert process.stdout.readline() == "now\n"
+        process.kill()
+    assert process.returncode == -9
+    whole = ["0001-0.png", "0001-1.png", "0001.json", "0002-0.png", "0002-1.png", "0002.json", "0003-0.png"]
+    assert names(out)[1:] == whole and names(out)[0].startswith(".0003-1.png.")
+    times = {name: (out / name).stat().st_mtime_ns for name in whole[:-1]}
+
+    pipeline = FakePipeline()
+    assert run(pipeline, file, out) == batch.Summary(made=2, skipped=2, failed=0)
+    assert pipeline.prompts == ["three", "four"]
+    assert {name: (out / name).stat().st_mtime_ns for name in times} == times
+    run(FakePipeline(), file, tmp_path / "at once")
+    assert contents(out) == contents(tmp_path / "at once")
