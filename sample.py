@@ -1,6 +1,7 @@
 """Pictures of your subject: python sample.py --image dog.png --prompt "a dog in space" --target dog"""
 
 import argparse
+import importlib.util
 import logging
 import os
 import sys
@@ -9,25 +10,41 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+DTYPES = ("float32", "bfloat16", "float16")
+
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one call of `Pipeline`; returns the exit code, 2 after one sentence about input that cannot be used."""
+    """Runs one call of `Pipeline`, or a batch; returns the exit code, 2 after one sentence about unusable input."""
     options = parse(arguments)
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # only its tokenizer is used: torch is not missed
     logging.getLogger("jax._src.xla_bridge").setLevel(logging.ERROR)  # nor is an accelerator
-    from realcustom_jax import contact_sheet
+    from realcustom_jax import batch, contact_sheet
+    from realcustom_jax.memory import sampler_memory
     from realcustom_jax.pipeline import ASSETS, Pipeline
 
     warnings.showwarning = lambda message, kind, *_: kind is UserWarning and say(f"warning: {message}")
     try:
         contact_sheet.check_folder(options.out)
+        rows = batch.read_rows(options.batch) if options.batch else None
         say(f"Loading {options.model} …")
-        pipeline = Pipeline.load(options.model)
+        pipeline = load(Pipeline, options)
+        size = {"width": options.width, "height": options.height, "num_images": options.num_images}
+        choices = {"steps": options.steps, "guidance_scale": options.guidance, "scope": options.scope,
+                   "branches": options.branches, "freeze_mask_step": options.freeze_mask_step,
+                   "negative_prompt": options.negative_prompt, "seed": options.seed, **size}
+        if options.memory:
+            memory = sampler_memory(
+                pipeline, **size, references=len(options.image or "1"), branches=options.branches)
+            print(memory)
+            return 0 if memory.fits else 2
+        if rows:
+            given = {name: value for name, value in choices.items() if value is not None}
+            summary = batch.run(pipeline, rows, options.out, options=given, model=options.model, report=say)
+            say(f"{summary.made} made, {summary.skipped} there already, {summary.failed} failed: {options.out}")
+            return 2 if summary.failed else 0
         with tqdm(total=options.steps, desc="Sampling (the first step compiles)", unit="step", leave=False) as bar:
             result = pipeline(
-                options.image or ASSETS / "references" / "dog.png", options.prompt, options.target or "dog",
-                seed=options.seed, num_images=options.num_images, steps=options.steps, guidance_scale=options.guidance,
-                scope=options.scope, branches=options.branches, freeze_mask_step=options.freeze_mask_step,
+                options.image or ASSETS / "references" / "dog.png", options.prompt, options.target or "dog", **choices,
                 on_step=lambda step: bar.update())
         files = contact_sheet.save(result, options.out)
     except (ValueError, OSError) as error:
@@ -37,6 +54,16 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
+def load(pipeline_class, options: argparse.Namespace):
+    """The model as the options (and the configuration behind them) say."""
+    from realcustom_jax.presets import Preset
+
+    preset = options.preset if isinstance(options.preset, str) else Preset(**options.preset)
+    return pipeline_class.load(
+        options.model, options.adapter, vision=options.vision, tokenizer=options.tokenizer, preset=preset,
+        dtype=options.dtype, offload=options.offload)
+
+
 def say(line: str) -> None:
     tqdm.write(line, file=sys.stderr)
 
@@ -44,19 +71,48 @@ def say(line: str) -> None:
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add = parser.add_argument
-    add("--model", default="mini", help="a model folder, or mini for the one that comes along")
+    add("--model", default="mini", help="a folder, a single file, a name on the hub, or mini (bundled)")
     add("--image", action="append", help="a reference picture (a bundled dog); repeat it for several subjects")
     add("--prompt", default="a dog on the beach", help="what the pictures should show")
     add("--target", action="append", help="the prompt's words for the subject (dog); one for each subject")
+    add("--batch", type=Path, help="a JSON-lines file of prompts instead (see realcustom_jax/batch.py); resumable")
     add("--out", type=Path, default=Path("out"), help="folder for the pictures")
     add("--seed", type=int, default=0, help="of the noise")
     add("--num-images", type=int, default=1, help="how many pictures to make")
+    add("--width", type=int, help="of the pictures, in pixels (what the model was made for)")
+    add("--height", type=int, help="likewise")
     add("--steps", type=int, default=25, help="of the solver")
-    add("--guidance", type=float, default=3.5, help="scale of classifier-free guidance")
-    add("--scope", type=float, default=0.25, help="share of the picture that a subject's mask covers, in (0, 1]")
+    add("--guidance", type=float, help="scale of classifier-free guidance (3.5)")
+    add("--scope", type=float, help="share of the picture that a subject's mask covers, in (0, 1] (0.25)")
     add("--branches", default="fused", help="fused or sequential: how guidance and generation are run")
-    add("--freeze-mask-step", type=int, default=12, help="keep the mask from this step on")
-    return parser.parse_args(arguments)
+    add("--freeze-mask-step", type=int, help="keep the mask from this step on (12)")
+    add("--negative-prompt", help="what the pictures should not show (the preset's)")
+    add("--adapter", help="file or folder of an adapter (the model's own)")
+    add("--vision", help="folder of the image encoders (the model's own)")
+    add("--tokenizer", help="folder of tokenizer/ and tokenizer_2/ (the model's own)")
+    add("--preset", default="default", help="default, released_pipeline, released_script or paper")
+    add("--dtype", default="float32", choices=DTYPES, help="of parameters and computation")
+    add("--offload", action="store_true", help="keep the encoders out of the device's memory while sampling")
+    add("--memory", action="store_true", help="only say how much memory the sampler needs, and whether it fits")
+    add("--config", type=Path, help="a Python file whose get_config() sets any of these, e.g. configs/sdxl.py")
+    known = parser.parse_args(arguments)
+    if known.config:
+        values = read_config(known.config, parser)
+        if unknown := sorted(set(values) - set(vars(known))):
+            parser.error(f"{known.config}: {', '.join(unknown)} is no option of this program")
+        parser.set_defaults(**values)
+        known = parser.parse_args(arguments)
+    return known
+
+
+def read_config(file: Path, parser: argparse.ArgumentParser) -> dict:
+    """The `sample` part of what the file's `get_config()` returns."""
+    if not file.is_file():
+        parser.error(f"--config {file} does not exist")
+    spec = importlib.util.spec_from_file_location("config", file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config().sample.to_dict()
 
 
 if __name__ == "__main__":

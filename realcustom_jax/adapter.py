@@ -4,12 +4,91 @@ It is the projector and, in every text cross-attention of the UNet, `to_k_vision
 stand in torch names, the projector under `weights.PROJECTOR_PREFIX`, as in the released checkpoints.
 """
 
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from realcustom_jax import weights
+from realcustom_jax import locate, weights
+from realcustom_jax.images import VisionSettings
+from realcustom_jax.tensors import LazyTensors, identify, read_files
 
 _LAYERS = {"to_k_vision", "to_v_vision"}
+# The blocks that the released variants read, from shallow to deep (configs/realcustom_sigdino_highres*.json).
+_RELEASED = {
+    "highres": VisionSettings(siglip_layers=(25,), dino_layers=(22,)),
+    "shallow": VisionSettings(siglip_layers=(7, 13, 19, 25), dino_layers=(4, 10, 16, 22)),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Adapter:
+    """An adapter that is not loaded yet.
+
+    settings: the released JSON's `image_prompt_settings`. vision: how references are read. tensors: torch-named;
+    a released file also holds UNet weights. where: the file or folder, for errors.
+    """
+
+    settings: Mapping[str, Any]
+    vision: VisionSettings
+    tensors: LazyTensors
+    where: Path
+
+
+def find_adapter(path: str | Path) -> Adapter:
+    """Finds an adapter's configuration and weights.
+
+    Args:
+        path: a folder (a JSON and one weight file), or a weight file: with a JSON of the same name, with `config.json`
+            beside it, or else a released checkpoint, whose variant shows in its names.
+    Raises:
+        FileNotFoundError, ValueError: nothing there, or not an adapter; says what was expected.
+    """
+    path = Path(path)
+    if path.is_dir():
+        config, files = locate.config_file(path), locate.weight_files(path)
+        if not config or not files:
+            missing = path / ("realcustom.safetensors" if config else "config.json")
+            raise FileNotFoundError(f"The adapter is not complete: {missing} is missing.")
+    else:
+        files = (path,)
+        beside = (path.with_suffix(".json"), path.parent / "config.json")
+        config = next((file for file in beside if file.is_file()), None)
+    tensors = read_files(files)
+    if not any(name.startswith(weights.PROJECTOR_PREFIX) for name in tensors):
+        raise ValueError(f"{files[0]} is no RealCustom adapter but {identify(tensors)}: it has no tensors named "
+                         f"{weights.PROJECTOR_PREFIX}…; give the adapter's file, e.g. RealCustom_highres.pth.")
+    if config is None:
+        return _released(tensors, path)
+    mapping = weights.read_config(config)
+    if "image_prompt_settings" not in mapping:
+        raise ValueError(f"{config}: the configuration lacks 'image_prompt_settings', which says how the projector is "
+                         "built; give the released JSON or an adapter written by this project.")
+    ours = "vision_settings" in mapping
+    vision = VisionSettings.from_config(mapping["vision_settings"]) if ours else VisionSettings.from_released(mapping)
+    return Adapter(mapping["image_prompt_settings"], vision, tensors, path)
+
+
+def _released(tensors: LazyTensors, path: Path) -> Adapter:
+    """A released checkpoint without its JSON: one projector stream more is the shallow variant."""
+    variant = "shallow" if f"{weights.PROJECTOR_PREFIX}projector2.0.weight" in tensors else "highres"
+    out_dim, vision_dim = tensors[f"{weights.PROJECTOR_PREFIX}projector_base.weight"].shape
+    params = {"vision_dim": vision_dim, "out_dim": out_dim}
+    settings = {"vision_projection_type": "custom", "image_prompt_mode": "naive",
+                "vision_projection_config": {"variant": variant, "params": params}}
+    return Adapter(settings, _RELEASED[variant], tensors, path)
+
+
+def check_backbone(adapter: Adapter, unet_config: Mapping[str, Any]) -> None:
+    """Raises ValueError if the adapter was made for a UNet of another width of text."""
+    given = adapter.settings["vision_projection_config"]["params"]["out_dim"]
+    expected = unet_config.get("cross_attention_dim", given)
+    if given != expected:
+        raise ValueError(f"{adapter.where}: this adapter was made for another backbone: its vision tokens have width "
+                         f"{given}, this UNet takes {expected} (SD-1.5 has 768, SDXL 2048).")
 
 
 def split_unet(params) -> tuple[dict, dict]:

@@ -10,7 +10,6 @@ shape (size, number of pictures, number of references) compiles once, wherever i
 
 import dataclasses
 import hashlib
-import io
 import json
 import os
 import re
@@ -18,13 +17,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from tqdm import tqdm
 
-from realcustom_jax.bundle import write_file, write_json
 from realcustom_jax.choices import check_choice
+from realcustom_jax.files import png, write_file, write_json
 
-_TEMPORARY = re.compile(r"\..+\.(png|json)\.[a-z0-9_]{8}")  # what a killed `bundle.write_file` leaves
+_TEMPORARY = re.compile(r"\..+\.(png|json)\.[a-z0-9_]{8}")  # what a killed `write_file` leaves
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +109,7 @@ def run(
             failed += 1
             continue
         for file, image in zip(request["files"], images, strict=True):
-            write_file(out / file, _png(image))
+            write_file(out / file, png(image))
         write_json(out / f"{row.name}.json", request)
     return Summary(len(todo) - failed, skipped, failed)
 
@@ -188,9 +186,3 @@ def _is_complete(out: Path, row: Row, request: Mapping[str, Any]) -> bool:
         raise ValueError(f"{marker} holds results of another request than {row.where} (other {', '.join(other)}); "
                          "choose another folder, or delete that file to make the row anew.")
     return all((out / file).is_file() for file in request["files"])
-
-
-def _png(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return buffer.getvalue()

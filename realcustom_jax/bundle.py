@@ -2,12 +2,11 @@
 
     model_index.json  tokenizer/  text_encoder/  vae/  unet/  image_encoder_siglip/  image_encoder_dinov2/
     adapter/ (the released RealCustom JSON: projector, image preparation; weights of projector and to_*_vision)
+
+That is what this project writes; it reads whatever `locate` finds.
 """
 
 import contextlib
-import json
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,11 @@ import numpy as np
 import safetensors.numpy
 from transformers import CLIPTokenizer
 
-from realcustom_jax import weights
+from realcustom_jax import locate, single_file, weights
+from realcustom_jax.adapter import Adapter, check_backbone
 from realcustom_jax.diffusion import betas
-from realcustom_jax.images import VisionSettings
+from realcustom_jax.files import write_file, write_json
+from realcustom_jax.tensors import LazyTensors, identify, read_tensors
 from realcustom_jax.vocabulary import Vocabulary
 
 WEIGHT_FILES = {
@@ -31,26 +32,18 @@ WEIGHT_FILES = {
     "adapter": "realcustom.safetensors",
     "judge": "model.safetensors",
 }
+# Of the released layout, whose files come without a configuration: timm's `vit_so400m_patch14_siglip_384` and
+# `vit_large_patch14_reg4_dinov2`, the second at SigLIP's picture size.
+_CONFIGS = {
+    "vit_so400m_patch14_siglip_384": {
+        "img_size": 384, "patch_size": 14, "embed_dim": 1152, "depth": 27, "num_heads": 16, "mlp_ratio": 3.7362,
+        "class_token": False, "global_pool": "map"},
+    "vit_large_patch14_reg4_dinov2.lvd142m": {
+        "img_size": 384, "patch_size": 14, "embed_dim": 1024, "depth": 24, "num_heads": 16, "init_values": 1e-5,
+        "reg_tokens": 4, "no_embed_class": True},
+    "unet": single_file.CONFIGS["sdxl"]["unet"],
+}
 _SCHEDULES = {"scaled_linear": "squared_linear", "squaredcos_cap_v2": "cosine"}  # diffusers' names → ours
-
-
-def write_file(path: Path, content: bytes) -> None:
-    """Writes a file whole or not at all: to a temporary name beside it, then renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Writes indented JSON, whole or not at all."""
-    write_file(path, (json.dumps(value, indent=2) + "\n").encode())
 
 
 def save_part(bundle: Path, part: str, config: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> None:
@@ -59,17 +52,35 @@ def save_part(bundle: Path, part: str, config: Mapping[str, Any], tensors: Mappi
     write_json(bundle / part / "config.json", config)
 
 
-def part_files(bundle: Path, part: str) -> tuple[Path, Path]:
-    """(config file, weight file) of a part; raises FileNotFoundError that names the missing file."""
-    return _files(bundle / part, WEIGHT_FILES[part])
+def has_part(model: Path, part: str) -> bool:
+    """Whether a model, a folder or a single file, holds a part."""
+    if model.is_file():
+        return part in single_file.CONFIGS[_single_kind(model)]
+    return locate.part_folder(model, part).is_dir()
 
 
-def _files(folder: Path, weight_file: str) -> tuple[Path, Path]:
-    files = folder / "config.json", folder / weight_file
-    for file in files:
-        if not file.is_file():
-            raise FileNotFoundError(f"The model is not complete: {file} is missing.")
-    return files
+def part_files(model: Path, part: str) -> tuple[Path | Mapping[str, Any], *tuple[Path | LazyTensors, ...]]:
+    """(configuration, weight files …) of a part, or its tensors in a single file; raises FileNotFoundError that names
+    the missing file."""
+    if model.is_file():
+        return single_file.CONFIGS[_single_kind(model)][part], single_file.split(read_tensors(model))[part]
+    folder = locate.part_folder(model, part)
+    config = locate.config_file(folder)
+    if config is None and not (model / "model_index.json").is_file():
+        config = _CONFIGS.get(folder.name)
+    if config is None:
+        raise FileNotFoundError(f"The model is not complete: {folder / 'config.json'} is missing.")
+    if not (files := locate.weight_files(folder)):
+        raise FileNotFoundError(f"The model is not complete: {folder / WEIGHT_FILES[part]} is missing.")
+    return config, *files
+
+
+def _single_kind(file: Path) -> str:
+    tensors = read_tensors(file)
+    with _naming(file):
+        if (kind := single_file.kind(tensors)) is None:
+            raise ValueError(f"it holds {identify(tensors)}; expected a whole Stable Diffusion 1.5 or SDXL checkpoint.")
+        return kind
 
 
 @contextlib.contextmanager
@@ -87,45 +98,44 @@ def _naming(*places: Path):
         raise ValueError(f"{where}the configuration cannot be used ({error}).") from None
 
 
-def load_autoencoder(bundle: Path, **options):
-    """(module, params) of the bundle's autoencoder."""
-    with _naming(bundle / "vae"):
-        return weights.load_autoencoder(*part_files(bundle, "vae"), **options)
+def load_autoencoder(model: Path, **options):
+    """(module, params) of the model's autoencoder."""
+    with _naming(locate.part_folder(model, "vae")):
+        return weights.load_autoencoder(*part_files(model, "vae"), **options)
 
 
-def load_text_encoder(bundle: Path, **options):
-    """(module, params) of the bundle's text encoder."""
-    with _naming(bundle / "text_encoder"):
-        return weights.load_text_encoder(*part_files(bundle, "text_encoder"), **options)
+def load_text_encoder(model: Path, part: str = "text_encoder", **options):
+    """(module, params) of a text encoder, `part` "text_encoder" or "text_encoder_2"."""
+    with _naming(locate.part_folder(model, part)):
+        return weights.load_text_encoder(*part_files(model, part), **options)
 
 
-def load_vision_encoder(bundle: Path, part: str, **options):
+def load_vision_encoder(model: Path, part: str, **options):
     """(module, params) of an image encoder, `part` "image_encoder_siglip" or "image_encoder_dinov2"."""
-    with _naming(bundle / part):
-        return weights.load_vision_encoder(*part_files(bundle, part), **options)
+    with _naming(locate.part_folder(model, part)):
+        return weights.load_vision_encoder(*part_files(model, part), **options)
 
 
-def load_unet(bundle: Path, adapter: Path, **options):
-    """(module, params) of the bundle's UNet with the visual attention of the adapter in the folder `adapter`."""
-    config, base = part_files(bundle, "unet")
-    adapter_config, visual = _files(adapter, WEIGHT_FILES["adapter"])
-    with _naming(config.parent, adapter):
-        settings = weights.read_config(adapter_config)["image_prompt_settings"]
-        config = {**weights.read_config(config), "image_prompt_settings": settings}
-        return weights.load_unet(config, base, visual, **options)
+def load_unet(model: Path, adapter: Adapter, *, base_last: bool = False, **options):
+    """(module, params) of the model's UNet with the adapter's visual attention; where both hold a weight, the
+    adapter's is taken, unless `base_last`."""
+    config, *base = part_files(model, "unet")
+    with _naming(locate.part_folder(model, "unet"), adapter.where):
+        config = {**weights.read_config(config), "image_prompt_settings": adapter.settings}
+        check_backbone(adapter, config)
+        files = (adapter.tensors, *base) if base_last else (*base, adapter.tensors)
+        return weights.load_unet(config, *files, **options)
 
 
-def load_projector(adapter: Path, **options):
-    """(module, params, `VisionSettings`) of an adapter folder."""
-    config, file = _files(adapter, WEIGHT_FILES["adapter"])
-    with _naming(adapter):
-        settings = VisionSettings.from_config(weights.read_config(config)["vision_settings"])
-        return *weights.load_projector(config, file, **options), settings
+def load_projector(adapter: Adapter, **options):
+    """(module, params) of an adapter's projector."""
+    with _naming(adapter.where):
+        return weights.load_projector(adapter.settings, adapter.tensors, **options)
 
 
-def load_tokenizer(bundle: Path) -> CLIPTokenizer:
-    """The bundle's tokenizer."""
-    folder = bundle / "tokenizer"
+def load_tokenizer(model: Path, part: str = "tokenizer") -> CLIPTokenizer:
+    """A tokenizer of the model, `part` "tokenizer" or "tokenizer_2"."""
+    folder = locate.part_folder(model, part)
     for names in (("tokenizer_config.json",), ("tokenizer.json", "vocab.json")):
         if not any((folder / name).is_file() for name in names):
             # transformers would make do with a tokenizer that knows no word.
@@ -136,11 +146,16 @@ def load_tokenizer(bundle: Path) -> CLIPTokenizer:
         raise ValueError(f"{folder}: the tokenizer cannot be read ({error}).") from None
 
 
-def read_schedule(bundle: Path) -> tuple[np.ndarray, str]:
-    """(betas [T], what the UNet predicts) from `scheduler/scheduler_config.json`, in diffusers' keys."""
-    file = bundle / "scheduler" / "scheduler_config.json"
+def read_schedule(model: Path) -> tuple[np.ndarray, str]:
+    """(betas [T], what the UNet predicts) from `scheduler/scheduler_config.json`, in diffusers' keys; Stable
+    Diffusion's where the layout has no such folder (a single file, the released one)."""
+    if model.is_file():
+        return betas(), single_file.scheduler(read_tensors(model))["prediction_type"]
+    file = model / "scheduler" / "scheduler_config.json"
     if not file.is_file():
-        raise FileNotFoundError(f"The model is not complete: {file} is missing.")
+        if (model / "model_index.json").is_file():
+            raise FileNotFoundError(f"The model is not complete: {file} is missing.")
+        return betas(), "epsilon"
     with _naming(file):
         config = weights.read_config(file)
         name = config.get("beta_schedule", "scaled_linear")

@@ -5,7 +5,6 @@
 One row for each reference of each picture; a reference and its mask share a colour.
 """
 
-import io
 import os
 import textwrap
 from pathlib import Path
@@ -13,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from realcustom_jax.bundle import write_file
+from realcustom_jax.files import png, write_file
 from realcustom_jax.pipeline import Result
 
 CELL = 256
@@ -80,7 +79,7 @@ def save(result: Result, folder: Path) -> list[Path]:
         pictures[f"mask_{b}.png"] = fit(mask_overlay(image, result.masks[-1, b]))
     pictures["contact_sheet.png"] = contact_sheet(result)
     # All pictures exist before the first one is written.
-    contents = {folder / name: _png(picture) for name, picture in pictures.items()}
+    contents = {folder / name: png(picture) for name, picture in pictures.items()}
     for file, content in contents.items():
         write_file(file, content)
     return list(contents)
@@ -117,9 +116,3 @@ def _sheet(title: str, subtitle: str, rows: list[list[tuple[str, Image.Image]]])
             draw.text((x, y), label, _INK, label_font)
             sheet.paste(cell, (x, y + _LABEL))
     return sheet
-
-
-def _png(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return buffer.getvalue()

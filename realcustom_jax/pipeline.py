@@ -11,6 +11,7 @@ Dimensions: B images, R references, T text tokens, L vision tokens, D their widt
 import dataclasses
 import functools
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,12 +24,17 @@ from PIL import Image
 from transformers import CLIPTokenizer
 
 from realcustom_jax import bundle
+from realcustom_jax.adapter import find_adapter
 from realcustom_jax.compilation import enable_compilation_cache
 from realcustom_jax.diffusion import make_solver
 from realcustom_jax.images import VisionSettings, load_image, reference_features, to_uint8
+from realcustom_jax.locate import local_model
+from realcustom_jax.models.clip_text import TextOutput
 from realcustom_jax.models.resize import resize_bilinear
+from realcustom_jax.presets import PRESETS, Preset, find_preset
 from realcustom_jax.sampling import Conditioning, MaskConfig, Samples, sample_latents
 from realcustom_jax.text import encode_prompt, target_tokens
+from realcustom_jax.tiling import decode_tiles
 from realcustom_jax.vocabulary import Vocabulary
 from realcustom_jax.weights import read_config
 
@@ -66,11 +72,19 @@ class Result:
 
 
 @dataclasses.dataclass(frozen=True)
+class TextEncoder:
+    """A tokenizer and the network that reads its tokens."""
+
+    tokenizer: CLIPTokenizer
+    network: Network
+
+
+@dataclasses.dataclass(frozen=True)
 class Pipeline:
     """All parts of a model; `load` makes one from a folder."""
 
-    tokenizer: CLIPTokenizer
-    text_encoder: Network
+    text_encoders: tuple[TextEncoder, ...]
+    """One, or SDXL's two; a phrase of the prompt is found with the first one's tokenizer."""
     vae: Network
     unet: Network
     siglip: Network
@@ -80,41 +94,73 @@ class Pipeline:
     betas: np.ndarray
     prediction: str
     sample_size: int
-    """Side of the latents, in latent pixels."""
+    """Side of the latents that the model was made for, in latent pixels."""
+    preset: Preset = PRESETS["default"]
     vocabulary: Vocabulary | None = None
     """The words that the model learnt; None for a model of open vocabulary."""
 
     @classmethod
-    def load(cls, path: str | Path = "mini", adapter: str | Path | None = None, *, dtype=jnp.float32) -> "Pipeline":
-        """Loads a model folder (layout: module `bundle`).
+    def load(
+        cls,
+        path: str | Path = "mini",
+        adapter: str | Path | None = None,
+        *,
+        vision: str | Path | None = None,
+        tokenizer: str | Path | None = None,
+        preset: str | Preset = "default",
+        dtype=jnp.float32,
+        offload: bool = False,
+    ) -> "Pipeline":
+        """Loads a model.
 
         Args:
-            path: the folder, or "mini" for the miniature that comes with the package.
-            adapter: another adapter folder (`config.json`, `realcustom.safetensors`) than the model's own.
-            dtype: of parameters and computation.
+            path: a folder or a single file (layouts: module `locate`), a name on the Hugging Face hub, or "mini" for
+                the miniature that comes with the package.
+            adapter: an adapter's folder or file, see `adapter.find_adapter`; by default the model's own `adapter/`.
+            vision: the folder that holds the image encoders, by default the model's.
+            tokenizer: the folder that holds `tokenizer/` (and SDXL's `tokenizer_2/`), by default the model's.
+            preset: how the model is used, see module `presets`.
+            dtype: of parameters and computation: float32, bfloat16 or float16. Softmax, norms and the solver's state
+                are float32 always, and the autoencoder is where `dtype` is float16, which SDXL's overflows.
+            offload: keeps the text and image encoders in the host's memory, and on the device only while they run.
         Raises:
             FileNotFoundError, ValueError: names the file that is missing, unreadable or does not fit.
         """
         enable_compilation_cache()
-        folder = ASSETS / "mini" if path == "mini" else Path(path)
-        if not (folder / "model_index.json").is_file():
-            raise FileNotFoundError(f"{folder} is not a model folder: it holds no model_index.json.")
-        adapter = folder / "adapter" if adapter is None else Path(adapter)
-        projector, projector_params, vision_settings = bundle.load_projector(adapter, dtype=dtype)
-        betas, prediction = bundle.read_schedule(folder)
+        model = ASSETS / "mini" if path == "mini" else local_model(path)
+        words, encoders = (model if other is None else local_model(other) for other in (tokenizer, vision))
+        if not bundle.has_part(model, "unet"):
+            raise FileNotFoundError(f"{model} is not a model folder: it holds no unet/ folder.")
+        if adapter is None and not (model / "adapter").is_dir():
+            raise FileNotFoundError(f"The model is not complete: {model / 'adapter'} is missing. A base model needs "
+                                    "an adapter: give the file or folder of one, e.g. RealCustom_highres.pth.")
+        for what, place in (("tokenizer", words), ("image encoders", encoders)):
+            if place.is_file():
+                raise FileNotFoundError(f"{place} is a single file, which holds no {what}; give their folder too.")
+        preset, dtype = find_preset(preset), jnp.dtype(dtype)
+        given = find_adapter(model / "adapter" if adapter is None else adapter)
+        settings = given.vision if preset.local is None else dataclasses.replace(given.vision, local=preset.local)
+        betas, prediction = bundle.read_schedule(model)
+
+        def encoder(loader, *where):
+            module, params = loader(*where, dtype=dtype)
+            return Network(module, jax.device_get(params) if offload else params)
+
+        parts = ["", "_2"] if bundle.has_part(model, "text_encoder_2") else [""]
         pipeline = cls(
-            tokenizer=bundle.load_tokenizer(folder),
-            text_encoder=Network(*bundle.load_text_encoder(folder, dtype=dtype)),
-            vae=Network(*bundle.load_autoencoder(folder, dtype=dtype)),
-            unet=Network(*bundle.load_unet(folder, adapter, dtype=dtype)),
-            siglip=Network(*bundle.load_vision_encoder(folder, "image_encoder_siglip", dtype=dtype)),
-            dino=Network(*bundle.load_vision_encoder(folder, "image_encoder_dinov2", dtype=dtype)),
-            projector=Network(projector, projector_params),
-            vision_settings=vision_settings, betas=betas, prediction=prediction,
-            sample_size=read_config(folder / "unet" / "config.json").get("sample_size", 64),
-            vocabulary=bundle.load_vocabulary(folder),
+            text_encoders=tuple(TextEncoder(
+                bundle.load_tokenizer(words, f"tokenizer{part}"),
+                encoder(bundle.load_text_encoder, model, f"text_encoder{part}")) for part in parts),
+            vae=Network(*bundle.load_autoencoder(model, dtype=jnp.float32 if dtype == jnp.float16 else dtype)),
+            unet=Network(*bundle.load_unet(model, given, base_last=preset.weight_order == "base_last", dtype=dtype)),
+            siglip=encoder(bundle.load_vision_encoder, encoders, "image_encoder_siglip"),
+            dino=encoder(bundle.load_vision_encoder, encoders, "image_encoder_dinov2"),
+            projector=Network(*bundle.load_projector(given, dtype=dtype)),
+            vision_settings=settings, betas=betas, prediction=prediction,
+            sample_size=read_config(bundle.part_files(model, "unet")[0]).get("sample_size", 64),
+            preset=preset, vocabulary=bundle.load_vocabulary(model),
         )
-        pipeline._check_parts_fit(folder)
+        pipeline._check_parts_fit(model)
         return pipeline
 
     def __call__(
@@ -125,19 +171,23 @@ class Pipeline:
         *,
         seed: int = 0,
         num_images: int = 1,
+        width: int | None = None,
+        height: int | None = None,
         steps: int = 25,
-        guidance_scale: float = 3.5,
-        scope: float = 0.25,
-        freeze_mask_step: int = 12,
+        guidance_scale: float | None = None,
+        scope: float | None = None,
+        freeze_mask_step: int | None = None,
         branches: str = "fused",
-        negative_prompt: str = "",
-        normalize: str = "max_norm",
+        negative_prompt: str | None = None,
+        normalize: str | None = None,
         overlap: str | None = None,
         solver: str = "dpm_single",
         latents: np.ndarray | None = None,
         on_step: Callable[[int], None] | None = None,
     ) -> Result:
         """Pictures of the prompt in which each target is the subject of its reference.
+
+        What is None is as the preset says.
 
         Args:
             image: a reference, or R of them (paths or PIL images).
@@ -146,6 +196,7 @@ class Pipeline:
                 for a single one.
             seed: of the noise; image i of a call is the same whatever `num_images` is.
             num_images: B.
+            width, height: of the pictures, in pixels; None: the side that the model was made for.
             steps: of the solver `solver` (dpm_single | dpm_multi | ddim).
             guidance_scale: of classifier-free guidance.
             scope: share of the picture that a mask covers, in (0, 1].
@@ -153,37 +204,65 @@ class Pipeline:
             branches: "fused" | "sequential", see module `sampling`.
             negative_prompt: what the picture should not be.
             normalize, overlap: see `guidance.subject_mask`; by default several references do not overlap.
-            latents: the initial noise [B, H, W, C] instead of the seed's.
+            latents: the initial noise [B, H, W, C] instead of the seed's, e.g. torch's.
             on_step: called with the number of each finished step.
         Raises:
             FileNotFoundError, ValueError: an input that cannot be used.
         """
+        given = {"guidance_scale": guidance_scale, "scope": scope, "freeze_mask_step": freeze_mask_step,
+                 "negative_prompt": negative_prompt, "normalize": normalize}
+        choices = dataclasses.replace(self.preset, **{k: v for k, v in given.items() if v is not None})
         references, targets = _paired(image, target)
-        _check_numbers(seed, num_images, guidance_scale, scope)
+        _check_numbers(seed, num_images, choices.guidance_scale, choices.scope)
+        width, height = self.picture_size(width, height)
         pictures = [load_image(reference) for reference in references]
         schedule = make_solver(solver, steps, betas=self.betas, prediction=self.prediction)
         overlap = overlap or ("sum" if len(targets) == 1 else "argmax")
-        mask = MaskConfig(scope=scope, normalize=normalize, overlap=overlap)
-        noise = self._noise(seed, num_images) if latents is None else self._given_noise(latents, num_images)
-        positive, negative, marks = self._conditionings(pictures, prompt, targets, negative_prompt)
+        mask = MaskConfig(scope=choices.scope, normalize=choices.normalize, overlap=overlap)
+        shape = self.latent_shape(width, height)
+        noise = _noise(seed, num_images, shape) if latents is None else _given_noise(latents, (num_images, *shape))
+        positive, negative, marks = self._conditionings(
+            pictures, prompt, targets, choices.negative_prompt, (width, height))
         inputs = jax.tree.map(lambda x: jnp.repeat(x, num_images, axis=0), (positive, negative, marks))
 
-        options = {"solver": schedule, "guidance_scale": jnp.float32(guidance_scale), "mask": mask,
-                   "freeze_mask_step": freeze_mask_step, "branches": branches}
+        options = {"solver": schedule, "guidance_scale": jnp.float32(choices.guidance_scale), "mask": mask,
+                   "freeze_mask_step": choices.freeze_mask_step, "branches": branches}
         run = _sample if on_step is None else functools.partial(sample_latents, on_step=on_step)
         samples = run(self.unet.module, self.unet.params, noise, *inputs, **options)
         images = [Image.fromarray(x) for x in self.decode(samples.latents)]
         shown = [Image.fromarray(np.uint8(np.round(x * 255))) for x in pictures]
         return Result(images, np.asarray(samples.masks), np.asarray(samples.latents), shown, targets, prompt, seed)
 
-    def encode_prompts(self, prompts: str | Sequence[str], *, allow_empty: bool = False) -> Conditioning:
-        """Text conditioning of B prompts (no vision tokens yet)."""
-        ids = encode_prompt(self.tokenizer, prompts, allow_empty=allow_empty)
-        tokens, pooled = _encode_text(self.text_encoder.module, self.text_encoder.params, ids)
+    @property
+    def tokenizer(self) -> CLIPTokenizer:
+        """The one that finds a phrase in the prompt."""
+        return self.text_encoders[0].tokenizer
+
+    def encode_prompts(
+        self, prompts: str | Sequence[str], *, size: tuple[int, int] | None = None, allow_empty: bool = False
+    ) -> Conditioning:
+        """Text conditioning of B prompts for pictures of `size` (width, height); no vision tokens yet.
+
+        SD-1.5's kind of UNet reads the last states of its one encoder; SDXL's the penultimate ones of all encoders,
+        side by side, and the last encoder's pooled text.
+        """
+        outputs = []
+        for i, encoder in enumerate(self.text_encoders):
+            with warnings.catch_warnings():
+                if i > 0:
+                    warnings.simplefilter("ignore")  # the first tokenizer has already said what is cut
+                ids = encode_prompt(encoder.tokenizer, prompts, allow_empty=allow_empty)
+            outputs.append(_encode_text(encoder.network.module, encoder.network.params, ids))
         if not self.unet.module.config.addition_embed:
-            return Conditioning(tokens)
-        side = self.sample_size * 2 ** (len(self.vae.module.config.block_out_channels) - 1)
-        time_ids = jnp.tile(jnp.array([side, side, 0, 0, side, side], jnp.float32), (len(ids), 1))
+            return Conditioning(outputs[0].last)
+        tokens = jnp.concatenate([output.penultimate for output in outputs], axis=-1)
+        pooled = outputs[-1].projected if self.preset.pooled == "projected" else outputs[-1].pooled
+        if pooled is None:
+            raise ValueError('the preset asks for pooled="projected" text, but the last text encoder has no '
+                             'text_projection; choose pooled="unprojected".')
+        width, height = self.picture_size(*(size or (None, None)))
+        first, second = (width, height) if self.preset.size_order == "width_first" else (height, width)
+        time_ids = jnp.tile(jnp.array([first, second, 0, 0, first, second], jnp.float32), (len(tokens), 1))
         return Conditioning(tokens, pooled, time_ids)
 
     def encode_references(self, images: Sequence[np.ndarray]) -> jax.Array:
@@ -192,59 +271,80 @@ class Pipeline:
         size = self.vision_settings.size
         squares = jnp.concatenate([resize_bilinear(jnp.asarray(image)[None], (size, size)) for image in images])
         params = (self.siglip.params, self.dino.params, self.projector.params)
-        return _encode_references(
+        return encode_references(
             self.siglip.module, self.dino.module, self.projector.module, self.vision_settings, params, squares)
 
     def decode(self, latents: jax.Array) -> np.ndarray:
-        """Latents [B, h, w, C] as the UNet sees them to pictures, uint8 [B, H, W, 3]."""
-        return to_uint8(_decode(self.vae.module, self.vae.params, latents))
+        """Latents [B, h, w, C] as the UNet sees them to pictures, uint8 [B, H, W, 3]; tile by tile where they are
+        larger than the model's own size."""
+        decode = functools.partial(_decode, self.vae.module, self.vae.params)
+        return to_uint8(decode_tiles(decode, latents, tile=self.sample_size, factor=self._factor))
 
-    def _conditionings(self, pictures, prompt, targets, negative_prompt):
+    def _conditionings(self, pictures, prompt, targets, negative_prompt, size):
         """(positive, negative, marked target tokens [1, R, T]) for one image."""
-        positive = self.encode_prompts(prompt)
-        marks = jnp.asarray(np.stack([target_tokens(self.tokenizer, prompt, target) for target in targets]))[None]
+        positive = self.encode_prompts(prompt, size=size)
+        marks = jnp.asarray(np.stack([
+            target_tokens(self.tokenizer, prompt, target, match=self.preset.match) for target in targets]))[None]
         if self.vocabulary:
             self.vocabulary.check(prompt, targets)
-        negative = self.encode_prompts(negative_prompt, allow_empty=True)
+        negative = self.encode_prompts(negative_prompt, size=size, allow_empty=True)
         *tokens, nothing = self.encode_references([*pictures, np.zeros_like(pictures[0])])
         # A single reference may stand for several phrases.
         vision = jnp.stack(tokens * (len(targets) // len(tokens)))[None]
         nothing = jnp.broadcast_to(nothing, vision.shape)
         return positive.replace(vision=vision), negative.replace(vision=nothing), marks
 
-    def _noise(self, seed: int, count: int) -> jax.Array:
-        keys = [jax.random.fold_in(jax.random.key(seed), i) for i in range(count)]
-        return jnp.stack([jax.random.normal(key, self._latent_shape) for key in keys])
-
-    def _given_noise(self, latents, count: int) -> jax.Array:
-        if latents.shape != (count, *self._latent_shape):
-            raise ValueError(f"latents have shape {latents.shape}; expected {(count, *self._latent_shape)}.")
-        return jnp.asarray(latents, jnp.float32)
-
     @property
-    def _latent_shape(self) -> tuple[int, int, int]:
-        return self.sample_size, self.sample_size, self.unet.module.config.in_channels
+    def _factor(self) -> int:
+        """Pixels of a picture's side for one of the latents'."""
+        return 2 ** (len(self.vae.module.config.block_out_channels) - 1)
+
+    def latent_shape(self, width: int | None = None, height: int | None = None) -> tuple[int, int, int]:
+        """[H, W, C] of the latents of a picture of this size; see `picture_size`."""
+        width, height = self.picture_size(width, height)
+        return height // self._factor, width // self._factor, self.unet.module.config.in_channels
+
+    def picture_size(self, width: int | None, height: int | None) -> tuple[int, int]:
+        """(width, height) in pixels; None is the model's own side. Raises ValueError that names the nearest sizes."""
+        native = self.sample_size * self._factor
+        # Stable Diffusion's sizes; a model made for smaller pictures takes from half to twice its own.
+        low, high, step = (512, 2048, 32) if native >= 512 else (native // 2, 2 * native, 4 * self._factor)
+        sides = {"width": native if width is None else width, "height": native if height is None else height}
+        for name, side in sides.items():
+            if not low <= side <= high or side % step:
+                below = min(max(side // step * step, low), high)
+                nearest = " or ".join(str(value) for value in sorted({below, min(below + step, high)}))
+                raise ValueError(f"{name} is {side}; this model makes pictures of {low} to {high} pixels in steps of "
+                                 f"{step}; the nearest are {nearest}.")
+        return sides["width"], sides["height"]
 
     def _check_parts_fit(self, folder: Path) -> None:
-        unet, text, projector, siglip, dino, vae = (part.module.config for part in (
-            self.unet, self.text_encoder, self.projector, self.siglip, self.dino, self.vae))
-        layers, width, length = self.vision_settings, unet.cross_attention_dim, self.tokenizer.model_max_length
+        unet, projector, siglip, dino, vae = (part.module.config for part in (
+            self.unet, self.projector, self.siglip, self.dino, self.vae))
+        texts = [encoder.network.module.config for encoder in self.text_encoders]
+        layers, width = self.vision_settings, unet.cross_attention_dim
+        made = sum(text.hidden_size for text in texts)
+        pooled = texts[-1].projection_dim if self.preset.pooled == "projected" else texts[-1].hidden_size
         checks = {
             f"the UNet takes {unet.in_channels} channels, the autoencoder makes {vae.latent_channels}":
                 unet.in_channels == vae.latent_channels,
-            f"the UNet takes text of width {width}, the text encoder makes {text.hidden_size}":
-                width == text.hidden_size and unet.pooled_dim in (None, text.hidden_size),
+            f"the UNet takes text of width {width}, the text encoder makes {made}": width == made,
+            f"the UNet takes pooled text of width {unet.pooled_dim}, the text encoder makes {pooled}":
+                unet.pooled_dim in (None, pooled),
             f"the UNet takes vision tokens of width {width}, the adapter makes {projector.out_dim}":
                 width == projector.out_dim,
             f"the adapter takes {projector.vision_dim} channels, the image encoders make {siglip.embed_dim} and "
             f"{dino.embed_dim}": projector.vision_dim == siglip.embed_dim + dino.embed_dim,
             f"the adapter reads layers that the image encoders of {siglip.depth} and {dino.depth} layers do not have":
                 max(layers.siglip_layers) < siglip.depth and max(layers.dino_layers) < dino.depth,
-            f"the tokenizer has {len(self.tokenizer)} tokens, the text encoder {text.vocab_size}":
-                len(self.tokenizer) <= text.vocab_size,
-            f"the tokenizer makes {length} tokens of a prompt, the text encoder takes {text.max_position_embeddings}":
-                length <= text.max_position_embeddings,
         }
+        for encoder, text in zip(self.text_encoders, texts, strict=True):
+            size, length = len(encoder.tokenizer), encoder.tokenizer.model_max_length
+            checks |= {
+                f"the tokenizer has {size} tokens, the text encoder {text.vocab_size}": size <= text.vocab_size,
+                f"the tokenizer makes {length} tokens of a prompt, the text encoder takes "
+                f"{text.max_position_embeddings}": length <= text.max_position_embeddings,
+            }
         if problems := [problem for problem, fits in checks.items() if not fits]:
             raise ValueError(f"The parts in {folder} do not fit each other: {'; '.join(problems)}.")
 
@@ -259,6 +359,17 @@ def _paired(image, target) -> tuple[list[ImageSource], tuple[str, ...]]:
     return references, targets
 
 
+def _noise(seed: int, count: int, shape: tuple[int, int, int]) -> jax.Array:
+    keys = [jax.random.fold_in(jax.random.key(seed), i) for i in range(count)]
+    return jnp.stack([jax.random.normal(key, shape) for key in keys])
+
+
+def _given_noise(latents, shape: tuple[int, ...]) -> jax.Array:
+    if latents.shape != shape:
+        raise ValueError(f"latents have shape {latents.shape}; expected {shape}.")
+    return jnp.asarray(latents, jnp.float32)
+
+
 def _check_numbers(seed: int, num_images: int, guidance_scale: float, scope: float) -> None:
     if not 0 <= seed < 2**32:
         raise ValueError(f"seed is {seed}; expected a whole number from 0 to {2**32 - 1}.")
@@ -271,13 +382,13 @@ def _check_numbers(seed: int, num_images: int, guidance_scale: float, scope: flo
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _encode_text(module, params, ids: jax.Array) -> tuple[jax.Array, jax.Array]:
-    output = module.apply({"params": params}, ids)
-    return output.penultimate, output.pooled
+def _encode_text(module, params, ids: jax.Array) -> TextOutput:
+    return module.apply({"params": params}, ids)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _encode_references(siglip, dino, projector, settings: VisionSettings, params, images: jax.Array) -> jax.Array:
+def encode_references(siglip, dino, projector, settings: VisionSettings, params, images: jax.Array) -> jax.Array:
+    """Vision tokens [N, L, D] of images [N, H, W, 3] in [0, 1]; params of (siglip, dino, projector)."""
     siglip_params, dino_params, projector_params = params
     features = reference_features(siglip, siglip_params, dino, dino_params, images, settings)
     return projector.apply({"params": projector_params}, features)

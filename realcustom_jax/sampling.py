@@ -275,7 +275,7 @@ def _lane(output: UNetOutput, lane: int) -> UNetOutput:
 
 
 def _guided(predictions: jax.Array, scale: ArrayLike) -> jax.Array:
-    generation, negative = predictions
+    generation, negative = predictions.astype(jnp.float32)
     return classifier_free_guidance(text=None, text_image=generation, uncond=negative, text_scale=1.0,
                                     image_scale=scale, mode="none_direct")
 

@@ -15,7 +15,7 @@ belongs to no part, or has another shape.
 import dataclasses
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors
-import safetensors.numpy
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from realcustom_jax.models import clip_text, projector, unet, vae, vit
+from realcustom_jax.tensors import LazyTensors, identify, read_files
 
 PROJECTOR_PREFIX = "encoder_hidden_states_vision_projection."
 _OPEN_CLIP_PREFIX = "visual.trunk."
@@ -76,51 +75,6 @@ def read_config(config: Mapping[str, Any] | str | Path) -> dict[str, Any]:
         raise FileNotFoundError(f"configuration file {config} does not exist.") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"configuration file {config} is not valid JSON: {error}") from None
-
-
-def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
-    """All tensors of a `.safetensors` file, or of a `.bin`/`.pth`/`.pt` file (needs torch; loaded weights-only).
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is truncated, of another kind, or holds anything but tensors.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"weight file {path} does not exist.")
-    if path.suffix == ".safetensors":
-        try:
-            return safetensors.numpy.load_file(path)
-        except (safetensors.SafetensorError, ValueError, OSError) as error:
-            raise ValueError(f"weight file {path} is truncated or not a safetensors file ({error}).") from None
-    if path.suffix in (".bin", ".pth", ".pt"):
-        return _read_torch(path)
-    raise ValueError(f"weight file {path}: unknown kind {path.suffix!r}; expected .safetensors, .bin, .pth or .pt.")
-
-
-def _read_torch(path: Path) -> dict[str, np.ndarray]:
-    try:
-        import torch
-    except ImportError:
-        raise ValueError(f"reading {path} needs torch: install it, or give the weights as .safetensors.") from None
-    try:
-        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # torch raises many kinds; all mean that the file is not a plain tensor file
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"weight file {path} is corrupt or holds anything but tensors: refused ({reason}).") from None
-    tensors = tensors.get("state_dict", tensors) if isinstance(tensors, dict) else tensors
-    if not isinstance(tensors, dict) or not all(isinstance(t, torch.Tensor) for t in tensors.values()):
-        raise ValueError(f"weight file {path} is not a dictionary of tensors.")
-    return {k: (t.view(torch.uint16).numpy().view(jnp.bfloat16) if t.dtype == torch.bfloat16 else t.numpy())
-            for k, t in tensors.items()}
-
-
-def read_files(files: Iterable[str | Path]) -> dict[str, np.ndarray]:
-    """The tensors of several files in one mapping; later files override earlier ones."""
-    tensors = {}
-    for path in files:
-        tensors.update(read_tensors(path))
-    return tensors
 
 
 def torch_name(path: tuple[str, ...], layer: int | None = None) -> str:
@@ -176,7 +130,7 @@ def from_torch(shapes, tensors: Mapping[str, np.ndarray], part: str, *, dtype,
     Raises:
         ValueError: lists the missing and the wrongly shaped tensors.
     """
-    stacks, missing, wrong, used = {}, [], [], set()
+    params, missing, wrong, used = {}, [], [], set()
     for path, layer, leaf, name in _entries(shapes):
         if name not in tensors:
             if not (missing_ok and missing_ok(name)):
@@ -185,40 +139,47 @@ def from_torch(shapes, tensors: Mapping[str, np.ndarray], part: str, *, dtype,
         used.add(name)
         kernel = path[-1] == "kernel"
         expected = leaf.shape if layer is None else leaf.shape[1:]
-        value = tensors[name]
+        value = given = tensors[name]
         if value.ndim == 4 and len(expected) == 2 and value.shape[2:] == (1, 1):
             value = value[:, :, 0, 0]  # old autoencoders keep their linear layers as 1×1 convolutions
         value = _from_torch_axes(value, kernel)
         if value.shape != expected:
-            wrong.append(f"{name} {tuple(tensors[name].shape)}, expected "
+            wrong.append(f"{name} {tuple(given.shape)}, expected "
                          f"{tuple(_to_torch_axes(np.broadcast_to(np.float32(0), expected), kernel).shape)}")
-        stacks.setdefault(path, []).append(value)
-    _raise(part, missing=missing, wrong=wrong)
-    params = {path: jnp.asarray(np.stack(values) if _SCANNED in path else values[0], dtype)
-              for path, values in stacks.items()}
+        elif layer is None:
+            params[path] = jnp.asarray(np.ascontiguousarray(value, dtype))
+        else:
+            # Filled in place: a deep stack is never there twice.
+            params.setdefault(path, np.empty(leaf.shape, dtype))[layer] = value
+            if layer + 1 == leaf.shape[0]:
+                params[path] = jnp.asarray(params[path])
+    # A stack of which the files have some layers only is not fresh, it is broken.
+    missing += [f"some layers of {torch_name(path, 0)}" for path, value in params.items() if type(value) is np.ndarray]
+    _raise(part, tensors, missing=missing, wrong=wrong)
     return unflatten_dict(params), set(tensors) - used
 
 
-def _raise(part: str, **problems: list[str]):
+def _raise(part: str, tensors: Mapping[str, Any], **problems: list[str]):
     titles = {"missing": "missing keys", "wrong": "wrong shapes", "unknown": "keys that belong to no part"}
     found = [f"{titles[kind]}: {', '.join(sorted(names)[:20])}" + (f" … ({len(names)} in all)" * (len(names) > 20))
              for kind, names in problems.items() if names]
     if found:
-        raise ValueError(f"the weights do not fit this {part}: " + "; ".join(found) + ".")
+        what = identify(problems.get("unknown") or tensors)
+        raise ValueError(f"the weights (of {what}) do not fit this {part}: " + "; ".join(found) + ".")
 
 
-def _select(tensors: Mapping[str, np.ndarray], part: str) -> dict[str, np.ndarray]:
+def _select(tensors: LazyTensors, part: str) -> LazyTensors:
     """The tensors of one part, prefix removed; raises for keys that belong to no part at all."""
     rule = _PARTS[part]
-    own = {rule.rename(k.removeprefix(rule.prefix)): v for k, v in tensors.items() if rule.own.match(k)}
-    _raise(part, unknown=[k for k in tensors if not any(p.match(k) for p in (rule.own, rule.other, rule.ignored))])
-    return own
+    _raise(part, tensors,
+           unknown=[k for k in tensors if not any(p.match(k) for p in (rule.own, rule.other, rule.ignored))])
+    return tensors.rename(lambda k: rule.rename(k.removeprefix(rule.prefix)) if rule.own.match(k) else None)
 
 
 def _load(part: str, module: nn.Module, tensors, dtype, *init_args, optional=None, rng=None, **init_kwargs):
     shapes = _shapes(module, *init_args, **init_kwargs)
     params, unused = from_torch(shapes, tensors, part, dtype=dtype, missing_ok=optional)
-    _raise(part, unknown=sorted(unused))
+    _raise(part, tensors, unknown=sorted(unused))
     absent = set(flatten_dict(shapes)) - set(flatten_dict(params))
     if absent:
         # jit drops everything but the absent leaves, so a fresh adapter costs only its own memory.
@@ -256,7 +217,7 @@ def load_unet(config, *files, dtype=jnp.float32, init_missing=(), rng=None):
     module = unet.UNet(config, dtype)
     tensors = _select(read_files(files), "UNet")
     if not config.vision:
-        tensors = {k: v for k, v in tensors.items() if not _VISION_LAYER.search(k)}
+        tensors = tensors.rename(lambda k: None if _VISION_LAYER.search(k) else k)
     optional = _VISION_LAYER.search if "vision" in init_missing else None
     args, kwargs = unet_inputs(config)
     return _load("UNet", module, tensors, dtype, *args, optional=optional, rng=rng, **kwargs)
@@ -300,10 +261,12 @@ def load_vision_encoder(config, *files, dtype=jnp.float32):
     module = vit.VisionTransformer(config, dtype)
     tensors = read_files(files)
     if any(name.startswith(_OPEN_CLIP_PREFIX) for name in tensors):
-        tensors = {k.removeprefix(_OPEN_CLIP_PREFIX): v for k, v in tensors.items()}
+        tensors = tensors.rename(lambda k: k.removeprefix(_OPEN_CLIP_PREFIX))
     tensors = _select(tensors, "vision encoder")
     if "pos_embed" in tensors:
-        tensors["pos_embed"] = vit.resample_pos_embed(tensors["pos_embed"], config.grid, config.num_embedded_prefix)
+        trained = tensors["pos_embed"]
+        tensors = tensors.replace(
+            pos_embed=lambda: vit.resample_pos_embed(trained, config.grid, config.num_embedded_prefix))
     return _load("vision encoder", module, tensors, dtype, jnp.zeros((1, *config.img_size, 3)), layers=(0,))
 
 

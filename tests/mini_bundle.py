@@ -9,6 +9,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from realcustom_jax import bundle, weights
+from realcustom_jax.files import write_json
 from realcustom_jax.images import VisionSettings
 from realcustom_jax.models.clip_text import ClipText, ClipTextConfig
 from realcustom_jax.models.projector import Projector, ProjectorConfig
@@ -64,9 +65,9 @@ def write_mini_bundle(folder: Path) -> Path:
                        prefix=weights.PROJECTOR_PREFIX)
     bundle.save_part(folder, "unet", _UNET, tensors)
     bundle.save_part(folder, "adapter", _ADAPTER, visual)
-    bundle.write_json(folder / "scheduler" / "scheduler_config.json", {"beta_schedule": "scaled_linear"})
-    bundle.write_json(folder / "model_index.json", {"_class_name": "StableDiffusionXLPipeline"})
-    bundle.write_json(folder / "vocabulary.json", {
+    write_json(folder / "scheduler" / "scheduler_config.json", {"beta_schedule": "scaled_linear"})
+    write_json(folder / "model_index.json", {"_class_name": "StableDiffusionXLPipeline"})
+    write_json(folder / "vocabulary.json", {
         "nouns": NOUNS, "held_out_nouns": HELD_OUT_NOUNS, "scenes": SCENES, "words": WORDS})
     return folder
 

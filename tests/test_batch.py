@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from realcustom_jax import batch, bundle
+from realcustom_jax import batch, files
 
 OPTIONS = {"steps": 2, "num_images": 1}
 
@@ -217,7 +217,7 @@ def test_a_full_disk_stops_the_run(write, tmp_path, monkeypatch):
     def full(*_):
         raise OSError("no space left")
 
-    monkeypatch.setattr(bundle.os, "replace", full)
+    monkeypatch.setattr(files.os, "replace", full)
     pipeline = FakePipeline()
     with pytest.raises(OSError, match="no space left"):
         run(pipeline, write(row(), row()), tmp_path / "out")
@@ -244,10 +244,10 @@ def test_a_stopped_run_goes_on_where_it_was(write, tmp_path):
 KILLED = """
 import sys, time
 from pathlib import Path
-from realcustom_jax import batch, bundle
+from realcustom_jax import batch, files
 from test_batch import OPTIONS, FakePipeline
 
-rename = bundle.os.replace
+rename = files.os.replace
 
 def stopping(source, target):
     if Path(target).name == sys.argv[3]:
@@ -255,7 +255,7 @@ def stopping(source, target):
         time.sleep(600)
     rename(source, target)
 
-bundle.os.replace = stopping
+files.os.replace = stopping
 batch.run(FakePipeline(), batch.read_rows(sys.argv[1]), Path(sys.argv[2]), options=OPTIONS)
 """
 

@@ -9,7 +9,9 @@ from PIL import Image
 
 from realcustom_jax import bundle
 from realcustom_jax.compilation import enable_compilation_cache
+from realcustom_jax.files import write_json
 from realcustom_jax.pipeline import ASSETS, Pipeline
+from realcustom_jax.tensors import read_tensors
 
 from mini_bundle import SIDE
 
@@ -131,7 +133,7 @@ def test_a_model_of_open_vocabulary_takes_any_word(mini_folder):
 
 def test_another_adapter_can_be_given(mini_folder, tmp_path):
     adapter = shutil.copytree(mini_folder / "adapter", tmp_path / "mine")
-    tensors = bundle.weights.read_tensors(adapter / "realcustom.safetensors")
+    tensors = read_tensors(adapter / "realcustom.safetensors")
     config = bundle.weights.read_config(adapter / "config.json")
     (tmp_path / "adapter").mkdir()
     bundle.save_part(tmp_path, "adapter", config, {name: 2 * value for name, value in tensors.items()})
@@ -144,7 +146,7 @@ def test_another_adapter_can_be_given(mini_folder, tmp_path):
 def test_parts_that_do_not_fit_each_other_are_named(mini_folder, tmp_path):
     broken = shutil.copytree(mini_folder, tmp_path / "broken")
     tokenizer = broken / "tokenizer" / "tokenizer_config.json"
-    bundle.write_json(tokenizer, bundle.weights.read_config(tokenizer) | {"model_max_length": 77})
+    write_json(tokenizer, bundle.weights.read_config(tokenizer) | {"model_max_length": 77})
     with pytest.raises(ValueError, match="77 tokens of a prompt, the text encoder takes 16"):
         Pipeline.load(broken)
 

@@ -12,6 +12,7 @@ import sample
 from realcustom_jax import bundle, weights
 from realcustom_jax.contact_sheet import CELL, contact_sheet, fit, mask_overlay, save
 from realcustom_jax.pipeline import ASSETS, Pipeline, Result
+from realcustom_jax.tensors import read_tensors
 
 from mini_bundle import SIDE
 
@@ -21,7 +22,7 @@ DOG, CAR = (str(ASSETS / "references" / f"{noun}.png") for noun in ("dog", "car"
 @pytest.fixture
 def command(mini_pipeline, monkeypatch, tmp_path, capsys):
     """Runs sample.py on the loaded tiny model -> (exit code, lines on stderr, files written)."""
-    monkeypatch.setattr(Pipeline, "load", lambda path: mini_pipeline)
+    monkeypatch.setattr(Pipeline, "load", lambda *arguments, **options: mini_pipeline)
     return _runner(tmp_path, capsys)
 
 
@@ -94,9 +95,9 @@ def truncate(folder, name):
 
 def reshape(folder, part):
     config, file = bundle.part_files(folder, part)
-    tensors = weights.read_tensors(file)
+    tensors = read_tensors(file)
     name = next(name for name, value in tensors.items() if value.ndim == 2)
-    bundle.save_part(folder, part, weights.read_config(config), tensors | {name: tensors[name][:-1]})
+    bundle.save_part(folder, part, weights.read_config(config), dict(tensors) | {name: tensors[name][:-1]})
 
 
 @pytest.mark.parametrize("damage, message", [

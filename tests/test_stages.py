@@ -7,6 +7,7 @@ import pytest
 
 from realcustom_jax import bundle, weights
 from realcustom_jax.stages import miniature
+from realcustom_jax.tensors import read_tensors
 
 CONFIG = Path(__file__).parents[1] / "configs" / "mini.py"
 
@@ -47,7 +48,7 @@ def test_the_bundle_is_read_back(trained, config):
     folder = trained / "bundle"
     bundle.load_autoencoder(folder)
     bundle.load_text_encoder(folder)
-    adapter = weights.read_tensors(folder / "adapter" / bundle.WEIGHT_FILES["adapter"])
+    adapter = read_tensors(folder / "adapter" / bundle.WEIGHT_FILES["adapter"])
     assert any(name.startswith(weights.PROJECTOR_PREFIX) for name in adapter)
     assert any(".to_v_vision." in name for name in adapter)
     assert not any(".attn2.to_k.weight" in name for name in adapter), "the base model is frozen"

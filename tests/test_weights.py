@@ -6,6 +6,7 @@ import pytest
 import safetensors.numpy
 
 from realcustom_jax import weights
+from realcustom_jax.tensors import read_tensors
 
 from goldens import FIXTURES
 
@@ -19,7 +20,7 @@ PARTS = {
 
 
 def tensors_of(name):
-    return weights.read_tensors(FIXTURES / f"{name}.safetensors")
+    return dict(read_tensors(FIXTURES / f"{name}.safetensors"))
 
 
 def load(loader, name, *files, **options):
@@ -124,14 +125,14 @@ def test_bfloat16_parameters():
 
 def test_files_that_cannot_be_read(tmp_path):
     with pytest.raises(FileNotFoundError, match="does not exist"):
-        weights.read_tensors(tmp_path / "none.safetensors")
+        read_tensors(tmp_path / "none.safetensors")
     content = (FIXTURES / "vae.safetensors").read_bytes()
     (tmp_path / "cut.safetensors").write_bytes(content[: len(content) // 2])
     with pytest.raises(ValueError, match="truncated or not a safetensors file"):
-        weights.read_tensors(tmp_path / "cut.safetensors")
+        read_tensors(tmp_path / "cut.safetensors")
     (tmp_path / "weights.npz").write_bytes(b"")
     with pytest.raises(ValueError, match="unknown kind '.npz'"):
-        weights.read_tensors(tmp_path / "weights.npz")
+        read_tensors(tmp_path / "weights.npz")
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ValueError, match="not valid JSON"):
         weights.load_autoencoder(tmp_path / "config.json")
@@ -144,7 +145,7 @@ def test_torch_files_are_read_weights_only(tmp_path):
     assert_same(weights.to_torch(load(weights.load_autoencoder, "vae", tmp_path / "vae.bin")[1]), tensors)
     half = {"encoder.conv_in.bias": torch.full((8,), 1.5, dtype=torch.bfloat16)}
     torch.save(half, tmp_path / "half.pth")
-    np.testing.assert_array_equal(weights.read_tensors(tmp_path / "half.pth")["encoder.conv_in.bias"], 1.5)
+    np.testing.assert_array_equal(read_tensors(tmp_path / "half.pth")["encoder.conv_in.bias"], 1.5)
 
     class Trap:
         def __reduce__(self):
@@ -152,7 +153,7 @@ def test_torch_files_are_read_weights_only(tmp_path):
 
     torch.save({"trap": Trap()}, tmp_path / "trap.pth")
     with pytest.raises(ValueError, match="refused"):
-        weights.read_tensors(tmp_path / "trap.pth")
+        read_tensors(tmp_path / "trap.pth")
     torch.save([1, 2], tmp_path / "list.pth")
     with pytest.raises(ValueError, match="not a dictionary of tensors"):
-        weights.read_tensors(tmp_path / "list.pth")
+        read_tensors(tmp_path / "list.pth")

@@ -6,7 +6,6 @@ into a temporary folder that it renames at the end; what an interruption or a br
 
 import dataclasses
 import functools
-import io
 import multiprocessing
 import os
 import shutil
@@ -22,6 +21,7 @@ from tqdm import tqdm
 
 from realcustom_jax.data.pairs import DIFFICULTIES, KINDS, MAX_SUBJECTS, SPLITS, paint_example
 from realcustom_jax.data.sprites import SCENES
+from realcustom_jax.files import png
 
 _SIDE = 64
 _ROWS_WORTH_A_PROCESS = 1000
@@ -100,17 +100,11 @@ def _map(function, count: int) -> Iterator:
         yield from pool.map(function, range(count), chunksize=50)
 
 
-def _png(picture: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
 def _encoded_example(seed: int, split: str, index: int) -> dict:
     # TFDS passes encoded pictures through; only encoding arrays would need TensorFlow.
     example = paint_example(seed=seed, split=split, index=index)
-    encoded = {name: _png(example[name]) for name in _PICTURES}
-    return example | encoded | {"references": [_png(picture) for picture in example["references"]]}
+    encoded = {name: png(Image.fromarray(example[name])) for name in _PICTURES}
+    return example | encoded | {"references": [png(Image.fromarray(picture)) for picture in example["references"]]}
 
 
 def _finished(folder: Path, wanted: dict[str, int]) -> bool:

@@ -1,7 +1,6 @@
 """`python -m realcustom_jax.evaluation`: generates held-out cases with every method and writes the scores."""
 
 import argparse
-import io
 import sys
 import time
 from collections.abc import Sequence
@@ -11,11 +10,11 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from realcustom_jax.bundle import write_file, write_json
 from realcustom_jax.evaluation.cases import Case, make_cases, make_exam, paint_bounds
 from realcustom_jax.evaluation.generate import METHODS, Generator
 from realcustom_jax.evaluation.report import contact_sheet, markdown_table
 from realcustom_jax.evaluation.scores import Generated, compare, examine, report_method, score_masks, score_pictures
+from realcustom_jax.files import png, write_file, write_json
 
 _EXAM_PICTURES = 512
 _SHEET_ROWS, _FAILURES = 12, 8
@@ -112,6 +111,4 @@ def _check_outputs(file: Path | None, folder: Path | None) -> None:
 
 
 def _write_png(path: Path, picture: Image.Image) -> None:
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
-    write_file(path, buffer.getvalue())
+    write_file(path, png(picture))

@@ -21,6 +21,7 @@ from realcustom_jax import bundle, weights
 from realcustom_jax.data.sprites import ACCESSORIES, BUILDS, COLOURS, NOUNS, PATTERNS, SCENES
 from realcustom_jax.images import from_uint8
 from realcustom_jax.models.resnet import ResnetBlock
+from realcustom_jax.tensors import read_tensors
 
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "primary": COLOURS, "secondary": COLOURS, "pattern": PATTERNS, "accessory": ACCESSORIES, "build": BUILDS}
@@ -165,7 +166,7 @@ def load_judge(folder: Path) -> TrainedJudge:
     config_file, weight_file = bundle.part_files(folder, "judge")
     module = Judge(JudgeConfig.from_config(weights.read_config(config_file)))
     shapes = jax.eval_shape(lambda: init_judge(module, jax.random.key(0)))
-    params, unknown = weights.from_torch(shapes, weights.read_tensors(weight_file), "judge", dtype=jnp.float32)
+    params, unknown = weights.from_torch(shapes, read_tensors(weight_file), "judge", dtype=jnp.float32)
     if unknown:
         raise ValueError(f"{weight_file}: unknown keys {', '.join(sorted(unknown)[:5])}.")
     return TrainedJudge(module, params)

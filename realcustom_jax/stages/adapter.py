@@ -26,7 +26,7 @@ from realcustom_jax.stages.base import time_ids
 class AdapterTask:
     """Trains {"projector", "vision"}: the projector and the UNet's visual keys and values.
 
-    `batches` give latents, input_ids, references [B,4,H,W,3] (uint8) and difficulty [B,4]; `frozen` holds the
+    `batches` give latents, coverage, input_ids, references [B,4,H,W,3] (uint8) and difficulty [B,4]; `frozen` holds the
     parameters of unet (without its visual layers), text_encoder, siglip and dinov2; `fresh` those at step 0.
     """
 
@@ -60,7 +60,7 @@ class AdapterTask:
         weights = self.curriculum.weights(step, self.steps, batch["difficulty"][0])
         chosen = rng.choice(len(weights), size=len(batch["latents"]), p=weights)
         reference = batch["references"][np.arange(len(chosen)), chosen]
-        return {"latents": batch["latents"], "input_ids": batch["input_ids"], "reference": reference}
+        return {key: batch[key] for key in ("latents", "coverage", "input_ids")} | {"reference": reference}
 
     def conditioning(self, params, frozen, input_ids, references) -> Conditioning:
         """references: [B,H,W,3] in [0, 1]; zeros for none."""
@@ -83,7 +83,8 @@ class AdapterTask:
             return self.unet.apply({"params": unet_params}, noisy, t, c.text, pooled=c.pooled, time_ids=c.time_ids,
                                    vision=c.vision).noise
 
-        return denoising_loss(predict, batch["latents"], keys[2], betas=self.betas, prediction=self.prediction), {}
+        return denoising_loss(predict, batch["latents"], keys[2], betas=self.betas, prediction=self.prediction,
+                              coverage=batch["coverage"]), {}
 
     def preview(self, params) -> Image.Image:
         """References (odd rows) and the pictures made of them (even rows), for the hardest pairs of the first batch."""

@@ -21,9 +21,9 @@ from realcustom_jax.sampling import Conditioning, sample_text_only
 class BaseTask:
     """Trains a UNet and the text encoder to predict noise.
 
-    `batches` give latents [B,h,w,C] (unit variance) and input_ids [B,T]; `empty_ids` [T] is the encoded empty prompt,
-    which replaces a caption with probability `text_dropout`, for classifier-free guidance. `start` are parameters to
-    start from instead of random ones.
+    `batches` give latents [B,h,w,C] (unit variance), the subjects' coverage [B,h,w] and input_ids [B,T]; `empty_ids`
+    [T] is the encoded empty prompt, which replaces a caption with probability `text_dropout`, for classifier-free
+    guidance. `start` are parameters to start from instead of random ones.
     """
 
     unet_config: Mapping[str, Any]
@@ -65,7 +65,8 @@ class BaseTask:
             return self.unet.apply({"params": params["unet"]}, noisy, t, text.text, pooled=text.pooled,
                                    time_ids=text.time_ids).noise
 
-        return denoising_loss(predict, batch["latents"], noise_key, betas=self.betas, prediction=self.prediction), {}
+        return denoising_loss(predict, batch["latents"], noise_key, betas=self.betas, prediction=self.prediction,
+                              coverage=batch["coverage"]), {}
 
     def preview(self, params) -> Image.Image:
         """Pictures of the first captions, from fixed noise."""

@@ -17,6 +17,7 @@ from realcustom_jax.compilation import enable_compilation_cache
 from realcustom_jax.curriculum import Curriculum
 from realcustom_jax.data import builder, loader, sprites
 from realcustom_jax.evaluation.judge import JudgeConfig, save_judge
+from realcustom_jax.files import write_file, write_json
 from realcustom_jax.images import VisionSettings, from_uint8
 from realcustom_jax.models.clip_text import ClipText, ClipTextConfig
 from realcustom_jax.stages import adapter, autoencoder, base, encoders, judge
@@ -86,7 +87,7 @@ def _encoders(config: ConfigDict, workdir: Path, data: Path) -> None:
 def _base(config: ConfigDict, workdir: Path, data: Path) -> None:
     tokenizer = _tokenizer(config)
     text_config = _text_config(config, tokenizer)
-    arrays = {"latents": _latents(workdir, data), "input_ids": _input_ids(tokenizer, data)}
+    arrays = _latents(workdir, data) | {"input_ids": _input_ids(tokenizer, data)}
     start = None
     if config.warm_start:
         trained = Path(config.warm_start)
@@ -119,7 +120,7 @@ def _adapter(config: ConfigDict, workdir: Path, data: Path) -> None:
 
     arrays = loader.load_arrays(data, "train", fields=("references", "difficulty", "nouns"))
     rows = loader.rows_without(arrays.pop("nouns"), [sprites.NOUNS.index(noun) for noun in sprites.HELD_OUT_NOUNS])
-    arrays |= {"latents": _latents(workdir, data), "input_ids": _input_ids(tokenizer, data)}
+    arrays |= _latents(workdir, data) | {"input_ids": _input_ids(tokenizer, data)}
     task = adapter.AdapterTask(
         unet=unet, projector=projector, text_encoder=text_encoder, siglip=siglip, dinov2=dinov2,
         settings=VisionSettings.from_config(adapter_config["vision_settings"]),
@@ -144,20 +145,21 @@ def _judge(config: ConfigDict, workdir: Path, data: Path) -> None:
 
 def _describe(folder: Path, prediction: str) -> None:
     """What makes the parts a diffusers folder: the index, the scheduler, and the words that the model knows."""
-    bundle.write_json(folder / "model_index.json", {
+    write_json(folder / "model_index.json", {
         "_class_name": "StableDiffusionXLPipeline", "text_encoder": ["transformers", "CLIPTextModel"],
         "tokenizer": ["transformers", "CLIPTokenizer"], "unet": ["diffusers", "UNet2DConditionModel"],
         "vae": ["diffusers", "AutoencoderKL"], "scheduler": ["diffusers", "DPMSolverSinglestepScheduler"]})
-    bundle.write_json(folder / "scheduler" / "scheduler_config.json", {
+    write_json(folder / "scheduler" / "scheduler_config.json", {
         "_class_name": "DPMSolverSinglestepScheduler", "beta_schedule": "scaled_linear", "beta_start": 0.00085,
         "beta_end": 0.012, "num_train_timesteps": 1000, "prediction_type": prediction, "timestep_spacing": "trailing"})
-    bundle.write_json(folder / "vocabulary.json", {
+    write_json(folder / "vocabulary.json", {
         "nouns": sprites.NOUNS, "held_out_nouns": sprites.HELD_OUT_NOUNS, "scenes": sprites.SCENES,
         "words": sprites.VOCABULARY})
 
 
-def _latents(workdir: Path, data: Path) -> np.ndarray:
-    """The latents of all training pictures, float16 [N,h,w,C] of unit variance, encoded once per run folder."""
+def _latents(workdir: Path, data: Path) -> dict[str, np.ndarray]:
+    """latents: of all training pictures, float16 [N,h,w,C] of unit variance, encoded once per run folder;
+    coverage: how much of each latent pixel the subjects fill, float16 [N,h,w]."""
     file = workdir / "cache" / "latents.npy"
     if not file.is_file():
         module, params = bundle.load_autoencoder(workdir / "bundle")
@@ -167,8 +169,12 @@ def _latents(workdir: Path, data: Path) -> np.ndarray:
                  for i in trange(0, len(images), 100, desc="encoding latents")]
         buffer = io.BytesIO()
         np.save(buffer, np.concatenate(parts))
-        bundle.write_file(file, buffer.getvalue())
-    return np.load(file)
+        write_file(file, buffer.getvalue())
+    latents = np.load(file)
+    masks = loader.load_arrays(data, "train", fields=("masks",))["masks"].any(axis=1)
+    count, height, width = latents.shape[:3]
+    blocks = masks.reshape(count, height, masks.shape[1] // height, width, masks.shape[2] // width)
+    return {"latents": latents, "coverage": blocks.mean(axis=(2, 4), dtype=np.float32).astype(np.float16)}
 
 
 def _decoder(workdir: Path) -> Callable[[jax.Array], jax.Array]:

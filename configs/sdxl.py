@@ -1,0 +1,37 @@
+"""RealCustom++ on Stable Diffusion XL, as released: the files are in docs/models.md.
+
+    python sample.py --config configs/sdxl.py --image dog.jpg --prompt "a dog in space" --target dog
+
+Needs about 8 GiB of device memory for parameters (bfloat16) and 3 GiB for a 1024 × 1024 picture (computed:
+`python sample.py --config configs/sdxl.py --memory`); made for one GPU of 16 GB or more, or one TPU chip.
+Each choice that the released code, the paper and standard SDXL make differently is one line of `preset`.
+"""
+
+import ml_collections
+
+
+def get_config() -> ml_collections.ConfigDict:
+    config = ml_collections.ConfigDict()
+    config.sample = {
+        "model": "ckpts/sdxl",  # or a diffusers folder, a single file (with tokenizer=…), a name on the hub
+        "adapter": "ckpts/realcustom/RealCustom_highres.pth",
+        "vision": "ckpts",
+        "dtype": "bfloat16",
+        "offload": True,
+        "width": 1024,
+        "height": 1024,
+        "steps": 25,
+        "preset": {
+            "local": "phases",  # how the reference's local views are cut: phases (released) or tiles (paper)
+            "pooled": "unprojected",  # the pooled text: unprojected (released) or projected (standard SDXL)
+            "size_order": "width_first",  # of time_ids: width_first (released) or height_first (standard SDXL)
+            "weight_order": "adapter_last",  # whose weights win: adapter_last or base_last (the released script)
+            "match": "word",  # how the target is found: word or released (case-sensitive substring)
+            "normalize": "max_norm",  # of the mask: max_norm, min_max_norm, min_max_per_channel or none
+            "scope": 0.25,  # share of the picture that the mask covers
+            "freeze_mask_step": 12,  # the mask stays from this step on; 99: never
+            "guidance_scale": 3.5,
+            "negative_prompt": "blurry, deformed, watermark, text, low quality",
+        },
+    }
+    return config

@@ -1,0 +1,128 @@
+"""What sampling will need of a device's memory, said before anything is compiled.
+
+Counted: all parameters, the sampler's inputs, and the largest sum of arrays that are alive at once in the traced
+sampler. That sum is an estimate: XLA fuses operations, and copies arrays to other layouts. Its own figure costs a
+compilation.
+"""
+
+import dataclasses
+import functools
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend import core
+
+from realcustom_jax.diffusion import make_solver
+from realcustom_jax.pipeline import Pipeline, encode_references
+from realcustom_jax.sampling import Conditioning, sample_latents
+
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Bytes, by what needs them; `available` is the device's, None where it does not tell."""
+
+    parameters: dict[str, int]
+    inputs: int
+    sampler: int
+    available: int | None
+
+    @property
+    def needed(self) -> int:
+        return sum(self.parameters.values()) + self.inputs + self.sampler
+
+    @property
+    def fits(self) -> bool:
+        return self.available is None or self.needed <= self.available
+
+    def __str__(self) -> str:
+        lines = {f"parameters: {name}": size for name, size in self.parameters.items()}
+        lines |= {"inputs of the sampler": self.inputs, "the sampler itself": self.sampler, "together": self.needed}
+        if self.available is not None:
+            lines["the device has"] = self.available
+        return "\n".join(f"{name:32}{size / GIB:9.3f} GiB" for name, size in lines.items())
+
+
+def sampler_memory(
+    pipeline: Pipeline, *, width: int | None = None, height: int | None = None, num_images: int = 1,
+    references: int = 1, branches: str = "fused", compiled: bool = False,
+) -> Memory:
+    """The memory of `pipeline(…)` with these arguments.
+
+    By default an estimate from shapes alone; `compiled` takes XLA's figure for this backend instead.
+    """
+    inputs = _inputs(pipeline, num_images, references, pipeline.latent_shape(width, height))
+    solver = make_solver(betas=pipeline.betas, prediction=pipeline.prediction)
+
+    def sample(params, *inputs):
+        return sample_latents(pipeline.unet.module, params, *inputs, solver=solver, branches=branches).latents
+
+    arguments = _shapes(pipeline.unet.params), *inputs
+    if compiled:
+        size = jax.jit(sample).lower(*arguments).compile().memory_analysis().temp_size_in_bytes
+    else:
+        size = peak_bytes(jax.make_jaxpr(sample)(*arguments).jaxpr)
+    parts = {"UNet": pipeline.unet, "autoencoder": pipeline.vae, "projector": pipeline.projector}
+    parts |= {f"text encoder {i + 1}": encoder.network for i, encoder in enumerate(pipeline.text_encoders)}
+    parts |= {"SigLIP encoder": pipeline.siglip, "DINOv2 encoder": pipeline.dino}
+    # Offloaded ones are numpy arrays in the host's memory.
+    parameters = {name: _bytes(part.params) for name, part in parts.items()
+                  if not all(isinstance(x, np.ndarray) for x in jax.tree.leaves(part.params))}
+    return Memory(parameters, _bytes(inputs), size, device_memory())
+
+
+def device_memory() -> int | None:
+    """Bytes that the first device has, on a CPU what the machine has free; None where it is not known."""
+    device = jax.devices()[0]
+    if device.platform == "cpu":
+        known = {"SC_AVPHYS_PAGES", "SC_PAGE_SIZE"} <= os.sysconf_names.keys()
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if known else None
+    return (device.memory_stats() or {}).get("bytes_limit")
+
+
+def peak_bytes(jaxpr: core.Jaxpr) -> int:
+    """The largest sum of intermediate arrays alive at once, if every operation of a jaxpr made its result whole."""
+    last_use = {var: len(jaxpr.eqns) for var in jaxpr.outvars if isinstance(var, core.Var)}
+    for i, eqn in reversed(list(enumerate(jaxpr.eqns))):
+        for var in eqn.invars:
+            if isinstance(var, core.Var):
+                last_use.setdefault(var, i)
+    alive, live, peak = {}, 0, 0
+    for i, eqn in enumerate(jaxpr.eqns):
+        inner = max((peak_bytes(sub) for sub in core.jaxprs_in_params(eqn.params)), default=0)
+        for var in eqn.outvars:
+            alive[var] = var.aval.size * var.aval.dtype.itemsize
+            live += alive[var]
+        peak = max(peak, live + inner)
+        for var in {var for var in (*eqn.invars, *eqn.outvars) if isinstance(var, core.Var)}:
+            if last_use.get(var, i) <= i:
+                live -= alive.pop(var, 0)
+    return peak
+
+
+def _inputs(pipeline: Pipeline, batch: int, references: int, latents: tuple[int, int, int]):
+    """Shapes of the sampler's arguments after the parameters: noise, positive, negative, target."""
+    def array(*shape):
+        return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+    unet, settings = pipeline.unet.module.config, pipeline.vision_settings
+    networks = pipeline.siglip, pipeline.dino, pipeline.projector
+    encode = functools.partial(encode_references, *(network.module for network in networks), settings)
+    tokens = jax.eval_shape(
+        encode, _shapes(tuple(network.params for network in networks)), array(1, settings.size, settings.size, 3))
+    length = pipeline.tokenizer.model_max_length
+    pooled = {"pooled": array(batch, unet.pooled_dim), "time_ids": array(batch, 6)} if unet.addition_embed else {}
+    conditioning = Conditioning(
+        array(batch, length, unet.cross_attention_dim), vision=array(batch, references, *tokens.shape[1:]), **pooled)
+    return array(batch, *latents), conditioning, conditioning, array(batch, references, length)
+
+
+def _shapes(tree):
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
+
+
+def _bytes(tree) -> int:
+    return sum(int(np.prod(x.shape)) * jnp.dtype(x.dtype).itemsize for x in jax.tree.leaves(tree))

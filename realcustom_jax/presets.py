@@ -1,0 +1,69 @@
+"""How a model is used, where the released code, the paper and standard SDXL differ: every choice by name.
+
+The original's own scripts differ from each other (its `inference/pipeline.py`, `inference_single_image.py`); a
+checkpoint gives the pictures it was trained for only with the choices it was trained with.
+"""
+
+import dataclasses
+
+from realcustom_jax.choices import check_choice
+
+_CHOICES = {
+    "pooled": ("unprojected", "projected"), "size_order": ("width_first", "height_first"),
+    "weight_order": ("adapter_last", "base_last"), "match": ("word", "released"), "local": (None, "phases", "tiles"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Preset:
+    """The choices; each can be replaced alone (`dataclasses.replace`).
+
+    Attributes:
+        local: how the reference's local views are cut: "phases" (released), "tiles" (paper), None: as the adapter says.
+        pooled: SDXL's pooled text before ("unprojected", released) or after its projection (standard SDXL).
+        size_order: of SDXL's size conditioning: (w, h, 0, 0, w, h) as released, or SDXL's (h, w, …).
+        weight_order: whose UNet weights win where base and adapter files both hold them.
+        match: how a target phrase is found in the prompt, see `text.target_tokens`.
+        normalize: of the guidance maps, see `guidance.subject_mask`.
+        scope, freeze_mask_step, guidance_scale, negative_prompt: defaults of a pipeline's call.
+    """
+
+    local: str | None = None
+    pooled: str = "unprojected"
+    size_order: str = "width_first"
+    weight_order: str = "adapter_last"
+    match: str = "word"
+    normalize: str = "max_norm"
+    scope: float = 0.25
+    freeze_mask_step: int = 12
+    guidance_scale: float = 3.5
+    negative_prompt: str = ""
+
+    def __post_init__(self):
+        for name, known in _CHOICES.items():
+            if getattr(self, name) is not None or None not in known:
+                check_choice(name, getattr(self, name), [choice for choice in known if choice])
+
+
+_NEGATIVE = "blurry, deformed, watermark, text, low quality"
+
+PRESETS: dict[str, Preset] = {
+    # What we take unless told otherwise: the released conditioning, with one rule for the mask.
+    "default": Preset(),
+    # The released pipeline class and its Gradio demo.
+    "released_pipeline": Preset(local="phases", match="released", normalize="min_max_per_channel",
+                                negative_prompt=_NEGATIVE),
+    # The released script for single images: the base model's weights are read last, the mask never freezes.
+    "released_script": Preset(local="phases", match="released", weight_order="base_last", freeze_mask_step=99,
+                              negative_prompt=_NEGATIVE),
+    # The paper's drawing, on a base model conditioned as SDXL was trained.
+    "paper": Preset(local="tiles", pooled="projected", size_order="height_first", negative_prompt=_NEGATIVE),
+}
+
+
+def find_preset(preset: str | Preset) -> Preset:
+    """A preset given by itself or by its name. Raises ValueError for an unknown name."""
+    if isinstance(preset, Preset):
+        return preset
+    check_choice("preset", preset, PRESETS)
+    return PRESETS[preset]

@@ -1,0 +1,142 @@
+"""Weight files, read tensor by tensor, so that a model's files are never in memory twice.
+
+A `LazyTensors` knows the names in one or several files and reads a tensor when it is asked for.
+"""
+
+import json
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+
+Reader = Callable[[], np.ndarray]
+
+
+class LazyTensors(Mapping[str, np.ndarray]):
+    """Tensors by name; each look-up reads the tensor anew.
+
+    `readers`: name → a function that reads the tensor.
+    """
+
+    def __init__(self, readers: Mapping[str, Reader]):
+        self.readers = dict(readers)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self.readers[name]()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.readers)
+
+    def __len__(self) -> int:
+        return len(self.readers)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.readers  # Mapping's own would read the tensor
+
+    def rename(self, new_name: Callable[[str], str | None]) -> "LazyTensors":
+        """The same tensors under other names; those whose new name is None are left out."""
+        return LazyTensors({new: read for old, read in self.readers.items() if (new := new_name(old)) is not None})
+
+    def replace(self, **readers: Reader) -> "LazyTensors":
+        """A copy in which some tensors are read in another way."""
+        return LazyTensors(self.readers | readers)
+
+
+def read_tensors(path: str | Path) -> LazyTensors:
+    """All tensors of a `.safetensors` file, or of a torch file (`.bin`, `.pth`, `.pt`, `.ckpt`; loaded weights-only).
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is truncated, of another kind, or holds anything but tensors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"weight file {path} does not exist.")
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    if path.suffix in (".bin", ".pth", ".pt", ".ckpt"):
+        return _read_torch(path)
+    raise ValueError(f"weight file {path}: unknown kind {path.suffix!r}; expected .safetensors, .bin, .pth or .pt.")
+
+
+def read_files(files: Iterable[str | Path | LazyTensors]) -> LazyTensors:
+    """The tensors of several files (or of what has been read of them) in one mapping; later ones override earlier."""
+    readers = {}
+    for file in files:
+        readers |= (file if isinstance(file, LazyTensors) else read_tensors(file)).readers
+    return LazyTensors(readers)
+
+
+def read_index(path: Path) -> tuple[Path, ...]:
+    """The files that a `*.index.json` of sharded weights names.
+
+    Raises:
+        FileNotFoundError, ValueError: the index or one of its files is missing or not what it should be.
+    """
+    try:
+        names = sorted(set(json.loads(path.read_text())["weight_map"].values()))
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError):
+        raise ValueError(f"{path} is not an index of sharded weights (a JSON object with a weight_map).") from None
+    files = tuple(path.parent / name for name in names)
+    if missing := [file.name for file in files if not file.is_file()]:
+        raise FileNotFoundError(f"The model is not complete: {path} names {', '.join(missing)}, missing beside it.")
+    return files
+
+
+def _read_safetensors(path: Path) -> LazyTensors:
+    try:
+        file = safetensors.safe_open(path, framework="numpy")
+    except (safetensors.SafetensorError, ValueError, OSError) as error:
+        raise ValueError(f"weight file {path} is truncated or not a safetensors file ({error}).") from None
+    # One file object serves all tensors: it maps the file, and stays open as long as a reader lives.
+    return LazyTensors({name: lambda name=name: file.get_tensor(name) for name in file.keys()})
+
+
+def _read_torch(path: Path) -> LazyTensors:
+    try:
+        import torch
+    except ImportError:
+        raise ValueError(f"reading {path} needs torch: install it, or give the weights as .safetensors.") from None
+    try:
+        # Files from before torch 1.6 are no zip archives and cannot be mapped.
+        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except Exception as error:  # torch raises many kinds; all mean that the file is not a plain tensor file
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"weight file {path} is corrupt or holds anything but tensors: refused ({reason}).") from None
+    tensors = tensors.get("state_dict", tensors) if isinstance(tensors, dict) else tensors
+    if not isinstance(tensors, dict) or not all(isinstance(t, torch.Tensor) for t in tensors.values()):
+        raise ValueError(f"weight file {path} is not a dictionary of tensors.")
+
+    def to_numpy(tensor):
+        if tensor.dtype == torch.bfloat16:
+            return tensor.contiguous().view(torch.uint16).numpy().view(jnp.bfloat16)
+        return tensor.numpy()
+
+    return LazyTensors({name: lambda tensor=tensor: to_numpy(tensor) for name, tensor in tensors.items()})
+
+
+_KINDS = {  # a name that only this kind of file holds → what the file is
+    "image_proj.latents": "an IP-Adapter",
+    "lora": "a LoRA",
+    "model.diffusion_model.": "a single-file Stable Diffusion checkpoint",
+    "encoder_hidden_states_vision_projection.": "a RealCustom adapter",
+    "to_k_vision.": "a UNet with RealCustom's visual attention",
+    "visual.trunk.": "an open_clip checkpoint with a timm vision tower",
+    "visual.": "an open_clip checkpoint whose vision tower is not timm's (no visual.trunk. keys)",
+    "vision_model.": "a transformers vision model",
+    "text_model.": "a CLIP text encoder of transformers",
+    "down_blocks.0.resnets.0.time_emb_proj.": "a diffusers UNet",
+    "post_quant_conv.": "a diffusers autoencoder",
+    "decoder.up_blocks.": "a diffusers autoencoder",
+    "first_stage_model.": "a single-file Stable Diffusion checkpoint",
+    "blocks.0.attn.qkv.": "a timm vision transformer",
+}
+
+
+def identify(names: Iterable[str]) -> str:
+    """What weights of these names are, in words; "no model that we know" for others."""
+    names = list(names)
+    return next((what for mark, what in _KINDS.items() if any(mark in name for name in names)), "no model that we know")

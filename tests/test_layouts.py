@@ -1,0 +1,190 @@
+"""The layouts in which people have their models, each made of the tiny model: all give the same pipeline."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from realcustom_jax import locate, weights
+from realcustom_jax.adapter import find_adapter
+from realcustom_jax.pipeline import Pipeline
+from realcustom_jax.tensors import identify, read_files, read_tensors
+
+from mini_bundle import SIDE, WIDTH
+
+UNET, TEXT = "unet/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"
+
+
+@pytest.fixture
+def folder(mini_folder, tmp_path):
+    return shutil.copytree(mini_folder, tmp_path / "model")
+
+
+def shard(file, precision=""):
+    """Splits a weight file in two shards with an index, in the hub's naming."""
+    tensors = dict(read_tensors(file))
+    names = sorted(tensors)
+    stem, index = file.name.removesuffix(".safetensors"), {}
+    for i, part in enumerate((names[::2], names[1::2]), 1):
+        shard_name = f"{stem}{precision}-0000{i}-of-00002.safetensors"
+        safetensors.numpy.save_file({name: tensors[name] for name in part}, file.parent / shard_name)
+        index |= dict.fromkeys(part, shard_name)
+    file.unlink()
+    index_file = file.parent / f"{stem}.safetensors.index{precision}.json"
+    index_file.write_text(json.dumps({"weight_map": index}))
+    return index_file
+
+
+def same(ours, theirs):
+    return all(jax.tree.leaves(jax.tree.map(np.array_equal, ours, theirs)))
+
+
+@pytest.mark.parametrize("precision", ["", ".fp16"])
+def test_sharded_weights(folder, mini_pipeline, precision):
+    shard(folder / UNET, precision)
+    assert same(Pipeline.load(folder).unet.params, mini_pipeline.unet.params)
+
+
+def test_a_missing_shard_is_named(folder):
+    shard(folder / UNET)
+    (folder / "unet/diffusion_pytorch_model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match="index.json names .*-00002-of-00002.safetensors, missing beside it"):
+        Pipeline.load(folder)
+
+
+def test_an_index_that_is_none_is_named(folder):
+    shard(folder / UNET).write_text("[]")
+    with pytest.raises(ValueError, match="index.json is not an index"):
+        Pipeline.load(folder)
+
+
+def test_half_precision_is_read_only_where_there_is_nothing_else(folder):
+    unet, text = folder / UNET, folder / TEXT
+    unet.rename(unet.with_name("diffusion_pytorch_model.fp16.safetensors"))
+    (folder / "text_encoder/model.fp16.safetensors").write_bytes(b"not read")
+    (half,), (whole,) = (locate.weight_files(file.parent) for file in (unet, text))
+    assert "fp16" in half.name and whole == text
+
+
+def test_torch_files_and_the_released_layout(folder, mini_pipeline, tmp_path):
+    torch = pytest.importorskip("torch")
+    shape = {"unet": "unet/sdxl-unet.bin", "vae": "vae/sdxl-vae.pth", "text_encoder": "clip-sdxl-1/pytorch_model.bin",
+             "image_encoder_siglip": "vit_so400m_patch14_siglip_384/open_clip_pytorch_model.bin",
+             "image_encoder_dinov2": "vit_large_patch14_reg4_dinov2.lvd142m/pytorch_model.bin"}
+    released = tmp_path / "ckpts"
+    for part, name in shape.items():
+        source, target = folder / part, released / name
+        target.parent.mkdir(parents=True)
+        tensors = {key: torch.from_numpy(value) for key, value in read_files(locate.weight_files(source)).items()}
+        if part == "image_encoder_siglip":
+            tensors = {f"visual.trunk.{key}": value for key, value in tensors.items()} | {"logit_scale": torch.ones(1)}
+        torch.save(tensors, target)
+        shutil.copy(source / "config.json", target.parent / ("sdxl.json" if part == "vae" else "config.json"))
+    for file in (folder / "tokenizer").iterdir():
+        if file.name != "config.json":
+            shutil.copy(file, released / "clip-sdxl-1")
+    pipeline = Pipeline.load(released, folder / "adapter")
+    for part in ("unet", "vae", "siglip", "dino", "projector"):
+        assert same(getattr(pipeline, part).params, getattr(mini_pipeline, part).params), part
+    encoder, = pipeline.text_encoders
+    assert same(encoder.network.params, mini_pipeline.text_encoders[0].network.params)
+    assert pipeline.prediction == "epsilon"
+
+
+def test_the_second_text_encoder_stands_beside_the_first(folder, tmp_path):
+    for part in ("text_encoder", "tokenizer"):
+        shutil.copytree(folder / part, folder / f"{part}_2")
+    tensors = dict(read_tensors(folder / UNET))
+    with pytest.raises(ValueError, match=f"takes text of width {WIDTH}, the text encoder makes {2 * WIDTH}"):
+        Pipeline.load(folder)
+    config = json.loads((folder / "unet/config.json").read_text()) | {"cross_attention_dim": 2 * WIDTH}
+    (folder / "unet/config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="made for another backbone.*width 16, this UNet takes 32"):
+        Pipeline.load(folder)
+    assert tensors
+
+
+def test_an_adapter_is_found_by_folder_by_file_and_by_its_names(folder, tmp_path):
+    file = folder / "adapter/realcustom.safetensors"
+    by_folder, by_file = find_adapter(folder / "adapter"), find_adapter(file)
+    assert by_folder.settings == by_file.settings and by_folder.vision == by_file.vision
+    bare = shutil.copy(file, tmp_path / "RealCustom.safetensors")
+    recognised = find_adapter(bare)
+    params = recognised.settings["vision_projection_config"]
+    assert params["variant"] == "shallow" and params["params"] == {"vision_dim": 16, "out_dim": WIDTH}
+    assert recognised.vision.siglip_layers == (7, 13, 19, 25) and recognised.vision.local == "phases"
+
+
+def test_the_released_adapter_also_holds_unet_weights_and_the_preset_says_whose_win(folder):
+    file, base = folder / "adapter/realcustom.safetensors", dict(read_tensors(folder / UNET))
+    safetensors.numpy.save_file(dict(read_tensors(file)) | {"conv_in.bias": base["conv_in.bias"] + 1}, file)
+    adapters, scripts = (np.asarray(Pipeline.load(folder, preset=name).unet.params["conv_in"]["bias"])
+                         for name in ("released_pipeline", "released_script"))
+    np.testing.assert_array_equal(adapters, scripts + 1)
+
+
+@pytest.mark.parametrize("change, message", [
+    (lambda f: (f / "adapter/realcustom.safetensors").write_bytes((f / "vae/diffusion_pytorch_model.safetensors")
+                                                                  .read_bytes()),
+     "is no RealCustom adapter but a diffusers autoencoder"),
+    (lambda f: (f / UNET).write_bytes((f / TEXT).read_bytes()), "of a CLIP text encoder.*do not fit this UNet"),
+    (lambda f: shutil.rmtree(f / "adapter"), "base model needs an adapter"),
+    (lambda f: [shutil.copy(f / UNET, f / "unet" / name) for name in ("a.safetensors", "b.safetensors")]
+     and (f / UNET).unlink(), "several weight files .a.safetensors, b.safetensors."),
+    (lambda f: shutil.rmtree(f / "unet"), "holds no unet/ folder"),
+])
+def test_what_does_not_belong_there_is_named(folder, change, message):
+    change(folder)
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        Pipeline.load(folder)
+
+
+def test_an_inpainting_unet_is_refused_by_its_channels(folder):
+    config = json.loads((folder / "unet/config.json").read_text()) | {"in_channels": 9}
+    (folder / "unet/config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="conv_in.weight"):
+        Pipeline.load(folder)
+
+
+def test_a_name_that_is_neither_a_folder_nor_on_the_hub(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(FileNotFoundError, match="nobody/nothing is no folder here.*give the folder"):
+        locate.local_model("nobody/nothing")
+    with pytest.raises(FileNotFoundError, match="there is no such folder"):
+        locate.local_model("somewhere")
+
+
+def test_an_open_clip_file_without_a_timm_tower_is_named(folder):
+    names = {"visual.conv1.weight": np.zeros(1, np.float32), "text_projection": np.zeros(1, np.float32)}
+    safetensors.numpy.save_file(names, folder / "image_encoder_siglip/model.safetensors")
+    with pytest.raises(ValueError, match="no visual.trunk. keys"):
+        Pipeline.load(folder)
+    assert identify(names) != identify(["blocks.0.attn.qkv.weight"])
+
+
+def test_pictures_of_another_shape(mini_pipeline):
+    result = mini_pipeline(np_dog(), "a dog on the beach", "dog", width=SIDE + 8, height=SIDE, steps=1)
+    assert result.images[0].size == (SIDE + 8, SIDE)
+    assert result.masks.shape[-2:] == (SIDE // 4, (SIDE + 8) // 4)
+    with pytest.raises(ValueError, match="width is 21; .* 8 to 32 pixels in steps of 8; the nearest are 16 or 24"):
+        mini_pipeline(np_dog(), "a dog on the beach", "dog", width=21)
+
+
+def np_dog():
+    from realcustom_jax.pipeline import ASSETS
+
+    return ASSETS / "references" / "dog.png"
+
+
+def test_lazy_tensors_are_read_when_they_are_asked_for(folder):
+    tensors = read_tensors(folder / UNET)
+    read = []
+    spied = type(tensors)({name: lambda name=name: read.append(name) or tensors[name] for name in tensors})
+    renamed = spied.rename(lambda name: f"x.{name}")
+    assert not read and len(renamed) == len(tensors) and "x.conv_in.bias" in renamed
+    np.testing.assert_array_equal(renamed["x.conv_in.bias"], tensors["conv_in.bias"])
+    assert read == ["conv_in.bias"]
+    assert set(weights.to_torch(Pipeline.load(folder).unet.params)) > set(tensors)

@@ -1,0 +1,51 @@
+"""The losses as pure functions: what they are zero for, and what they weigh."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from realcustom_jax.diffusion import add_noise, betas
+from realcustom_jax.objectives import denoising_loss
+
+BETAS = betas()
+LATENTS = jax.random.normal(jax.random.key(0), (64, 4, 4, 2))
+KEY = jax.random.key(1)
+
+
+def loss(predict, **options):
+    return float(denoising_loss(predict, LATENTS, KEY, **{"betas": BETAS, "prediction": "epsilon"} | options))
+
+
+def noise_of(noisy, t):
+    alpha, sigma = (add_noise(*x, t, BETAS) for x in ((jnp.ones_like(noisy), 0.0), (jnp.zeros_like(noisy), 1.0)))
+    return (noisy - alpha * LATENTS) / sigma
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_the_right_prediction_has_no_loss(prediction):
+    def predict(noisy, t):
+        noise = noise_of(noisy, t)
+        return noise if prediction == "epsilon" else add_noise(noise, -LATENTS, t, BETAS)
+
+    assert loss(predict, prediction=prediction) < 1e-6
+    assert loss(lambda noisy, t: predict(noisy, t) + 1, prediction=prediction) == pytest.approx(1, abs=1e-3)
+
+
+def test_timesteps_are_everywhere_and_mostly_in_the_middle():
+    seen = []
+    loss(lambda noisy, t: seen.append(t) or noisy)
+    t = np.sort(seen[0])
+    assert t[0] < 150 and t[-1] > 850
+    assert ((t > 250) & (t < 750)).sum() > 0.6 * len(t)
+
+
+def test_an_error_on_the_subject_counts_more_the_less_noise_hides_it():
+    coverage = jnp.zeros((64, 4, 4)).at[:, :2].set(1)
+    on_subject, beside = (lambda noisy, t, part=part: noise_of(noisy, t) + part[..., None]
+                          for part in (coverage, 1 - coverage))
+    assert loss(on_subject) == pytest.approx(loss(beside), abs=1e-5)
+    ratio = loss(on_subject, coverage=coverage, emphasis=3.0) / loss(beside, coverage=coverage, emphasis=3.0)
+    assert 2 < ratio < 4
+    nothing = loss(on_subject, coverage=jnp.zeros_like(coverage))
+    assert nothing == pytest.approx(loss(on_subject), abs=1e-6)
