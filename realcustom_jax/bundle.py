@@ -55,7 +55,8 @@ def save_part(bundle: Path, part: str, config: Mapping[str, Any], tensors: Mappi
 def has_part(model: Path, part: str) -> bool:
     """Whether a model, a folder or a single file, holds a part."""
     if model.is_file():
-        return part in single_file.CONFIGS[_single_kind(model)]
+        _single_kind(model)
+        return bool(single_file.split(read_tensors(model)).get(part))
     return locate.part_folder(model, part).is_dir()
 
 
@@ -119,8 +120,8 @@ def load_vision_encoder(model: Path, part: str, **options):
 def load_unet(model: Path, adapter: Adapter, *, base_last: bool = False, **options):
     """(module, params) of the model's UNet with the adapter's visual attention; where both hold a weight, the
     adapter's is taken, unless `base_last`."""
-    config, *base = part_files(model, "unet")
     with _naming(locate.part_folder(model, "unet"), adapter.where):
+        config, *base = part_files(model, "unet")
         config = {**weights.read_config(config), "image_prompt_settings": adapter.settings}
         check_backbone(adapter, config)
         files = (adapter.tensors, *base) if base_last else (*base, adapter.tensors)
@@ -150,7 +151,8 @@ def read_schedule(model: Path) -> tuple[np.ndarray, str]:
     """(betas [T], what the UNet predicts) from `scheduler/scheduler_config.json`, in diffusers' keys; Stable
     Diffusion's where the layout has no such folder (a single file, the released one)."""
     if model.is_file():
-        return betas(), single_file.scheduler(read_tensors(model))["prediction_type"]
+        config = single_file.scheduler(read_tensors(model))
+        return betas(terminal_pure_noise=config["rescale_betas_zero_snr"]), config["prediction_type"]
     file = model / "scheduler" / "scheduler_config.json"
     if not file.is_file():
         if (model / "model_index.json").is_file():

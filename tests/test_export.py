@@ -1,0 +1,51 @@
+"""Export to the torch world: exact, and loadable there."""
+
+import json
+
+import numpy as np
+import pytest
+
+from realcustom_jax import export
+from realcustom_jax.adapter import find_adapter
+from realcustom_jax.tensors import read_files, read_tensors
+
+
+@pytest.mark.parametrize("name", ["adapter.safetensors", "adapter.pth"])
+def test_an_adapter_comes_back_bit_for_bit(mini_folder, tmp_path, name):
+    if name.endswith(".pth"):
+        pytest.importorskip("torch")
+    assert export.main(["adapter", "--model", str(mini_folder), "--out", str(tmp_path / name)]) == 0
+    ours, theirs = find_adapter(mini_folder / "adapter").tensors, read_tensors(tmp_path / name)
+    assert set(ours) == set(theirs)
+    for key in ours:
+        assert ours[key].dtype == theirs[key].dtype
+        np.testing.assert_array_equal(ours[key], theirs[key])
+
+
+def test_a_unet_is_a_diffusers_folder(mini_folder, tmp_path):
+    out = tmp_path / "out"
+    assert export.main(["unet", "--model", str(mini_folder), "--out", str(out)]) == 0
+    files = [folder / "unet/diffusion_pytorch_model.safetensors" for folder in (mini_folder, out)]
+    ours, theirs = (read_files([file]) for file in files)
+    assert {k: v.tobytes() for k, v in ours.items()} == {k: v.tobytes() for k, v in theirs.items()}
+    config = json.loads((out / "unet/config.json").read_text())
+    assert "image_prompt_settings" not in config
+
+    diffusers = pytest.importorskip("diffusers")
+    torch = pytest.importorskip("torch")
+    model = diffusers.UNet2DConditionModel.from_pretrained(out, subfolder="unet")
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, torch.from_numpy(np.asarray(ours[key], np.float32)))
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["adapter", "--out", "adapter.onnx"], "unknown kind '.onnx'"),
+    (["unet", "--model", "nowhere", "--out", "x"], "no such folder"),
+    (["adapter", "--adapter", "nowhere.pth", "--out", "x.pth"], "nowhere.pth does not exist"),
+])
+def test_what_cannot_be_exported_is_one_sentence(mini_folder, arguments, message, capsys):
+    if "--model" not in arguments:
+        arguments = [*arguments, "--model", str(mini_folder)]
+    assert export.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
