@@ -52,8 +52,11 @@ _PARTS = {
     "UNet": Part(re.compile(_UNET_KEYS), re.compile(re.escape(PROJECTOR_PREFIX))),
     "projector": Part(re.compile(re.escape(PROJECTOR_PREFIX)), re.compile(_UNET_KEYS), prefix=PROJECTOR_PREFIX),
     "text encoder": Part(
-        re.compile(r"(text_model|text_projection)\."), re.compile(r"(vision_model|visual_projection)\.|logit_scale$"),
-        ignored=re.compile(r"text_model\.embeddings\.position_ids$")),
+        re.compile(r"(text_model|text_projection|embeddings|encoder|final_layer_norm)\."),
+        re.compile(r"(vision_model|visual_projection)\.|logit_scale$"),
+        ignored=re.compile(r"(text_model\.)?embeddings\.position_ids$"),
+        # transformers 5 saves a CLIPTextModel without the prefix that all published files have.
+        rename=lambda name: re.sub(r"^(?!text_model\.|text_projection\.)", "text_model.", name)),
     "autoencoder": Part(
         re.compile(r"(encoder|decoder|quant_conv|post_quant_conv)\."), re.compile(r"$^"),
         rename=lambda name: re.sub(
@@ -173,7 +176,12 @@ def _select(tensors: LazyTensors, part: str) -> LazyTensors:
     rule = _PARTS[part]
     _raise(part, tensors,
            unknown=[k for k in tensors if not any(p.match(k) for p in (rule.own, rule.other, rule.ignored))])
-    return tensors.rename(lambda k: rule.rename(k.removeprefix(rule.prefix)) if rule.own.match(k) else None)
+
+    def ours(name):
+        own = rule.own.match(name) and not rule.ignored.match(name)
+        return rule.rename(name.removeprefix(rule.prefix)) if own else None
+
+    return tensors.rename(ours)
 
 
 def _load(part: str, module: nn.Module, tensors, dtype, *init_args, optional=None, rng=None, **init_kwargs):

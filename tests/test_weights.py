@@ -56,6 +56,15 @@ def test_unet_and_projector_together_are_the_released_file(name):
     assert_same(ours, original)
 
 
+@pytest.mark.parametrize("prefix", ["text_model.", ""])
+def test_text_encoders_of_old_and_new_transformers(tmp_path, prefix):
+    original = tensors_of("clip_text_quickgelu")
+    named = {prefix + name.removeprefix("text_model."): value for name, value in original.items()}
+    named[f"{prefix}embeddings.position_ids"] = np.arange(77)[None]
+    _, params = load(weights.load_text_encoder, "clip_text_quickgelu", written(tmp_path, named))
+    assert_same(weights.to_torch(params), original)
+
+
 def test_all_problems_are_in_one_error(tmp_path):
     tensors = tensors_of("vae")
     del tensors["encoder.conv_in.bias"]
