@@ -34,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
                    "negative_prompt": options.negative_prompt, "seed": options.seed, **size}
         if options.memory:
             memory = sampler_memory(
-                pipeline, **size, references=len(options.image or "1"), branches=options.branches)
+                pipeline, **size, references=len(options.image or [None]), branches=options.branches)
             print(memory)
             return 0 if memory.fits else 2
         if rows:
@@ -112,7 +112,10 @@ def read_config(file: Path, parser: argparse.ArgumentParser) -> dict:
     spec = importlib.util.spec_from_file_location("config", file)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.get_config().sample.to_dict()
+    config = module.get_config()
+    if "sample" not in config:
+        parser.error(f"--config {file} says nothing about sampling: its get_config() has no `sample`")
+    return config.sample.to_dict()
 
 
 if __name__ == "__main__":

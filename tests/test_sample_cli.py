@@ -1,8 +1,10 @@
 """The command line: what it writes, and how it meets input that cannot be used."""
 
 import io
+import json
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ import sample
 from realcustom_jax import bundle, weights
 from realcustom_jax.contact_sheet import CELL, contact_sheet, fit, mask_overlay, save
 from realcustom_jax.pipeline import ASSETS, Pipeline, Result
+from realcustom_jax.presets import Preset
 from realcustom_jax.tensors import read_tensors
 
 from mini_bundle import SIDE
@@ -186,3 +189,46 @@ def test_written_pictures_are_whole(tmp_path):
         "image_0.png", "image_1.png", "mask_0.png", "mask_1.png", "contact_sheet.png"]
     for file in files:
         Image.open(io.BytesIO(file.read_bytes())).load()
+
+
+def test_a_batch_is_made_once(command, tmp_path):
+    rows = [{"prompt": f"a dog {where}", "image": DOG, "target": "dog"} for where in ("on the beach", "in the snow")]
+    rows.append({"name": "lost", "prompt": "a cat in the snow", "image": DOG, "target": "dog"})
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    arguments = ("--batch", str(tmp_path / "rows.jsonl"), "--steps", "2", "--freeze-mask-step", "1")
+    for made in ("2 made, 0 there already, 1 failed", "0 made, 2 there already, 1 failed"):
+        code, lines, files = command(*arguments)
+        assert code == 2 and lines[-1].startswith(made)
+        assert any("line 3 (lost) failed" in line and "'dog'" in line for line in lines)
+        assert files == ["0001.json", "0001.png", "0002.json", "0002.png"]
+    code, lines, _ = command("--batch", "nowhere.jsonl")
+    assert code == 2 and "nowhere.jsonl" in lines[-1]
+
+
+def test_the_memory_report_writes_nothing_and_says_whether_it_fits(command, capsys, monkeypatch):
+    code, _, files = command("--memory")
+    assert (code, files) == (0, [])
+    monkeypatch.setattr("realcustom_jax.memory.device_memory", lambda: 1000)
+    assert sample.main(["--memory", "--out", "nowhere"]) == 2
+    assert "the device has" in capsys.readouterr().out
+
+
+def test_a_config_sets_options_and_the_command_line_wins(tmp_path, capsys):
+    file = tmp_path / "mine.py"
+    file.write_text("import ml_collections\n\n\ndef get_config():\n"
+                    "    sample = {'steps': 7, 'seed': 3, 'preset': {'scope': 0.5}}\n"
+                    "    return ml_collections.ConfigDict({'sample': sample})\n")
+    options = sample.parse(["--config", str(file), "--seed", "4"])
+    assert (options.steps, options.seed, options.preset) == (7, 4, {"scope": 0.5})
+    for text, message in (("return ml_collections.ConfigDict()", "says nothing about sampling"),
+                          ("return ml_collections.ConfigDict({'sample': {'stpes': 7}})", "stpes is no option")):
+        file.write_text(f"import ml_collections\n\n\ndef get_config():\n    {text}\n")
+        with pytest.raises(SystemExit) as stopped:
+            sample.parse(["--config", str(file)])
+        assert stopped.value.code == 2 and message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["sdxl", "sd15"])
+def test_the_configs_of_published_models_are_options_and_a_preset(name):
+    options = sample.parse(["--config", str(Path(sample.__file__).parent / "configs" / f"{name}.py")])
+    assert Preset(**options.preset).guidance_scale == 3.5 and options.dtype == "bfloat16"
