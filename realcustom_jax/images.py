@@ -154,7 +154,8 @@ def prepare_reference(
         parts = square.reshape(-1, split, encoder_size, split, encoder_size, 3).transpose(0, 1, 3, 2, 4, 5)
     parts = parts.reshape(-1, encoder_size, encoder_size, 3)
     if quantize:
-        whole, parts = (jnp.floor(x * 255) / 255 for x in (whole, parts))
+        # A flat area lies exactly at a level in torch; our resize's rounding must not push it below.
+        whole, parts = (jnp.floor(x * 255 + 5e-5) / 255 for x in (whole, parts))
     return whole, parts
 
 

@@ -200,8 +200,8 @@ def reference_in_torch(images, size, encoder_size, split, local):
 
 
 def assert_same_levels(images, *, share, **sizes):
-    """Our 8-bit pictures are torch's, but for `share` of the values, which are one level off."""
-    ours = prepare_reference(nhwc(images), **sizes)
+    """Our 8-bit pictures, compiled as in the pipeline, are torch's, but for `share` of the values, one level off."""
+    ours = jax.jit(lambda images: prepare_reference(images, **sizes))(nhwc(images))
     for mine, other in zip(ours, reference_in_torch(images, **sizes), strict=True):
         levels = np.round(nchw(mine) * 255)
         np.testing.assert_allclose(nchw(mine), levels / 255, atol=1e-6)
@@ -213,17 +213,22 @@ def assert_same_levels(images, *, share, **sizes):
 @pytest.mark.parametrize("split", [2, 3])
 @pytest.mark.parametrize("source", [(31, 37), (101, 67), (23, 130)])
 def test_the_reference_is_prepared_as_in_torch(source, split, local):
-    """Both ways from odd sizes. Values between the 8-bit levels hardly ever lie at an edge: none differed."""
+    """Both ways from odd sizes. Values between the 8-bit levels hardly ever lie at an edge: up to 0.02 % differed."""
     images = np.random.default_rng(0).random((2, 3, *source), np.float32)
-    assert_same_levels(images, share=1e-4, size=24 * split, encoder_size=24, split=split, local=local)
+    assert_same_levels(images, share=5e-4, size=24 * split, encoder_size=24, split=split, local=local)
+
+
+RELEASED = {"size": 768, "encoder_size": 384, "split": 2, "local": "phases"}
 
 
 @pytest.mark.parametrize("source", [(333, 517), (801, 1030)])
 def test_a_picture_on_white_is_prepared_as_in_torch(source):
-    """At the released sizes. A flat area lies exactly at a level, so that the last bit of a float decides: one level
-    less for 0.3 % of the values."""
+    """A flat area lies exactly at a level, so that the last bit of a float decides: 0.26 % of the values differed."""
     y, x = np.mgrid[:source[0], :source[1]]
     inside = (y - source[0] / 2) ** 2 + (x - source[1] / 2) ** 2 < (0.36 * source[0]) ** 2
     levels = np.stack([np.where(inside, (step * (y // 20) + x) % 256, 255) for step in (1, 5, 9)])
-    images = (levels[None] / 255).astype(np.float32)
-    assert_same_levels(images, share=0.005, size=768, encoder_size=384, split=2, local="phases")
+    assert_same_levels((levels[None] / 255).astype(np.float32), share=0.005, **RELEASED)
+
+
+def test_a_grey_picture_is_prepared_as_in_torch():
+    assert_same_levels(np.full((1, 3, 333, 517), 127 / 255, np.float32), share=0, **RELEASED)
