@@ -10,7 +10,9 @@ import ml_collections
 def get_config() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
     config.stage = "all"
-    config.warm_start = ""  # a bundle whose UNet and text encoder the base stage starts from, instead of random ones
+    # A bundle whose UNet and text encoder the base stage starts from, and whose adapter the adapter stage does, instead
+    # of random ones.
+    config.warm_start = ""
     config.seed = 0
     config.data = {"num_train": 24_000, "num_test": 1_500, "seed": 0}
 

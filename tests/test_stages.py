@@ -3,6 +3,7 @@
 import importlib.util
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from realcustom_jax import bundle, weights
@@ -59,3 +60,24 @@ def test_an_unknown_stage_is_named(config, tmp_path):
     wrong.stage = "adaptor"
     with pytest.raises(ValueError, match="did you mean 'adapter'"):
         miniature.run(wrong, tmp_path)
+
+
+def test_a_warm_start_begins_with_the_weights_of_a_bundle(trained, config, tmp_path, monkeypatch):
+    started = {}
+
+    def stop(name, task, *_):
+        started[name] = task.init(None)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(miniature, "fit", stop)
+    again = config.copy_and_resolve_references()
+    again.warm_start = str(trained / "bundle")
+    for stage in ("base", "adapter"):
+        again.stage = stage
+        with pytest.raises(KeyboardInterrupt):
+            miniature.run(again, trained)
+    unet = read_tensors(trained / "bundle/unet" / bundle.WEIGHT_FILES["unet"])
+    adapter = read_tensors(trained / "bundle/adapter" / bundle.WEIGHT_FILES["adapter"])
+    for tensors, params in ((unet, started["base"]["unet"]), (adapter, started["adapter"]["vision"])):
+        for name, value in weights.to_torch(params).items():
+            np.testing.assert_array_equal(value, tensors[name].astype(np.float32), err_msg=name)

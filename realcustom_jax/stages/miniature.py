@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from tqdm import trange
 
 from realcustom_jax import bundle, weights
-from realcustom_jax.adapter import split_unet
+from realcustom_jax.adapter import find_adapter, split_unet
 from realcustom_jax.adapter import to_torch as adapter_tensors
 from realcustom_jax.choices import check_choice
 from realcustom_jax.compilation import enable_compilation_cache
@@ -111,8 +111,9 @@ def _adapter(config: ConfigDict, workdir: Path, data: Path) -> None:
     unet_config, unet_file = bundle.part_files(folder, "unet")
     key = jax.random.key(config.seed)
     with_vision = weights.read_config(unet_config) | {"image_prompt_settings": adapter_config["image_prompt_settings"]}
-    unet, unet_params = weights.load_unet(with_vision, unet_file, init_missing=("vision",), rng=key)
-    projector, projector_params = weights.load_projector(adapter_config, init_missing=("vision",), rng=key)
+    trained = (find_adapter(Path(config.warm_start) / "adapter").tensors,) if config.warm_start else ()
+    unet, unet_params = weights.load_unet(with_vision, unet_file, *trained, init_missing=("vision",), rng=key)
+    projector, projector_params = weights.load_projector(adapter_config, *trained, init_missing=("vision",), rng=key)
     text_encoder, text_params = bundle.load_text_encoder(folder)
     siglip, siglip_params = bundle.load_vision_encoder(folder, "image_encoder_siglip")
     dinov2, dinov2_params = bundle.load_vision_encoder(folder, "image_encoder_dinov2")
