@@ -1,6 +1,6 @@
 """Full-size models of random weights, in the published files' layout: do they load, in how much memory, do they run?
 
-    python benchmarks/full_size.py --kind sdxl --folder /tmp/sdxl    # writes 6 GB, loads them, takes a step
+    python -m benchmarks.full_size --kind sdxl --folder /tmp/sdxl    # writes 6 GB, loads them, takes a step
 
 Nothing can be downloaded on the machines that test this project; shapes, names and sizes of the files are those of the
 published ones all the same: a UNet in sharded float16 safetensors, the adapter as a torch file. Loading and the step
@@ -44,8 +44,8 @@ def main() -> None:
         return
     seconds, count = write(options.folder, options.kind)
     assert count == PUBLISHED_PARAMETERS[options.kind], f"{count} parameters, torch has {PUBLISHED_PARAMETERS}"
-    command = [sys.executable, __file__, "--kind", options.kind, "--folder", str(options.folder), "--load",
-               "--side", str(options.side)]
+    command = [sys.executable, "-m", "benchmarks.full_size", "--kind", options.kind, "--folder", str(options.folder),
+               "--load", "--side", str(options.side)]
     figures = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
     figures = {"kind": options.kind, "unet_parameters": count, "write_s": round(seconds, 1), **figures}
     print(json.dumps(figures, indent=2))
