@@ -10,8 +10,6 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-DTYPES = ("float32", "bfloat16", "float16")
-
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one call of `Pipeline`, or a batch; returns the exit code, 2 after one sentence about unusable input."""
@@ -27,7 +25,9 @@ def main(arguments: list[str] | None = None) -> int:
         contact_sheet.check_folder(options.out)
         rows = batch.read_rows(options.batch) if options.batch else None
         say(f"Loading {options.model} …")
-        pipeline = load(Pipeline, options)
+        pipeline = Pipeline.load(
+            options.model, options.adapter, vision=options.vision, tokenizer=options.tokenizer, preset=options.preset,
+            dtype=options.dtype, offload=options.offload)
         size = {"width": options.width, "height": options.height, "num_images": options.num_images}
         choices = {"steps": options.steps, "guidance_scale": options.guidance, "scope": options.scope,
                    "branches": options.branches, "freeze_mask_step": options.freeze_mask_step,
@@ -52,16 +52,6 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     say(f"Wrote {len(files)} pictures; look at {files[-1]}")
     return 0
-
-
-def load(pipeline_class, options: argparse.Namespace):
-    """The model as the options (and the configuration behind them) say."""
-    from realcustom_jax.presets import Preset
-
-    preset = options.preset if isinstance(options.preset, str) else Preset(**options.preset)
-    return pipeline_class.load(
-        options.model, options.adapter, vision=options.vision, tokenizer=options.tokenizer, preset=preset,
-        dtype=options.dtype, offload=options.offload)
 
 
 def say(line: str) -> None:
@@ -91,7 +81,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--vision", help="folder of the image encoders (the model's own)")
     add("--tokenizer", help="folder of tokenizer/ and tokenizer_2/ (the model's own)")
     add("--preset", default="default", help="default, released_pipeline, released_script or paper")
-    add("--dtype", default="float32", choices=DTYPES, help="of parameters and computation")
+    add("--dtype", default="float32", choices=("float32", "bfloat16", "float16"),
+        help="of parameters and computation")
     add("--offload", action="store_true", help="keep the encoders out of the device's memory while sampling")
     add("--memory", action="store_true", help="only say how much memory the sampler needs, and whether it fits")
     add("--config", type=Path, help="a Python file whose get_config() sets any of these, e.g. configs/sdxl.py")

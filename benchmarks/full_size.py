@@ -19,7 +19,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
-from flax.traverse_util import flatten_dict
 from tqdm import tqdm
 
 from realcustom_jax import adapter, bundle, single_file, weights
@@ -64,30 +63,17 @@ def write(folder: Path, kind: str) -> tuple[float, int]:
                 "vision_projection_config": {"variant": "highres", "params": params}}
     unet = UNet(UNetConfig.from_config({**config, "image_prompt_settings": settings}))
     args, kwargs = weights.unet_inputs(unet.config)
-    shapes = torch_shapes(unet, *args, **kwargs)
+    shapes = weights.torch_shapes(weights.parameter_shapes(unet, *args, **kwargs))
     base = {name: shape for name, shape in shapes.items() if "_vision." not in name}
     write_shards(folder / "unet", base)
     write_json(folder / "unet" / "config.json", config)
     feature = jnp.zeros((1, 1, params["vision_dim"]))
     visual = {name: shape for name, shape in shapes.items() if "_vision." in name}
-    visual |= torch_shapes(Projector(ProjectorConfig.from_config(settings)), (feature, feature),
-                           prefix=weights.PROJECTOR_PREFIX)
+    projector = Projector(ProjectorConfig.from_config(settings))
+    visual |= weights.torch_shapes(
+        weights.parameter_shapes(projector, (feature, feature)), prefix=weights.PROJECTOR_PREFIX)
     torch.save({name: torch.from_numpy(random(shape)) for name, shape in visual.items()}, folder / "adapter.pth")
     return time.perf_counter() - start, sum(int(np.prod(shape)) for shape in base.values())
-
-
-def torch_shapes(module, *args, prefix: str = "", **kwargs) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of a network's tensors in torch's layout, without a single number in memory."""
-    shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), *args, **kwargs)["params"])
-    found = {}
-    for path, leaf in flatten_dict(shapes).items():
-        layers = range(leaf.shape[0]) if "transformer_blocks" in path else (None,)
-        for layer in layers:
-            shape = leaf.shape if layer is None else leaf.shape[1:]
-            if path[-1] == "kernel":
-                shape = (shape[3], shape[2], *shape[:2]) if len(shape) == 4 else shape[::-1]
-            found[prefix + weights.torch_name(path, layer)] = shape
-    return found
 
 
 def random(shape: tuple[int, ...]) -> np.ndarray:

@@ -27,6 +27,7 @@ WEIGHT_FILES = {
     "vae": "diffusion_pytorch_model.safetensors",
     "unet": "diffusion_pytorch_model.safetensors",
     "text_encoder": "model.safetensors",
+    "text_encoder_2": "model.safetensors",
     "image_encoder_siglip": "model.safetensors",
     "image_encoder_dinov2": "model.safetensors",
     "adapter": "realcustom.safetensors",
@@ -55,8 +56,7 @@ def save_part(bundle: Path, part: str, config: Mapping[str, Any], tensors: Mappi
 def has_part(model: Path, part: str) -> bool:
     """Whether a model, a folder or a single file, holds a part."""
     if model.is_file():
-        _single_kind(model)
-        return bool(single_file.split(read_tensors(model)).get(part))
+        return bool(_single_file(model)[1].get(part))
     return locate.part_folder(model, part).is_dir()
 
 
@@ -64,7 +64,8 @@ def part_files(model: Path, part: str) -> tuple[Path | Mapping[str, Any], *tuple
     """(configuration, weight files …) of a part, or its tensors in a single file; raises FileNotFoundError that names
     the missing file."""
     if model.is_file():
-        return single_file.CONFIGS[_single_kind(model)][part], single_file.split(read_tensors(model))[part]
+        configs, parts = _single_file(model)
+        return configs[part], parts[part]
     folder = locate.part_folder(model, part)
     config = locate.config_file(folder)
     if config is None and not (model / "model_index.json").is_file():
@@ -76,12 +77,13 @@ def part_files(model: Path, part: str) -> tuple[Path | Mapping[str, Any], *tuple
     return config, *files
 
 
-def _single_kind(file: Path) -> str:
+def _single_file(file: Path) -> tuple[Mapping[str, Mapping[str, Any]], Mapping[str, LazyTensors]]:
+    """(configuration, tensors) of each part in a single-file checkpoint."""
     tensors = read_tensors(file)
     with _naming(file):
         if (kind := single_file.kind(tensors)) is None:
             raise ValueError(f"it holds {identify(tensors)}; expected a whole Stable Diffusion 1.5 or SDXL checkpoint.")
-        return kind
+        return single_file.CONFIGS[kind], single_file.split(tensors)
 
 
 @contextlib.contextmanager
@@ -123,9 +125,18 @@ def load_unet(model: Path, adapter: Adapter, *, base_last: bool = False, **optio
     with _naming(locate.part_folder(model, "unet"), adapter.where):
         config, *base = part_files(model, "unet")
         config = {**weights.read_config(config), "image_prompt_settings": adapter.settings}
+        check_kind(config)
         check_backbone(adapter, config)
         files = (adapter.tensors, *base) if base_last else (*base, adapter.tensors)
         return weights.load_unet(config, *files, **options)
+
+
+def check_kind(unet_config: Mapping[str, Any]) -> None:
+    """Raises ValueError for a UNet that takes more than the noisy latents: an inpainting or image-editing model."""
+    given, made = (unet_config.get(key, 4) for key in ("in_channels", "out_channels"))
+    if given != made:
+        raise ValueError(f"this UNet takes {given} channels and returns {made}: an inpainting or image-editing model, "
+                         "which is not supported; give a text-to-image one.")
 
 
 def load_projector(adapter: Adapter, **options):

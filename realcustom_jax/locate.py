@@ -25,8 +25,11 @@ _STEMS = ("diffusion_pytorch_model", "model", "pytorch_model", "open_clip_model"
           "realcustom")
 _SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
 _FILES = (".safetensors", ".ckpt", ".pt")  # of single-file checkpoints
-# What the pipeline may need; other files of a hub repository are not fetched.
-_WANTED = ("*.json", "*.txt", "*.safetensors", "*.bin", "*.pth")
+# Of a hub repository: its parts' folders, and not the many other forms in which it holds the same weights.
+_FETCHED = ("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler",
+            "image_encoder_siglip", "image_encoder_dinov2", "adapter")
+_NOT_FETCHED = ("*.fp16*", "*non_ema*", "*openvino*", "*flax*")
+
 
 
 def local_model(model: str | Path) -> Path:
@@ -44,7 +47,13 @@ def local_model(model: str | Path) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(str(model), allow_patterns=_WANTED))
+        for suffix in _SUFFIXES[:2]:
+            names = [f"{part}/*{ending}" for part in _FETCHED for ending in (".json", ".txt", suffix)]
+            folder = Path(snapshot_download(
+                str(model), allow_patterns=["*.json", *names], ignore_patterns=list(_NOT_FETCHED)))
+            if weight_files(folder / "unet"):
+                break
+        return folder
     except Exception as error:  # the hub's client raises many kinds: no network, no such model, no permission
         reason = str(error).strip().splitlines()[0]
         raise FileNotFoundError(

@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +107,7 @@ class Pipeline:
         *,
         vision: str | Path | None = None,
         tokenizer: str | Path | None = None,
-        preset: str | Preset = "default",
+        preset: str | Preset | Mapping[str, Any] = "default",
         dtype=jnp.float32,
         offload: bool = False,
     ) -> "Pipeline":
@@ -121,7 +121,8 @@ class Pipeline:
             tokenizer: the folder that holds `tokenizer/` (and SDXL's `tokenizer_2/`), by default the model's.
             preset: how the model is used, see module `presets`.
             dtype: of parameters and computation: float32, bfloat16 or float16. Softmax, norms and the solver's state
-                are float32 always, and the autoencoder is where `dtype` is float16, which SDXL's overflows.
+                are float32 always, and the autoencoder is where `dtype` is float16, which SDXL's overflows. The CPU
+                has no float16.
             offload: keeps the text and image encoders in the host's memory, and on the device only while they run.
         Raises:
             FileNotFoundError, ValueError: names the file that is missing, unreadable or does not fit.
@@ -138,6 +139,8 @@ class Pipeline:
             if place.is_file():
                 raise FileNotFoundError(f"{place} is a single file, which holds no {what}; give their folder too.")
         preset, dtype = find_preset(preset), jnp.dtype(dtype)
+        if dtype == jnp.float16 and jax.default_backend() == "cpu":
+            raise ValueError("XLA has no float16 attention on the CPU; choose bfloat16 or float32 there.")
         given = find_adapter(model / "adapter" if adapter is None else adapter)
         settings = given.vision if preset.local is None else dataclasses.replace(given.vision, local=preset.local)
         betas, prediction = bundle.read_schedule(model)

@@ -5,6 +5,8 @@ checkpoint gives the pictures it was trained for only with the choices it was tr
 """
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 from realcustom_jax.choices import check_choice
 
@@ -41,8 +43,8 @@ class Preset:
 
     def __post_init__(self):
         for name, known in _CHOICES.items():
-            if getattr(self, name) is not None or None not in known:
-                check_choice(name, getattr(self, name), [choice for choice in known if choice])
+            if getattr(self, name) not in known:
+                check_choice(name, getattr(self, name), filter(None, known))
 
 
 _NEGATIVE = "blurry, deformed, watermark, text, low quality"
@@ -61,9 +63,13 @@ PRESETS: dict[str, Preset] = {
 }
 
 
-def find_preset(preset: str | Preset) -> Preset:
-    """A preset given by itself or by its name. Raises ValueError for an unknown name."""
+def find_preset(preset: str | Preset | Mapping[str, Any]) -> Preset:
+    """A preset given by itself, by its name or by its choices. Raises ValueError for an unknown name or choice."""
     if isinstance(preset, Preset):
         return preset
+    if isinstance(preset, Mapping):
+        for name in preset:
+            check_choice("choice of a preset", name, (field.name for field in dataclasses.fields(Preset)))
+        return Preset(**preset)
     check_choice("preset", preset, PRESETS)
     return PRESETS[preset]

@@ -116,7 +116,17 @@ def to_torch(params, prefix: str = "") -> dict[str, np.ndarray]:
     return tensors
 
 
-def _shapes(module: nn.Module, *args, **kwargs):
+def torch_shapes(tree, prefix: str = "") -> dict[str, tuple[int, ...]]:
+    """Torch name → shape in torch's layout of every tensor that a tree of arrays or shapes stands for."""
+    shapes = {}
+    for path, layer, leaf, name in _entries(tree):
+        numbers = np.broadcast_to(np.float32(0), leaf.shape if layer is None else leaf.shape[1:])
+        shapes[prefix + name] = _to_torch_axes(numbers, path[-1] == "kernel").shape
+    return shapes
+
+
+def parameter_shapes(module: nn.Module, *args, **kwargs):
+    """The shapes of a module's parameters for these inputs, without a single number in memory."""
     return jax.eval_shape(lambda: module.init(jax.random.key(0), *args, **kwargs)["params"])
 
 
@@ -133,7 +143,7 @@ def from_torch(shapes, tensors: Mapping[str, np.ndarray], part: str, *, dtype,
     Raises:
         ValueError: lists the missing and the wrongly shaped tensors.
     """
-    params, missing, wrong, used = {}, [], [], set()
+    params, missing, wrong, used, expected_shapes = {}, [], [], set(), torch_shapes(shapes)
     for path, layer, leaf, name in _entries(shapes):
         if name not in tensors:
             if not (missing_ok and missing_ok(name)):
@@ -147,8 +157,7 @@ def from_torch(shapes, tensors: Mapping[str, np.ndarray], part: str, *, dtype,
             value = value[:, :, 0, 0]  # old autoencoders keep their linear layers as 1×1 convolutions
         value = _from_torch_axes(value, kernel)
         if value.shape != expected:
-            wrong.append(f"{name} {tuple(given.shape)}, expected "
-                         f"{tuple(_to_torch_axes(np.broadcast_to(np.float32(0), expected), kernel).shape)}")
+            wrong.append(f"{name} {tuple(given.shape)}, expected {expected_shapes[name]}")
         elif layer is None:
             params[path] = jnp.asarray(np.ascontiguousarray(value, dtype))
         else:
@@ -185,7 +194,7 @@ def _select(tensors: LazyTensors, part: str) -> LazyTensors:
 
 
 def _load(part: str, module: nn.Module, tensors, dtype, *init_args, optional=None, rng=None, **init_kwargs):
-    shapes = _shapes(module, *init_args, **init_kwargs)
+    shapes = parameter_shapes(module, *init_args, **init_kwargs)
     params, unused = from_torch(shapes, tensors, part, dtype=dtype, missing_ok=optional)
     _raise(part, tensors, unknown=sorted(unused))
     absent = set(flatten_dict(shapes)) - set(flatten_dict(params))

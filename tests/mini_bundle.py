@@ -1,5 +1,6 @@
 """A model folder of random weights: the miniature's layout at the smallest sizes, 16 × 16 pictures."""
 
+import copy
 import dataclasses
 from pathlib import Path
 
@@ -41,30 +42,45 @@ _ADAPTER = {
         size=SIDE, encoder_size=ENCODER_SIDE, split=2, local="tiles", siglip_layers=(0, 1), dino_layers=(0, 1)))}
 
 
-def write_mini_bundle(folder: Path) -> Path:
-    """Writes the model to `folder` and returns it; the same numbers every time."""
+def write_mini_bundle(folder: Path, kind: str = "mini") -> Path:
+    """Writes the model to `folder` and returns it; the same numbers every time.
+
+    `kind`: "mini", or the conditioning of "sdxl" (two text encoders, the second with a projection) or "sd15" (one, and
+    no pooled text).
+    """
     rng = np.random.default_rng(0)
     tokenizer = build_tokenizer(WORDS, max_length=LENGTH)
     tokenizer.save_pretrained(folder / "tokenizer")
+    width = 2 * WIDTH if kind == "sdxl" else WIDTH
+    base = {**_UNET, "cross_attention_dim": width}
+    if kind == "sd15":
+        base |= {"addition_embed_type": None, "use_linear_projection": False}
+    adapter = copy.deepcopy(_ADAPTER)
+    adapter["image_prompt_settings"]["vision_projection_config"]["params"]["out_dim"] = width
     text = {"vocab_size": len(tokenizer), "hidden_size": WIDTH, "intermediate_size": 32, "num_hidden_layers": 1,
             "num_attention_heads": 2, "max_position_embeddings": LENGTH, "eos_token_id": tokenizer.eos_token_id}
     bundle.save_part(folder, "text_encoder", text, _weights(
         rng, ClipText(ClipTextConfig.from_config(text)), jnp.zeros((1, 2), jnp.int32)))
+    if kind == "sdxl":
+        tokenizer.save_pretrained(folder / "tokenizer_2")
+        second = text | {"projection_dim": WIDTH}
+        bundle.save_part(folder, "text_encoder_2", second, _weights(
+            rng, ClipText(ClipTextConfig.from_config(second), True), jnp.zeros((1, 2), jnp.int32)))
     bundle.save_part(folder, "vae", _VAE, _weights(
         rng, Autoencoder(VAEConfig.from_config(_VAE)), jnp.zeros((1, SIDE, SIDE, 3))))
     for part, config in _ENCODERS.items():
         picture = jnp.zeros((1, ENCODER_SIDE, ENCODER_SIDE, 3))
         bundle.save_part(folder, part, config, _weights(
             rng, VisionTransformer(VitConfig.from_config(config)), picture, layers=(0,)))
-    settings = _ADAPTER["image_prompt_settings"]
-    unet = UNetConfig.from_config({**_UNET, "image_prompt_settings": settings})
+    settings = adapter["image_prompt_settings"]
+    unet = UNetConfig.from_config({**base, "image_prompt_settings": settings})
     args, kwargs = weights.unet_inputs(unet)
     tensors = _weights(rng, UNet(unet), *args, **kwargs)
     visual = {name: tensors.pop(name) for name in list(tensors) if "_vision." in name}
     visual |= _weights(rng, Projector(ProjectorConfig.from_config(settings)), (jnp.zeros((1, 1, 16)),) * 3,
                        prefix=weights.PROJECTOR_PREFIX)
-    bundle.save_part(folder, "unet", _UNET, tensors)
-    bundle.save_part(folder, "adapter", _ADAPTER, visual)
+    bundle.save_part(folder, "unet", base, tensors)
+    bundle.save_part(folder, "adapter", adapter, visual)
     write_json(folder / "scheduler" / "scheduler_config.json", {"beta_schedule": "scaled_linear"})
     write_json(folder / "model_index.json", {"_class_name": "StableDiffusionXLPipeline"})
     write_json(folder / "vocabulary.json", {

@@ -7,14 +7,16 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
+from huggingface_hub.utils import filter_repo_objects
 
 from realcustom_jax import locate, weights
 from realcustom_jax.adapter import find_adapter
-from realcustom_jax.pipeline import Pipeline
+from realcustom_jax.pipeline import ASSETS, Pipeline
 from realcustom_jax.tensors import identify, read_files, read_tensors
 
 from mini_bundle import SIDE, WIDTH
 
+DOG = ASSETS / "references" / "dog.png"
 UNET, TEXT = "unet/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"
 
 
@@ -94,17 +96,11 @@ def test_torch_files_and_the_released_layout(folder, mini_pipeline, tmp_path):
     assert pipeline.prediction == "epsilon"
 
 
-def test_the_second_text_encoder_stands_beside_the_first(folder, tmp_path):
-    for part in ("text_encoder", "tokenizer"):
-        shutil.copytree(folder / part, folder / f"{part}_2")
-    tensors = dict(read_tensors(folder / UNET))
-    with pytest.raises(ValueError, match=f"takes text of width {WIDTH}, the text encoder makes {2 * WIDTH}"):
-        Pipeline.load(folder)
+def test_an_adapter_of_another_backbone_is_refused(folder):
     config = json.loads((folder / "unet/config.json").read_text()) | {"cross_attention_dim": 2 * WIDTH}
     (folder / "unet/config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match="made for another backbone.*width 16, this UNet takes 32"):
         Pipeline.load(folder)
-    assert tensors
 
 
 def test_an_adapter_is_found_by_folder_by_file_and_by_its_names(folder, tmp_path):
@@ -142,11 +138,33 @@ def test_what_does_not_belong_there_is_named(folder, change, message):
         Pipeline.load(folder)
 
 
-def test_an_inpainting_unet_is_refused_by_its_channels(folder):
+def test_an_inpainting_unet_is_refused(folder):
     config = json.loads((folder / "unet/config.json").read_text()) | {"in_channels": 9}
     (folder / "unet/config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match="conv_in.weight"):
+    with pytest.raises(ValueError, match="takes 9 channels and returns 4: an inpainting"):
         Pipeline.load(folder)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".bin"])
+def test_of_a_model_on_the_hub_only_what_is_needed_is_fetched(folder, tmp_path, monkeypatch, suffix):
+    pytest.importorskip("torch") if suffix == ".bin" else None
+    fetched = []
+
+    def snapshot_download(name, *, allow_patterns, ignore_patterns):
+        files = [str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()]
+        files += ["whole.safetensors", "unet/diffusion_pytorch_model.fp16.safetensors", "safety_checker/model.bin"]
+        files = [file.removesuffix(".safetensors") + suffix if "unet/" in file else file for file in files]
+        fetched.extend(filter_repo_objects(files, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns))
+        for file in fetched:
+            (tmp_path / "cache" / file).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / "cache" / file).touch()
+        return str(tmp_path / "cache")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    assert locate.local_model("someone/model") == tmp_path / "cache"
+    assert f"unet/diffusion_pytorch_model{suffix}" in fetched and "tokenizer/tokenizer.json" in fetched
+    assert "model_index.json" in fetched and "vocabulary.json" in fetched
+    assert not any("fp16" in file or "whole" in file or "safety" in file for file in fetched)
 
 
 def test_a_name_that_is_neither_a_folder_nor_on_the_hub(monkeypatch):
@@ -166,17 +184,11 @@ def test_an_open_clip_file_without_a_timm_tower_is_named(folder):
 
 
 def test_pictures_of_another_shape(mini_pipeline):
-    result = mini_pipeline(np_dog(), "a dog on the beach", "dog", width=SIDE + 8, height=SIDE, steps=1)
+    result = mini_pipeline(DOG, "a dog on the beach", "dog", width=SIDE + 8, height=SIDE, steps=1)
     assert result.images[0].size == (SIDE + 8, SIDE)
     assert result.masks.shape[-2:] == (SIDE // 4, (SIDE + 8) // 4)
     with pytest.raises(ValueError, match="width is 21; .* 8 to 32 pixels in steps of 8; the nearest are 16 or 24"):
-        mini_pipeline(np_dog(), "a dog on the beach", "dog", width=21)
-
-
-def np_dog():
-    from realcustom_jax.pipeline import ASSETS
-
-    return ASSETS / "references" / "dog.png"
+        mini_pipeline(DOG, "a dog on the beach", "dog", width=21)
 
 
 def test_lazy_tensors_are_read_when_they_are_asked_for(folder):

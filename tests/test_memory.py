@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from realcustom_jax.memory import Memory, peak_bytes, sampler_memory
+from realcustom_jax.pipeline import Pipeline
 
 from mini_bundle import SIDE
 
@@ -36,6 +37,12 @@ def test_a_larger_picture_needs_more_and_xla_needs_about_the_estimate(mini_pipel
     assert 0.5 < sampler_memory(mini_pipeline, compiled=True).sampler / small.sampler < 2
     assert small.fits and "UNet" in str(small)
     assert small.parameters["UNet"] == 4 * sum(x.size for x in jax.tree.leaves(mini_pipeline.unet.params))
+
+
+def test_the_cpu_needs_more_than_it_was_given_in_half_precision(mini_folder):
+    pipeline = Pipeline.load(mini_folder, dtype="bfloat16")
+    estimate, measured = (sampler_memory(pipeline, compiled=compiled).sampler for compiled in (False, True))
+    assert 0.5 < measured / estimate < 2
 
 
 def test_what_does_not_fit_is_said():

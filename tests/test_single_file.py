@@ -3,7 +3,6 @@
 import hashlib
 from collections.abc import Mapping
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -178,23 +177,12 @@ def parameter_shapes(part, config):
     else:
         module = ClipText(ClipTextConfig.from_config(config), part == "text_encoder_2")
         args = (jnp.zeros((1, 2), jnp.int32),)
-    return jax.eval_shape(lambda: module.init(jax.random.key(0), *args, **kwargs)["params"])
-
-
-def torch_shapes(tree):
-    """torch name → shape in torch's layout."""
-    shapes = {}
-    for path, layer, leaf, name in weights._entries(tree):
-        shape = leaf.shape if layer is None else leaf.shape[1:]
-        if path[-1] == "kernel":
-            shape = (shape[-1], shape[-2], *shape[:-2])
-        shapes[name] = tuple(shape)
-    return shapes
+    return weights.parameter_shapes(module, *args, **kwargs)
 
 
 @pytest.mark.parametrize(("kind", "part"), PARTS)
 def test_the_standard_configurations_have_exactly_the_published_tensors(kind, part):
-    ours = torch_shapes(parameter_shapes(part, configs(kind)[part]))
+    ours = weights.torch_shapes(parameter_shapes(part, configs(kind)[part]))
     prefix, _ = ORIGINAL[kind][part]
     entries = single_file.rename(original_names(kind) + IGNORED[kind])[part]
     assert set(entries) == set(ours)
@@ -245,8 +233,9 @@ def test_names_are_translated(kind, part, theirs, ours):
 def test_a_file_gives_back_the_values_of_its_parts(kind, tmp_path):
     rng = np.random.default_rng(0)
     trees = {part: parameter_shapes(part, config) for part, config in configs(kind, tiny=True).items()}
-    expected = {part: {name: rng.standard_normal(shape, np.float32) for name, shape in torch_shapes(tree).items()}
-                for part, tree in trees.items()}
+    shapes = {part: weights.torch_shapes(tree) for part, tree in trees.items()}
+    expected = {part: {name: rng.standard_normal(shape, np.float32) for name, shape in named.items()}
+                for part, named in shapes.items()}
     file = {name: np.zeros(3, np.float32) for name in IGNORED[kind]}
     thirds = {}
     for part, entries in single_file.rename(original_names(kind, tiny=True)).items():

@@ -1,0 +1,140 @@
+"""SDXL's and SD-1.5's conditioning on tiny models, and what a model is loaded as: precision, presets, offload."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from realcustom_jax import bundle, single_file
+from realcustom_jax.pipeline import ASSETS, Pipeline
+from realcustom_jax.presets import PRESETS, Preset, find_preset
+from realcustom_jax.tensors import read_tensors
+
+from mini_bundle import SIDE, WIDTH, write_mini_bundle
+
+DOG = ASSETS / "references" / "dog.png"
+PROMPT = "a dog on the beach"
+QUICK = {"steps": 2, "freeze_mask_step": 1}
+
+
+@pytest.fixture(scope="module", params=["sdxl", "sd15"])
+def kind(request, tmp_path_factory):
+    return request.param, write_mini_bundle(tmp_path_factory.mktemp(request.param), request.param)
+
+
+@pytest.fixture(scope="module")
+def sdxl(tmp_path_factory):
+    return write_mini_bundle(tmp_path_factory.mktemp("sdxl"), "sdxl")
+
+
+def test_a_picture_with_every_kind_of_conditioning(kind):
+    name, folder = kind
+    pipeline = Pipeline.load(folder)
+    result = pipeline(DOG, PROMPT, "dog", **QUICK)
+    assert result.images[0].size == (SIDE, SIDE) and np.isfinite(result.latents).all()
+    text = pipeline.encode_prompts(PROMPT)
+    outputs = [encoder.network.module.apply({"params": encoder.network.params}, ids(pipeline))
+               for encoder in pipeline.text_encoders]
+    if name == "sd15":
+        assert text.pooled is None and text.time_ids is None
+        np.testing.assert_allclose(text.text, outputs[0].last, atol=1e-5)
+    else:
+        assert text.text.shape[-1] == 2 * WIDTH
+        np.testing.assert_allclose(text.text, np.concatenate([x.penultimate for x in outputs], -1), atol=1e-5)
+        np.testing.assert_allclose(text.pooled, outputs[1].pooled, atol=1e-5)
+
+
+def ids(pipeline):
+    return jnp.asarray(pipeline.tokenizer(PROMPT, padding="max_length")["input_ids"])[None]
+
+
+def test_the_preset_decides_the_pooled_text_the_sizes_and_the_local_views(sdxl):
+    ours, paper = Pipeline.load(sdxl), Pipeline.load(sdxl, preset="paper")
+    second = paper.text_encoders[1].network
+    projected = second.module.apply({"params": second.params}, ids(paper)).projected
+    size = (SIDE, SIDE + 8)
+    np.testing.assert_allclose(paper.encode_prompts(PROMPT, size=size).pooled, projected, atol=1e-5)
+    assert not np.allclose(ours.encode_prompts(PROMPT, size=size).pooled, projected, atol=1e-3)
+    for pipeline, first in ((ours, SIDE), (paper, SIDE + 8)):
+        assert pipeline.encode_prompts(PROMPT, size=size).time_ids[0, 0] == first
+    assert Pipeline.load(sdxl, preset="released_pipeline").vision_settings.local == "phases"
+    assert paper.vision_settings.local == "tiles"
+
+
+def test_projected_text_needs_a_projection(mini_folder):
+    pipeline = Pipeline.load(mini_folder)
+    pipeline = dataclasses.replace(pipeline, preset=PRESETS["paper"])
+    with pytest.raises(ValueError, match="no text_projection"):
+        pipeline.encode_prompts(PROMPT)
+
+
+def test_presets_are_found_by_name_by_choices_and_misspellings_are_named():
+    assert find_preset({"scope": 0.5}) == Preset(scope=0.5)
+    for wrong, message in (("papper", "did you mean 'paper'"), ({"scpoe": 1}, "did you mean 'scope'"),
+                           ({"pooled": "projekted"}, "did you mean 'projected'"), ({"local": "tile"}, "'tiles'")):
+        with pytest.raises(ValueError, match=message):
+            find_preset(wrong)
+
+
+@pytest.mark.parametrize("dtype, autoencoder", [("bfloat16", "bfloat16"), ("float16", "float32")])
+def test_parameters_are_stored_as_they_are_computed_with(sdxl, monkeypatch, dtype, autoencoder):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    half = Pipeline.load(sdxl, dtype=dtype)
+    for part, expected in ((half.unet, dtype), (half.siglip, dtype), (half.vae, autoencoder)):
+        assert jnp.dtype(part.module.dtype) == expected
+        assert {x.dtype for x in jax.tree.leaves(part.params)} == {jnp.dtype(expected)}
+
+
+def test_the_cpu_has_no_float16_and_says_so(sdxl):
+    with pytest.raises(ValueError, match="no float16 attention on the CPU; choose bfloat16"):
+        Pipeline.load(sdxl, dtype="float16")
+
+
+def test_bfloat16_draws_nearly_the_same_picture(sdxl):
+    whole, half = (Pipeline.load(sdxl, dtype=dtype) for dtype in ("float32", "bfloat16"))
+    # Two steps of one mask each: positions that tie within rounding may change places in a top-k mask.
+    a, b = (pipeline(DOG, PROMPT, "dog", scope=1.0, **QUICK).latents for pipeline in (whole, half))
+    assert b.dtype == np.float32
+    np.testing.assert_allclose(a, b, atol=0.05 * np.abs(a).max())
+
+
+def test_offloaded_encoders_stay_on_the_host_and_change_nothing(sdxl):
+    on_device, offloaded = (Pipeline.load(sdxl, offload=offload) for offload in (False, True))
+    parts = [offloaded.siglip, offloaded.dino, *(encoder.network for encoder in offloaded.text_encoders)]
+    assert all(isinstance(x, np.ndarray) for part in parts for x in jax.tree.leaves(part.params))
+    assert all(isinstance(x, jax.Array) for x in jax.tree.leaves(offloaded.unet.params))
+    a, b = (np.asarray(pipeline(DOG, PROMPT, "dog", **QUICK).images[0]) for pipeline in (on_device, offloaded))
+    np.testing.assert_array_equal(a, b)
+
+
+def test_a_single_file_is_the_same_model_as_its_folder(sdxl, tmp_path, monkeypatch):
+    """The names are tested in test_single_file; here a file of diffusers' own names is split by a stand-in."""
+    parts = ("unet", "vae", "text_encoder", "text_encoder_2")
+    tensors = {f"{part}/{name}": value for part in parts
+               for name, value in read_tensors(sdxl / part / bundle.WEIGHT_FILES[part]).items()}
+    file = tmp_path / "model.safetensors"
+    safetensors.numpy.save_file(tensors, file)
+    configs = {part: bundle.weights.read_config(sdxl / part / "config.json") for part in parts}
+    monkeypatch.setitem(single_file.CONFIGS, "tiny", configs)
+    monkeypatch.setattr(single_file, "kind", lambda names: "tiny")
+    monkeypatch.setattr(single_file, "split", lambda tensors: {
+        part: tensors.rename(lambda name, part=part: name.removeprefix(f"{part}/") if name.startswith(f"{part}/")
+                             else None) for part in parts})
+    given = {"adapter": sdxl / "adapter", "vision": sdxl, "tokenizer": sdxl}
+    from_file = Pipeline.load(file, **given)
+    a, b = (np.asarray(p(DOG, PROMPT, "dog", **QUICK).images[0]) for p in (Pipeline.load(sdxl), from_file))
+    np.testing.assert_array_equal(a, b)
+    for missing, message in (("tokenizer", "holds no tokenizer"), ("vision", "holds no image encoders"),
+                             ("adapter", "needs an adapter")):
+        with pytest.raises(FileNotFoundError, match=message):
+            Pipeline.load(file, **{name: value for name, value in given.items() if name != missing})
+
+
+def test_a_file_that_is_no_checkpoint_is_named(sdxl, tmp_path):
+    file = tmp_path / "lora.safetensors"
+    safetensors.numpy.save_file({"unet.lora_up.weight": np.zeros(1, np.float32)}, file)
+    with pytest.raises(ValueError, match="lora.safetensors: it holds a LoRA; expected a whole"):
+        Pipeline.load(file, sdxl / "adapter", vision=sdxl, tokenizer=sdxl)
