@@ -14,7 +14,7 @@ def get_config() -> ml_collections.ConfigDict:
     # of random ones.
     config.warm_start = ""
     config.seed = 0
-    config.data = {"num_train": 24_000, "num_test": 1_500, "seed": 0}
+    config.data = {"num_train": 36_000, "num_test": 1_500, "seed": 0}
 
     width = 96  # of the text tokens, the vision tokens and everything that crosses over to the UNet
     vision_width = 64

@@ -85,7 +85,8 @@ def make_optimizer(settings: TrainSettings) -> optax.GradientTransformation:
     """AdamW or Muon, with clipped gradients and a warm-up / constant / linear-decay learning rate.
 
     Muon (arXiv 2502.16982) orthogonalises the updates of matrices and convolution kernels, scaled so that AdamW's
-    learning rates suit it; everything else is AdamW's.
+    learning rates suit it; everything else is AdamW's. Three of its usual five Newton-Schulz iterations lift all but
+    the smallest singular values; on a CPU five cost half as much as the gradients.
     """
     check_choice("optimizer", settings.optimizer, ("adamw", "muon"))
     decay_steps = max(1, round(settings.decay * settings.steps))
@@ -98,7 +99,7 @@ def make_optimizer(settings: TrainSettings) -> optax.GradientTransformation:
         optimizer = optax.adamw(schedule, b2=0.99, weight_decay=settings.weight_decay)
     else:
         optimizer = optax.contrib.muon(
-            schedule, weight_decay=settings.weight_decay, adam_b2=0.99, consistent_rms=0.2,
+            schedule, ns_steps=3, weight_decay=settings.weight_decay, adam_b2=0.99, consistent_rms=0.2,
             muon_weight_dimension_numbers=lambda params: jax.tree_util.tree_map_with_path(_matrix_axes, params))
     return optax.chain(optax.clip_by_global_norm(settings.clip), optimizer)
 

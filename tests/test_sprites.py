@@ -20,6 +20,7 @@ from realcustom_jax.data.sprites import (
     Identity,
     Placement,
     caption,
+    describe,
     paint,
     paint_reference,
     random_identity,
@@ -160,6 +161,33 @@ def test_captions_say_what_is_painted():
         assert set(words) <= set(VOCABULARY)
 
 
+def test_a_description_names_every_attribute_and_keeps_the_caption():
+    dog = Identity("dog", "red", "blue", "stripes", "hat", "slim")
+    assert describe(dog, [], "beach") == "a slim red and blue striped dog with a hat on the beach"
+    assert describe(dog, ["umbrella"], "beach") == (
+        "a slim red and blue striped dog with a hat and an umbrella on the beach")
+    bare = dataclasses.replace(dog, noun="elephant", accessory="none")
+    assert describe(bare, [], "space") == "a slim red and blue striped elephant in space"
+    for field, classes in (("primary", COLOURS[1:]), ("pattern", PATTERNS), ("accessory", ACCESSORIES),
+                           ("build", BUILDS)):
+        texts = {describe(dataclasses.replace(dog, **{field: name, "secondary": "red"} if field == "primary" else
+                                              {field: name}), [], "city") for name in classes}
+        assert len(texts) == len(classes)
+        assert set(" ".join(texts).split()) <= set(VOCABULARY)
+
+
+def test_hard_references_stand_in_other_scenes_or_in_the_studio():
+    place = Placement(0.5, 0.55, 0.6, "right", 0.4)
+
+    def corners(difficulty):
+        pictures = [recontextualise(np.random.default_rng(i), _identity("robot"), place, "meadow",
+                                    difficulty=difficulty) for i in range(40)]
+        return np.array([(picture[:3, :3] == (232, 230, 226)).all() for picture in pictures])
+
+    assert 0.25 < corners(1.0).mean() < 0.75
+    assert not corners(1 / 3).any()
+
+
 def test_mistakes_are_named():
     with pytest.raises(ValueError, match="unicorn"):
         _identity("unicorn")
@@ -212,6 +240,7 @@ def test_examples_are_pure_functions_of_seed_split_and_index():
     for row in rows:
         present = [word for word in row["words"] if word]
         assert row["caption"] == caption(present, row["scene"])
+        assert row["description"].split()[-2:] == row["caption"].split()[-2:] and present[0] in row["description"]
         assert row["difficulty"][0] == 0 and (np.diff(row["difficulty"]) > 0).all()
 
 

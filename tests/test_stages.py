@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from realcustom_jax import bundle, weights
+from realcustom_jax.data import sprites
 from realcustom_jax.stages import miniature
 from realcustom_jax.tensors import read_tensors
 
@@ -81,3 +82,17 @@ def test_a_warm_start_begins_with_the_weights_of_a_bundle(trained, config, tmp_p
     for tensors, params in ((unet, started["base"]["unet"]), (adapter, started["adapter"]["vision"])):
         for name, value in weights.to_torch(params).items():
             np.testing.assert_array_equal(value, tensors[name].astype(np.float32), err_msg=name)
+
+
+def test_a_warm_start_keeps_the_words_it_knows_and_draws_the_others(trained, config, monkeypatch):
+    monkeypatch.setattr(sprites, "VOCABULARY", ("axolotl", *sprites.VOCABULARY[1:]))
+    again = config.copy_and_resolve_references()
+    again.warm_start = str(trained / "bundle")
+    tokenizer = miniature._tokenizer(again)
+    new, old = (params["text_model"]["embeddings"]["token_embedding"]["embedding"] for params in (
+        miniature._start(again, tokenizer)["text_encoder"], bundle.load_text_encoder(trained / "bundle")[1]))
+    known = bundle.load_tokenizer(trained / "bundle").get_vocab()
+    assert new.shape == (len(tokenizer), old.shape[1])
+    np.testing.assert_array_equal(new[tokenizer.get_vocab()["dog</w>"]], old[known["dog</w>"]])
+    added = new[tokenizer.get_vocab()["axolotl</w>"]]
+    assert np.isfinite(added).all() and 0 < np.abs(added).max() < 10 * old.std()

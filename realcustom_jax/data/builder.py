@@ -47,7 +47,7 @@ class SpritesConfig(tfds.core.BuilderConfig):
 class Sprites(tfds.core.GeneratorBasedBuilder):
     """Rows of `pairs.paint_example`, in the order of their index."""
 
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version("1.1.0")
     BUILDER_CONFIGS = [SpritesConfig(num_train=20_000, num_test=1_000)]
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -64,6 +64,7 @@ class Sprites(tfds.core.GeneratorBasedBuilder):
                         shape=(MAX_SUBJECTS, _SIDE, _SIDE), dtype=np.bool_, encoding="zlib"
                     ),
                     "caption": tfds.features.Text(),
+                    "description": tfds.features.Text(),
                     "words": tfds.features.Sequence(tfds.features.Text(), length=MAX_SUBJECTS),
                     "scene": tfds.features.ClassLabel(names=SCENES),
                     "nouns": tfds.features.Tensor(shape=(MAX_SUBJECTS,), dtype=np.int32),

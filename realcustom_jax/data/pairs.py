@@ -5,7 +5,7 @@ The two kinds of pairs of the curriculum training recipe:
   give the target away (difficulty 0);
 - *recontextualisation*: the reference shows the same identity elsewhere. At difficulty d its pose and size
   lie d of the way from the target's to the opposite end of their ranges; from 1/2 on it stands in another
-  scene, and close to 1 it faces the other way.
+  scene, or, half the time, alone in a studio as in a product picture; close to 1 it faces the other way.
 
 An example is a pure function of (seed, split, index).
 """
@@ -21,7 +21,9 @@ from realcustom_jax.data.sprites import (
     Identity,
     Placement,
     caption,
+    describe,
     paint,
+    paint_reference,
     random_identity,
     random_placement,
 )
@@ -34,6 +36,7 @@ MAX_SUBJECTS = 2
 _TWO_SUBJECTS_SHARE = 0.25
 _REFERENCE_SIZES = (0.48, 0.72)
 _SCENE_CHANGES_AT, _FACING_CHANGES_AT = 1 / 2, 5 / 6
+_STUDIO_SHARE = 0.5
 
 
 def crop_subject(image: np.ndarray, mask: np.ndarray, *, padding: float = 0.08) -> np.ndarray:
@@ -76,15 +79,20 @@ def recontextualise(
         pose=place.pose + difficulty * (far_pose - place.pose),
         facing=other_facing if difficulty >= _FACING_CHANGES_AT else place.facing,
     )
-    view_scene = other_scene if difficulty >= _SCENE_CHANGES_AT else scene
-    return paint([(identity, view)], view_scene, seed=int(rng.integers(2**31)))[0]
+    seed, in_studio = int(rng.integers(2**31)), rng.random() < _STUDIO_SHARE
+    if difficulty < _SCENE_CHANGES_AT:
+        return paint([(identity, view)], scene, seed=seed)[0]
+    if in_studio:
+        return paint_reference(identity, seed=seed, pose=view.pose, facing=view.facing)
+    return paint([(identity, view)], other_scene, seed=seed)[0]
 
 
 def paint_example(*, seed: int, split: str, index: int) -> dict[str, np.ndarray | str | list[str]]:
     """Paints example `index` of a split, with identities of that split only.
 
     - target: uint8 [64, 64, 3]; masks: bool [2, 64, 64], visible pixels of each subject
-    - caption: str; words: the two words that name the subjects; scene: str
+    - caption: str; description: str, the caption with the first subject's attributes; words: the two words that
+      name the subjects; scene: str
     - nouns: int32 [2], indices into `NOUNS`; attributes: int32 [2, 5], see `Identity.attributes`
     - references: uint8 [4, 64, 64, 3] of the first subject, with kind: list of 4 names from `KINDS` and
       difficulty: float32 [4]
@@ -116,6 +124,7 @@ def paint_example(*, seed: int, split: str, index: int) -> dict[str, np.ndarray 
         "target": target,
         "masks": np.concatenate([visible, np.zeros((absent, *visible.shape[1:]), bool)]),
         "caption": caption(words, scene),
+        "description": describe(identities[0], words[1:], scene),
         "words": words + [""] * absent,
         "scene": scene,
         "nouns": np.array([NOUNS.index(word) for word in words] + [-1] * absent, np.int32),

@@ -1,7 +1,8 @@
 """The sprite world: identities, placements, captions, and the painter that turns them into pictures.
 
-A *noun* is what a caption names; an *identity* (two colours, a pattern, an accessory, a build) is what it
-never names, and therefore what only a reference image can tell a model. Everything is deterministic by seed.
+A *noun* is what a caption names; an *identity* (two colours, a pattern, an accessory, a build) is what it does not,
+and what a reference image has to tell. A *description* names both, as the captions of real pictures often do: what a
+text-to-image model learns from. Everything is deterministic by seed.
 """
 
 import hashlib
@@ -46,6 +47,8 @@ _SCENE_PHRASES: dict[str, str] = {
     "space": "in space",
     "sea": "on the sea",
 }
+
+_PATTERN_WORDS: dict[str, str] = {"plain": "plain", "stripes": "striped", "spots": "spotted", "halves": "halved"}
 
 _TEST_SHARE = 0.15
 _SUPERSAMPLE = 3
@@ -180,9 +183,19 @@ def caption(nouns: Sequence[str], scene: str) -> str:
     return f"{' and '.join(named)} {_SCENE_PHRASES[scene]}"
 
 
-VOCABULARY: tuple[str, ...] = tuple(
-    sorted({"and", "a", "an", *NOUNS, *" ".join(_SCENE_PHRASES.values()).split()})
-)
+def describe(identity: Identity, other_nouns: Sequence[str], scene: str) -> str:
+    """The caption of a scene with `identity` first, its attributes named: "a slim red and blue striped dog with a hat
+    and a car on the beach"."""
+    noun = identity.noun
+    dressed = "" if identity.accessory == "none" else f" with a {identity.accessory}"
+    words = (identity.build, identity.primary, "and", identity.secondary, _PATTERN_WORDS[identity.pattern], noun)
+    plain = caption([noun, *other_nouns], scene)
+    return f"a {' '.join(words)}{dressed}" + plain[plain.index(noun) + len(noun):]
+
+
+VOCABULARY: tuple[str, ...] = tuple(sorted({
+    "and", "a", "an", "with", *NOUNS, *" ".join(_SCENE_PHRASES.values()).split(), *BUILDS, *COLOURS,
+    *_PATTERN_WORDS.values(), *ACCESSORIES[1:]}))
 
 
 def _dressed(identity: Identity, pose: float) -> tuple[list[Part], np.ndarray]:

@@ -21,9 +21,11 @@ from realcustom_jax.sampling import Conditioning, sample_text_only
 class BaseTask:
     """Trains a UNet and the text encoder to predict noise.
 
-    `batches` give latents [B,h,w,C] (unit variance), the subjects' coverage [B,h,w] and input_ids [B,T]; `empty_ids`
-    [T] is the encoded empty prompt, which replaces a caption with probability `text_dropout`, for classifier-free
-    guidance. `start` are parameters to start from instead of random ones.
+    `batches` give latents [B,h,w,C] (unit variance), the subjects' coverage [B,h,w] and two texts, input_ids [B,T] and
+    description_ids [B,T]: a caption, and one that also names the first subject's attributes and takes its place with
+    probability `described`. A model that has learnt what those words look like has something for the adapter to call
+    on, as a published model has. `empty_ids` [T] is the encoded empty prompt, which replaces either with probability
+    `text_dropout`, for classifier-free guidance. `start` are parameters to start from instead of random ones.
     """
 
     unet_config: Mapping[str, Any]
@@ -34,6 +36,7 @@ class BaseTask:
     image_size: int
     prediction: str
     start: Any = None
+    described: float = 0.5
     text_dropout: float = 0.1
     frozen: None = None
 
@@ -57,9 +60,11 @@ class BaseTask:
         return Conditioning(text.penultimate, text.pooled, time_ids(self.image_size, len(input_ids)))
 
     def loss(self, params, frozen, batch, key):
-        drop_key, noise_key = jax.random.split(key)
-        dropped = jax.random.bernoulli(drop_key, self.text_dropout, (len(batch["input_ids"]), 1))
-        text = self.conditioning(params, jnp.where(dropped, self.empty_ids, batch["input_ids"]))
+        describe_key, drop_key, noise_key = jax.random.split(key, 3)
+        described, dropped = (jax.random.bernoulli(key, share, (len(batch["input_ids"]), 1)) for key, share in (
+            (describe_key, self.described), (drop_key, self.text_dropout)))
+        input_ids = jnp.where(described, batch["description_ids"], batch["input_ids"])
+        text = self.conditioning(params, jnp.where(dropped, self.empty_ids, input_ids))
 
         def predict(noisy, t):
             return self.unet.apply({"params": params["unet"]}, noisy, t, text.text, pooled=text.pooled,
@@ -69,18 +74,19 @@ class BaseTask:
                               coverage=batch["coverage"]), {}
 
     def preview(self, params) -> Image.Image:
-        """Pictures of the first captions, from fixed noise."""
+        """Pictures of the first captions (odd rows) and descriptions (even rows), from the same fixed noise."""
         batch = {k: v[:16] for k, v in self.batches[0].items()}
         solver = diffusion.make_solver(steps=20, betas=self.betas, prediction=self.prediction)
 
         @jax.jit
-        def sample(params):
+        def sample(params, input_ids):
             noise = jax.random.normal(jax.random.key(0), batch["latents"].shape)
-            negative = self.conditioning(params, jnp.broadcast_to(self.empty_ids, batch["input_ids"].shape))
-            return sample_text_only(self.unet, params["unet"], noise, self.conditioning(params, batch["input_ids"]),
-                                    negative, solver=solver, guidance_scale=3.5)
+            negative = self.conditioning(params, jnp.broadcast_to(self.empty_ids, input_ids.shape))
+            return sample_text_only(self.unet, params["unet"], noise, self.conditioning(params, input_ids), negative,
+                                    solver=solver, guidance_scale=3.5)
 
-        return grid(self.decode(sample(params)), columns=8)
+        plain, described = (self.decode(sample(params, batch[key])) for key in ("input_ids", "description_ids"))
+        return grid(np.concatenate([plain[:8], described[:8], plain[8:], described[8:]]), columns=8)
 
 
 def time_ids(size: int, batch: int) -> jax.Array:

@@ -1,8 +1,8 @@
 """Stage 2: the two image encoders, by contrast, as their models are at full size.
 
-The SigLIP-style encoder tells which caption belongs to a picture (arXiv 2303.15343), against a small text tower that is
-dropped afterwards. The DINOv2-style encoder tells which two pictures show the same subject: a whole picture and either
-another whole one or a full-resolution part of it, the two scales at which the projector reads references.
+The SigLIP-style encoder tells which description belongs to a picture (arXiv 2303.15343), against a small text tower
+that is dropped afterwards. The DINOv2-style encoder tells which two pictures show the same subject: a whole picture and
+either another whole one or a full-resolution part of it, the two scales at which the projector reads references.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ class Head(nn.Module):
 
 @dataclasses.dataclass
 class EncodersTask:
-    """Trains both encoders on `batches` of target, references [B,4,…] (uint8) and input_ids."""
+    """Trains both encoders on `batches` of target, references [B,4,…] (uint8) and description_ids."""
 
     siglip_config: Mapping[str, Any]
     dinov2_config: Mapping[str, Any]
@@ -48,7 +48,7 @@ class EncodersTask:
 
     def init(self, key):
         keys = jax.random.split(key, 6)
-        image, ids = jnp.zeros((1, self.size, self.size, 3)), jnp.asarray(self.batches[0]["input_ids"][:1])
+        image, ids = jnp.zeros((1, self.size, self.size, 3)), jnp.asarray(self.batches[0]["description_ids"][:1])
         width, text_width = self.siglip.config.embed_dim, self.text_tower.config.hidden_size
         scale = {"log_scale": jnp.log(10.0), "bias": jnp.asarray(-5.0)}
         return {
@@ -65,7 +65,7 @@ class EncodersTask:
         batch = self.batches[step]
         pairs = np.random.default_rng(step).permuted(np.arange(4)[None].repeat(len(batch["target"]), 0), axis=1)[:, :2]
         views = np.take_along_axis(batch["references"], pairs[:, :, None, None, None], axis=1)
-        return {"target": batch["target"], "views": views, "input_ids": batch["input_ids"]}
+        return {"target": batch["target"], "views": views, "description_ids": batch["description_ids"]}
 
     def loss(self, params, frozen, batch, key):
         def scaled(name, a, b, positive):
@@ -75,11 +75,11 @@ class EncodersTask:
         def whole(pictures):
             return prepare_reference(pictures / 255.0, size=2 * self.size, encoder_size=self.size)[0]
 
-        ids = batch["input_ids"]
+        ids = batch["description_ids"]
         text = self.text_tower.apply({"params": params["text"]}, ids).pooled
         text = Head().apply({"params": params["text_head"]}, text[:, None])
-        same_caption = (ids[:, None] == ids[None]).all(axis=-1)
-        siglip = scaled("siglip", self._embed(params, "siglip", whole(batch["target"])), text, same_caption)
+        same_text = (ids[:, None] == ids[None]).all(axis=-1)
+        siglip = scaled("siglip", self._embed(params, "siglip", whole(batch["target"])), text, same_text)
 
         first, second = batch["views"][:, 0], batch["views"][:, 1]
         half, edge = len(first) // 2, self.size // 2

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 from tqdm import trange
@@ -64,15 +65,15 @@ def _text_config(config: ConfigDict, tokenizer) -> dict:
         "bos_token_id": tokenizer.bos_token_id, "pad_token_id": tokenizer.pad_token_id}
 
 
-def _input_ids(tokenizer, data: Path) -> np.ndarray:
-    captions = loader.load_arrays(data, "train", fields=("caption",))["caption"]
-    return encode_prompt(tokenizer, captions.tolist())
+def _encoded(tokenizer, data: Path, field: str) -> np.ndarray:
+    texts = loader.load_arrays(data, "train", fields=(field,))[field]
+    return encode_prompt(tokenizer, texts.tolist())
 
 
 def _encoders(config: ConfigDict, workdir: Path, data: Path) -> None:
     tokenizer = _tokenizer(config)
     arrays = loader.load_arrays(data, "train", fields=("target", "references"))
-    arrays["input_ids"] = _input_ids(tokenizer, data)
+    arrays["description_ids"] = _encoded(tokenizer, data, "description")
     models = config.models.to_dict()
     task = encoders.EncodersTask(
         siglip_config=models["image_encoder_siglip"], dinov2_config=models["image_encoder_dinov2"],
@@ -87,12 +88,10 @@ def _encoders(config: ConfigDict, workdir: Path, data: Path) -> None:
 def _base(config: ConfigDict, workdir: Path, data: Path) -> None:
     tokenizer = _tokenizer(config)
     text_config = _text_config(config, tokenizer)
-    arrays = _latents(workdir, data) | {"input_ids": _input_ids(tokenizer, data)}
-    start = None
-    if config.warm_start:
-        trained = Path(config.warm_start)
-        _, unet_params = weights.load_unet(config.models.unet.to_dict(), bundle.part_files(trained, "unet")[1])
-        start = {"unet": unet_params, "text_encoder": bundle.load_text_encoder(trained)[1]}
+    arrays = _latents(workdir, data) | {
+        "input_ids": _encoded(tokenizer, data, "caption"),
+        "description_ids": _encoded(tokenizer, data, "description")}
+    start = _start(config, tokenizer) if config.warm_start else None
     task = base.BaseTask(
         unet_config=config.models.unet.to_dict(), text_encoder=ClipText(ClipTextConfig.from_config(text_config)),
         batches=_batches(arrays, "base", config), empty_ids=encode_prompt(tokenizer, "", allow_empty=True)[0],
@@ -103,6 +102,22 @@ def _base(config: ConfigDict, workdir: Path, data: Path) -> None:
     tokenizer.save_pretrained(folder / "tokenizer")
     bundle.save_part(folder, "text_encoder", text_config, bundle.to_half(weights.to_torch(params["text_encoder"])))
     bundle.save_part(folder, "unet", task.unet_config, bundle.to_half(weights.to_torch(params["unet"])))
+
+
+def _start(config: ConfigDict, tokenizer) -> dict:
+    """The base model of the bundle `config.warm_start`; words that its tokenizer lacks get random embeddings."""
+    trained = Path(config.warm_start)
+    _, unet_params = weights.load_unet(config.models.unet.to_dict(), bundle.part_files(trained, "unet")[1])
+    _, text_params = bundle.load_text_encoder(trained)
+    known = bundle.load_tokenizer(trained).get_vocab()
+    table = text_params["text_model"]["embeddings"]["token_embedding"]
+    embedding = np.asarray(table["embedding"])
+    rows = np.random.default_rng(config.seed).normal(0, embedding.std(), (len(tokenizer), embedding.shape[1]))
+    for token, row in tokenizer.get_vocab().items():
+        if token in known:
+            rows[row] = embedding[known[token]]
+    table["embedding"] = jnp.asarray(rows, embedding.dtype)
+    return {"unet": unet_params, "text_encoder": text_params}
 
 
 def _adapter(config: ConfigDict, workdir: Path, data: Path) -> None:
@@ -121,7 +136,7 @@ def _adapter(config: ConfigDict, workdir: Path, data: Path) -> None:
 
     arrays = loader.load_arrays(data, "train", fields=("references", "difficulty", "nouns"))
     rows = loader.rows_without(arrays.pop("nouns"), [sprites.NOUNS.index(noun) for noun in sprites.HELD_OUT_NOUNS])
-    arrays |= _latents(workdir, data) | {"input_ids": _input_ids(tokenizer, data)}
+    arrays |= _latents(workdir, data) | {"input_ids": _encoded(tokenizer, data, "caption")}
     task = adapter.AdapterTask(
         unet=unet, projector=projector, text_encoder=text_encoder, siglip=siglip, dinov2=dinov2,
         settings=VisionSettings.from_config(adapter_config["vision_settings"]),
