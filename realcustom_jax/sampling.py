@@ -14,8 +14,9 @@ With T steps and the mask frozen from step K on, [lanes | mask] being one vmappe
     K … T − 1      [generation negative | m_{K−1}]                    the same
 
 Both orders evaluate as many lanes, K + 2T. Fused needs T + 1 calls instead of T + K, each large enough to fill
-the chip; in return its steps 1 … K − 1 see a mask one step old. What no step changes, the keys and values of
-text and vision tokens in every layer, is projected once, before the loops.
+the chip; in return its steps 1 … K − 1 see a mask one step old. What the latents do not change is computed before
+the loops (module `models.context`): the keys and values of text and vision tokens in every layer, and what each
+step's timestep adds in every residual block.
 """
 
 import dataclasses
@@ -30,9 +31,9 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from realcustom_jax.choices import check_choice
-from realcustom_jax.diffusion import Solver, integrate
+from realcustom_jax.diffusion import Solver
 from realcustom_jax.guidance import classifier_free_guidance, subject_mask
-from realcustom_jax.models.attention import project_context
+from realcustom_jax.models import context
 from realcustom_jax.models.unet import UNet, UNetOutput
 
 
@@ -161,12 +162,13 @@ def sample_text_only(
 
     Arguments as in `sample_latents`; vision tokens are ignored.
     """
-    pair = _Lanes.pair(unet, params, positive.replace(vision=None), negative.replace(vision=None))
+    pair = _Lanes.pair(unet, params, positive.replace(vision=None), negative.replace(vision=None), solver)
 
-    def model_fn(x, t):
-        return _guided(pair.evaluate(unet, params, x, t, None).noise, guidance_scale)
+    def step(state, i):
+        noise = pair.evaluate(unet, params, state.x, i, None).noise
+        return solver.step(state, i, _guided(noise, guidance_scale)), None
 
-    return integrate(model_fn, noise, solver)[1]
+    return jax.lax.scan(step, solver.init(noise), jnp.arange(solver.steps))[0].x0
 
 
 @flax.struct.dataclass
@@ -185,7 +187,7 @@ class _Steps:
 
     @classmethod
     def make(cls, unet, config, params, positive, negative, target, solver, guidance_scale) -> "_Steps":
-        pair = _Lanes.pair(unet, params, positive, negative)
+        pair = _Lanes.pair(unet, params, positive, negative, solver)
         return cls(unet, config, params, pair.take(0), pair, pair.take(0, 0, 1), target, solver, guidance_scale)
 
     def frozen(self, carry, i):
@@ -207,8 +209,7 @@ class _Steps:
         return {"target": self.target, "self_maps_at": self.config.refine_at}
 
     def _evaluate(self, lanes, state, i, masks, **maps):
-        t = jnp.asarray(self.solver.timesteps)[i]
-        return lanes.evaluate(self.unet, self.params, state.x, t, masks, **maps)
+        return lanes.evaluate(self.unet, self.params, state.x, i, masks, **maps)
 
     def _advance(self, state, i, predictions):
         return self.solver.step(state, i, _guided(predictions, self.guidance_scale))
@@ -224,36 +225,41 @@ _step_alone = jax.jit(lambda kind, steps, carry, i: kind(steps, carry, i), stati
 
 @flax.struct.dataclass
 class _Lanes:
-    """The inputs of several lanes that no step changes, stacked on a leading axis."""
+    """The inputs of several lanes, stacked on a leading axis: what no step changes, and `shifts` for every step."""
 
     conditioning: Conditioning
-    context: dict
+    tokens: dict
+    shifts: dict
 
     @classmethod
-    def pair(cls, unet: UNet, params, positive: Conditioning, negative: Conditioning) -> "_Lanes":
+    def pair(cls, unet: UNet, params, positive: Conditioning, negative: Conditioning, solver: Solver) -> "_Lanes":
         for field in dataclasses.fields(Conditioning):
             given, other = (getattr(c, field.name) for c in (positive, negative))
             if (shape := getattr(given, "shape", None)) != (other_shape := getattr(other, "shape", None)):
                 raise ValueError(f"positive and negative differ in the shape of {field.name}: {shape}, {other_shape}.")
         both = jax.tree.map(lambda *x: jnp.stack(x), positive, negative)
+        steps = jnp.broadcast_to(jnp.asarray(solver.timesteps)[:, None], (solver.steps, both.text.shape[1]))
 
-        def project(text, vision):
-            return project_context(params, text, vision, unet.dtype)
+        def shifts(c):
+            return jax.vmap(lambda t: context.project_time(unet, params, t, c.pooled, c.time_ids))(steps)
 
-        return cls(both, jax.vmap(project)(both.text, both.vision))
+        def tokens(c):
+            return context.project_tokens(params, c.text, c.vision, unet.dtype)
+
+        return cls(both, jax.vmap(tokens)(both), jax.vmap(shifts)(both))
 
     def take(self, *lanes: int) -> "_Lanes":
         return jax.tree.map(lambda x: x[np.array(lanes)], self)
 
-    def evaluate(self, unet: UNet, params, x, t, masks, **maps_of) -> UNetOutput:
+    def evaluate(self, unet: UNet, params, x, step, masks, **maps_of) -> UNetOutput:
         """One UNet call on latents x [B,H,W,C] in every lane; masks [lanes,B,R,h,w], or None for no visual term."""
+        known = context.merge(self.tokens, jax.tree.map(lambda shift: shift[:, step], self.shifts))
 
-        def lane(c, context, mask):
-            vision = None if mask is None else c.vision
-            return unet.apply({"params": params, "context": context}, x, t, c.text, pooled=c.pooled,
-                              time_ids=c.time_ids, vision=vision, mask=mask, **maps_of)
+        def lane(c, known, mask):
+            return unet.apply({"params": params, "context": known}, x, None, c.text,
+                              vision=None if mask is None else c.vision, mask=mask, **maps_of)
 
-        return jax.vmap(lane)(self.conditioning, self.context, masks)
+        return jax.vmap(lane)(self.conditioning, known, masks)
 
 
 def _check(noise, positive, target, guidance_scale, freeze_mask_step) -> None:

@@ -201,6 +201,16 @@ def convolutions(jaxpr):
     return sum(e.primitive.name == "conv_general_dilated" for e in equations(jaxpr))
 
 
+def embeddings_of_time(jaxpr):
+    return sum(e.primitive.name in ("sin", "cos") for e in equations(jaxpr))
+
+
+def embedding_projections(jaxpr, pixels):
+    """Products of a kernel with anything that has no axis of pixels (or tokens), which `pixels` axes imply."""
+    return sum(e.primitive.name == "dot_general" and e.invars[1].aval.ndim == 2 and e.invars[0].aval.ndim < pixels
+               for e in equations(jaxpr))
+
+
 def token_projections(jaxpr):
     """Products that contract the width of the text and vision tokens."""
 
@@ -222,7 +232,7 @@ def single_call():
     ("fused", 4, 2, [1, 1]), ("fused", 1, 2, [1]), ("fused", 99, 2, [1]), ("sequential", 4, 0, [2, 1]),
 ])
 def test_calls_of_the_unet(branches, freeze, calls_before, calls_in_loops):
-    """One call in each fused loop; tokens are projected once in every layer, and in no loop."""
+    """One call in each fused loop; tokens are projected once in every layer, and no loop knows of the timestep."""
     unet, *arrays = small_case()
     options = dict(solver=make_solver(steps=8), freeze_mask_step=freeze, branches=branches)
     jaxpr = jax.make_jaxpr(functools.partial(sample_latents, unet, **options))(*arrays).jaxpr
@@ -232,7 +242,10 @@ def test_calls_of_the_unet(branches, freeze, calls_before, calls_in_loops):
     assert [convolutions(loop) for loop in loops] == [one * calls for calls in calls_in_loops]
     assert convolutions(jaxpr) == one * (calls_before + sum(calls_in_loops))
     assert token_projections(jaxpr) == token_projections(single_call()) == 4 * ATTENTION_LAYERS
-    assert not any(token_projections(loop) for loop in loops)
+    assert not any(token_projections(loop) or embeddings_of_time(loop) for loop in loops)
+    assert embeddings_of_time(jaxpr) == embeddings_of_time(single_call()) > 0
+    assert embedding_projections(single_call(), pixels=3) and not any(
+        embedding_projections(loop, pixels=4) for loop in loops)
 
 
 def test_compute_dtype_is_the_unets_and_the_solver_is_float32():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from realcustom_jax import weights
-from realcustom_jax.models.attention import project_context
+from realcustom_jax.models import context
 
 from goldens import FIXTURES, assert_close, golden, nchw, nhwc
 
@@ -73,12 +73,16 @@ def test_order_of_references_does_not_matter(case):
     assert_close(other.maps[0][:, ::-1], one.maps[0], 1e-5)
 
 
-def test_context_projected_ahead_is_exact(case):
+def test_context_computed_ahead_is_exact(case):
     module, params, data, args, kwargs, vision, target = case
-    context = project_context(params, args[2], vision)
+    sample, timestep, text = args
+    times = jnp.broadcast_to(jnp.asarray(timestep), len(sample))
+    ahead = context.merge(
+        context.project_tokens(params, text, vision),
+        context.project_time(module, params, times, kwargs.get("pooled"), kwargs.get("time_ids")))
     extra = dict(vision=vision, mask=data["mask"], target=target)
-    ahead = module.apply({"params": params, "context": context}, *args, **kwargs, **extra)
-    assert_close(ahead.noise, apply(case, **extra).noise, 1e-5)
+    out = module.apply({"params": params, "context": ahead}, sample, None, text, **extra)
+    assert_close(out.noise, apply(case, **extra).noise, 1e-5)
 
 
 def test_self_maps(case):

@@ -54,8 +54,8 @@ class CrossAttention(nn.Module):
     x [B,N,C], text [B,T,D], vision [B,R,L,D] or None, mask [B,R,N] or None (1 everywhere), target [B,R,T] or
     None → (out [B,N,C], target maps [B,R,N] float32 or None).
 
-    Keys and values do not depend on the timestep. Where the variable collection "context" holds them (see
-    `project_context`), they are read from it and `text` and `vision` are not projected again.
+    Keys and values do not depend on the timestep. Where the variable collection "context" holds them (module
+    `context`), they are read from it and `text` and `vision` are not projected again.
     """
 
     heads: int
@@ -88,37 +88,6 @@ class CrossAttention(nn.Module):
                 visual = visual * mask[..., None, None].astype(visual.dtype)
             out = out + visual.sum(axis=1)
         return nn.Dense(x.shape[-1], dtype=self.dtype, name="to_out_0")(out.reshape(x.shape)), maps
-
-
-def project_context(params, text: jax.Array, vision: jax.Array | None, dtype: jnp.dtype = jnp.float32) -> dict:
-    """Keys and values of every cross-attention layer, computed once for all timesteps.
-
-    Args:
-        params: the UNet's parameters.
-        text: [B,T,D] text tokens. vision: [B,R,L,D] projected vision tokens, or None.
-        dtype: the UNet's compute dtype.
-    Returns:
-        The variable collection "context" for `UNet.apply({"params": params, "context": context}, …)`: the tree
-        of the parameters, reduced to the cross-attention layers, with `to_k`, `to_v` [B,T,C] and, with vision,
-        `to_k_vision`, `to_v_vision` [B,R,L,C] (a leading layer axis where layers are scanned).
-    """
-    inputs = {"to_k": text, "to_v": text}
-    if vision is not None:
-        inputs |= {"to_k_vision": vision, "to_v_vision": vision}
-
-    def project(name, kernel):
-        tokens, kernel = inputs[name].astype(dtype), kernel.astype(dtype)
-        if kernel.ndim == 2:
-            return tokens @ kernel
-        return jax.vmap(lambda layer: tokens @ layer)(kernel)
-
-    context = {}
-    for name, child in params.items():
-        if name == "attn2":
-            context[name] = {n: project(n, child[n]["kernel"]) for n in inputs}
-        elif isinstance(child, dict) and (inner := project_context(child, text, vision, dtype)):
-            context[name] = inner
-    return context
 
 
 class FeedForward(nn.Module):

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 class ResnetBlock(nn.Module):
     """GroupNorm–SiLU–Conv twice, with the time embedding added in between (diffusers `ResnetBlock2D`).
 
-    x [B,H,W,C], time_embedding [B,E] or None → [B,H,W,channels].
+    x [B,H,W,C], time_embedding [B,E] or None → [B,H,W,channels]. What the embedding adds is read from the variable
+    collection "context" where that holds it (module `context`).
     """
 
     channels: int
@@ -24,8 +25,10 @@ class ResnetBlock(nn.Module):
                                  dtype=self.dtype)
         conv = functools.partial(nn.Conv, self.channels, dtype=self.dtype)
         hidden = conv((3, 3), padding=1, name="conv1")(nn.silu(norm(name="norm1")(x)))
-        if time_embedding is not None:
+        shift = self.get_variable("context", "shift")
+        if shift is None and time_embedding is not None:
             shift = nn.Dense(self.channels, dtype=self.dtype, name="time_emb_proj")(nn.silu(time_embedding))
+        if shift is not None:
             hidden = hidden + shift[:, None, None]
         hidden = conv((3, 3), padding=1, name="conv2")(nn.silu(norm(name="norm2")(hidden)))
         if x.shape[-1] != self.channels:

@@ -13,6 +13,7 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from realcustom_jax.models.attention import SpatialTransformer
 from realcustom_jax.models.resnet import Downsample, ResnetBlock, Upsample
@@ -114,6 +115,18 @@ def sinusoidal_embedding(t: jax.Array, dim: int, *, flip_sin_to_cos: bool = True
     return jnp.concatenate(parts, axis=-1)
 
 
+def time_features(config: UNetConfig, timestep: ArrayLike, pooled: jax.Array | None,
+                  time_ids: jax.Array | None) -> dict[str, jax.Array]:
+    """The inputs [B,F] of the embeddings that are added to the time embedding, by the embeddings' names."""
+    sinusoids = functools.partial(
+        sinusoidal_embedding, flip_sin_to_cos=config.flip_sin_to_cos, freq_shift=config.freq_shift)
+    features = {"time_embedding": sinusoids(jnp.asarray(timestep), config.block_out_channels[0])}
+    if config.addition_embed:
+        sizes = sinusoids(time_ids, config.addition_time_embed_dim).reshape(len(time_ids), -1)
+        features["add_embedding"] = jnp.concatenate([pooled.astype(sizes.dtype), sizes], axis=-1)
+    return features
+
+
 class Embedding(nn.Module):
     """Two-layer SiLU MLP (diffusers `TimestepEmbedding`). [B,F] → [B,features]."""
 
@@ -176,7 +189,8 @@ class UNet(nn.Module):
         """One denoising evaluation.
 
         Args:
-            sample: noisy latents [B,H,W,C]. timestep: scalar or [B], in training steps (0 … 999).
+            sample: noisy latents [B,H,W,C].
+            timestep: scalar or [B], in training steps (0 … 999); None where a context holds its shifts.
             text: text tokens [B,T,D]. pooled: pooled text [B,P] and time_ids [B,6] (SDXL's kind of UNet only).
             vision: projected vision tokens [B,R,L,D]; None leaves the visual term out.
             mask: [B,R,h,w] weight of each reference's visual term, of any size; None = 1 everywhere.
@@ -186,17 +200,13 @@ class UNet(nn.Module):
             ValueError: inputs that the configuration wants are missing, or shapes disagree.
         """
         c = self.config
-        self._check(sample, text, pooled, time_ids, vision, mask, target)
-        timestep = jnp.broadcast_to(jnp.asarray(timestep), sample.shape[:1])
-        width = c.block_out_channels[0]
-        sinusoids = sinusoidal_embedding(timestep, width, flip_sin_to_cos=c.flip_sin_to_cos, freq_shift=c.freq_shift)
-        embedding = Embedding(4 * width, self.dtype, name="time_embedding")(sinusoids)
-        if c.addition_embed:
-            sizes = sinusoidal_embedding(time_ids, c.addition_time_embed_dim, flip_sin_to_cos=c.flip_sin_to_cos,
-                                         freq_shift=c.freq_shift).reshape(sample.shape[0], -1)
-            added = jnp.concatenate([pooled.astype(sizes.dtype), sizes], axis=-1)
-            embedding = embedding + Embedding(4 * width, self.dtype, name="add_embedding")(added)
-
+        self._check(sample, timestep, text, pooled, time_ids, vision, mask, target)
+        width, embedding = c.block_out_channels[0], None
+        if timestep is not None:
+            timestep = jnp.broadcast_to(jnp.asarray(timestep), sample.shape[:1])
+            embedding = sum(
+                Embedding(4 * width, self.dtype, name=name)(x)
+                for name, x in time_features(c, timestep, pooled, time_ids).items())
         cast = functools.partial(jnp.asarray, dtype=self.dtype)
         attention_inputs = (cast(text), None if vision is None else cast(vision), mask, target, self_maps_at)
         stage = functools.partial(Stage, c, dtype=self.dtype)
@@ -224,13 +234,13 @@ class UNet(nn.Module):
         noise = nn.Conv(c.out_channels, (3, 3), padding=1, dtype=self.dtype, name="conv_out")(nn.silu(x))
         return UNetOutput(noise, maps, self_maps)
 
-    def _check(self, sample, text, pooled, time_ids, vision, mask, target):
+    def _check(self, sample, timestep, text, pooled, time_ids, vision, mask, target):
         c, batch = self.config, sample.shape[0]
         if sample.ndim != 4 or sample.shape[-1] != c.in_channels:
             raise ValueError(f"sample has shape {sample.shape}; this UNet expects [B,H,W,{c.in_channels}].")
         if text.ndim != 3 or text.shape[0] != batch or text.shape[-1] != c.cross_attention_dim:
             raise ValueError(f"text has shape {text.shape}; expected [{batch},T,{c.cross_attention_dim}].")
-        if c.addition_embed:
+        if c.addition_embed and timestep is not None:
             for name, value, dim in (("pooled", pooled, c.pooled_dim), ("time_ids", time_ids, 6)):
                 if value is None or value.shape != (batch, dim):
                     given = "missing" if value is None else f"of shape {value.shape}"
