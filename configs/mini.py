@@ -62,7 +62,8 @@ def get_config() -> ml_collections.ConfigDict:
     }
     config.models.judge = {"widths": [32, 64, 96], "hidden": 192, "groups": 8}
     config.prediction = "v_prediction"
-    config.curriculum = {"recipe": "curriculum", "start": 0.05, "end": 0.5, "final_reconstruction": 0.1}
+    config.masked = 0.5  # share of the adapter's pairs that are trained with a mask; the paper's is 0
+    config.curriculum = {"recipe": "curriculum", "start": 0.05, "end": 0.3, "final_reconstruction": 0.1}
     config.optimization = {
         "autoencoder": {"steps": 1100, "batch_size": 16, "learning_rate": 2e-3, "save_every": 200,
                         "sample_every": 200},

@@ -103,6 +103,14 @@ def merge_unet(vision, base) -> dict:
     return unflatten_dict({**flatten_dict(base), **flatten_dict(vision)})
 
 
+def vision_from_text(params) -> dict:
+    """Visual attention layers that start as copies of the text's keys and values: the projector then learns to say in
+    tokens what the frozen layers already draw when words say it (as IP-Adapter starts, arXiv 2308.06721)."""
+    copies = {path[:-2] + (f"{path[-2]}_vision", path[-1]): leaf for path, leaf in flatten_dict(params).items()
+              if path[-3:-1] in (("attn2", "to_k"), ("attn2", "to_v"))}
+    return unflatten_dict(copies)
+
+
 def to_torch(projector, vision) -> dict[str, np.ndarray]:
     """The adapter's tensors in torch names, as the released file holds them."""
     return weights.to_torch(projector, weights.PROJECTOR_PREFIX) | weights.to_torch(vision)

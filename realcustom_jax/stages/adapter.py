@@ -21,13 +21,18 @@ from realcustom_jax.objectives import denoising_loss
 from realcustom_jax.sampling import Conditioning, sample_latents
 from realcustom_jax.stages.base import time_ids
 
+_WEAKEST_MASK = 0.4  # what max_norm leaves of a subject's less attended half
+
 
 @dataclasses.dataclass
 class AdapterTask:
     """Trains {"projector", "vision"}: the projector and the UNet's visual keys and values.
 
-    `batches` give latents, coverage, input_ids, references [B,4,H,W,3] (uint8) and difficulty [B,4]; `frozen` holds the
-    parameters of unet (without its visual layers), text_encoder, siglip and dinov2; `fresh` those at step 0.
+    `batches` give latents, coverage, region, input_ids, references [B,4,H,W,3] (uint8) and difficulty [B,4]; `frozen`
+    holds the parameters of unet (without its visual layers), text_encoder, siglip and dinov2; `fresh` those at step 0.
+
+    The paper trains without masks (M = 1) and samples with soft ones. Here a share `masked` of the pairs is trained
+    with a mask as sampling makes them, about where the subject is (region [B,h,w] in [0, 1]) and of any strength.
     """
 
     unet: UNet
@@ -47,6 +52,7 @@ class AdapterTask:
     prediction: str
     image_dropout: float = 0.1
     text_dropout: float = 0.05
+    masked: float = 0.5
 
     def __post_init__(self):
         self.betas = diffusion.betas()
@@ -60,7 +66,7 @@ class AdapterTask:
         weights = self.curriculum.weights(step, self.steps, batch["difficulty"][0])
         chosen = rng.choice(len(weights), size=len(batch["latents"]), p=weights)
         reference = batch["references"][np.arange(len(chosen)), chosen]
-        return {key: batch[key] for key in ("latents", "coverage", "input_ids")} | {"reference": reference}
+        return {key: batch[key] for key in ("latents", "coverage", "region", "input_ids")} | {"reference": reference}
 
     def conditioning(self, params, frozen, input_ids, references) -> Conditioning:
         """references: [B,H,W,3] in [0, 1]; zeros for none."""
@@ -71,17 +77,20 @@ class AdapterTask:
         return Conditioning(text.penultimate, text.pooled, time_ids(self.image_size, len(input_ids)), tokens[:, None])
 
     def loss(self, params, frozen, batch, key):
-        keys = jax.random.split(key, 3)
+        keys = jax.random.split(key, 5)
         size = len(batch["input_ids"])
         no_text = jax.random.bernoulli(keys[0], self.text_dropout, (size, 1))
         no_image = jax.random.bernoulli(keys[1], self.image_dropout, (size, 1, 1, 1))
         c = self.conditioning(params, frozen, jnp.where(no_text, self.empty_ids, batch["input_ids"]),
                               jnp.where(no_image, 0.0, batch["reference"] / 255.0))
         unet_params = merge_unet(params["vision"], frozen["unet"])
+        masked = jax.random.bernoulli(keys[3], self.masked, (size, 1, 1, 1))
+        strength = jax.random.uniform(keys[4], (size, 1, 1, 1), minval=_WEAKEST_MASK)
+        mask = jnp.where(masked, strength * batch["region"][:, None], 1.0)
 
         def predict(noisy, t):
             return self.unet.apply({"params": unet_params}, noisy, t, c.text, pooled=c.pooled, time_ids=c.time_ids,
-                                   vision=c.vision).noise
+                                   vision=c.vision, mask=mask).noise
 
         return denoising_loss(predict, batch["latents"], keys[2], betas=self.betas, prediction=self.prediction,
                               coverage=batch["coverage"]), {}

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from tqdm import trange
 
 from realcustom_jax import bundle, weights
-from realcustom_jax.adapter import find_adapter, split_unet
+from realcustom_jax.adapter import find_adapter, split_unet, vision_from_text
 from realcustom_jax.adapter import to_torch as adapter_tensors
 from realcustom_jax.choices import check_choice
 from realcustom_jax.compilation import enable_compilation_cache
@@ -133,6 +133,8 @@ def _adapter(config: ConfigDict, workdir: Path, data: Path) -> None:
     siglip, siglip_params = bundle.load_vision_encoder(folder, "image_encoder_siglip")
     dinov2, dinov2_params = bundle.load_vision_encoder(folder, "image_encoder_dinov2")
     vision, base_params = split_unet(unet_params)
+    if not trained:
+        vision = vision_from_text(base_params)
 
     arrays = loader.load_arrays(data, "train", fields=("references", "difficulty", "nouns"))
     rows = loader.rows_without(arrays.pop("nouns"), [sprites.NOUNS.index(noun) for noun in sprites.HELD_OUT_NOUNS])
@@ -144,7 +146,8 @@ def _adapter(config: ConfigDict, workdir: Path, data: Path) -> None:
         fresh={"projector": projector_params, "vision": vision},
         batches=_batches(arrays, "adapter", config, rows), curriculum=Curriculum(**config.curriculum),
         steps=config.optimization.adapter.steps, empty_ids=encode_prompt(tokenizer, "", allow_empty=True)[0],
-        decode=_decoder(workdir), image_size=config.models.vae.sample_size, prediction=config.prediction)
+        decode=_decoder(workdir), image_size=config.models.vae.sample_size, prediction=config.prediction,
+        masked=config.masked)
     params = _fit("adapter", task, config, workdir)
     tensors = adapter_tensors(params["projector"], params["vision"])
     bundle.save_part(folder, "adapter", adapter_config, bundle.to_half(tensors))
@@ -175,7 +178,7 @@ def _describe(folder: Path, prediction: str) -> None:
 
 def _latents(workdir: Path, data: Path) -> dict[str, np.ndarray]:
     """latents: of all training pictures, float16 [N,h,w,C] of unit variance, encoded once per run folder;
-    coverage: how much of each latent pixel the subjects fill, float16 [N,h,w]."""
+    coverage, region: how much of each latent pixel all subjects fill, and the first, float16 [N,h,w]."""
     file = workdir / "cache" / "latents.npy"
     if not file.is_file():
         module, params = bundle.load_autoencoder(workdir / "bundle")
@@ -187,10 +190,14 @@ def _latents(workdir: Path, data: Path) -> dict[str, np.ndarray]:
         np.save(buffer, np.concatenate(parts))
         write_file(file, buffer.getvalue())
     latents = np.load(file)
-    masks = loader.load_arrays(data, "train", fields=("masks",))["masks"].any(axis=1)
+    masks = loader.load_arrays(data, "train", fields=("masks",))["masks"]
     count, height, width = latents.shape[:3]
-    blocks = masks.reshape(count, height, masks.shape[1] // height, width, masks.shape[2] // width)
-    return {"latents": latents, "coverage": blocks.mean(axis=(2, 4), dtype=np.float32).astype(np.float16)}
+
+    def filled(subject):
+        blocks = subject.reshape(count, height, subject.shape[1] // height, width, subject.shape[2] // width)
+        return blocks.mean(axis=(2, 4), dtype=np.float32).astype(np.float16)
+
+    return {"latents": latents, "coverage": filled(masks.any(axis=1)), "region": filled(masks[:, 0])}
 
 
 def _decoder(workdir: Path) -> Callable[[jax.Array], jax.Array]:
