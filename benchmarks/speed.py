@@ -1,0 +1,213 @@
+"""How fast the denoising loop is: fused, sequential, and torch doing the same number of UNet evaluations.
+
+    python -m benchmarks.speed --kind mini                          # the bundled miniature, as it is
+    python -m benchmarks.speed --kind sdxl50m                       # SDXL's shape at about 50 million parameters
+    python -m benchmarks.speed --kind sdxl --dtype bfloat16 --side 1024 --compile --peak-tflops 989   # on a GPU
+
+All contenders run in this process on the same device, one after the other in every round, so that what slows the
+machine slows them all; the figures are medians over the rounds after a warm-up. Weights are random: no time depends
+on them. Torch runs diffusers' own UNet, without vision tokens, masks and maps, which is less than ours do:
+
+    passes     one lane at a time, the released way: guidance (before the freeze), generation, negative
+    batched    the lanes of a step in one call
+"""
+
+import argparse
+import functools
+import importlib.metadata
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend import core
+from tqdm import tqdm
+
+from realcustom_jax import single_file, weights
+from realcustom_jax.diffusion import make_solver
+from realcustom_jax.files import write_json
+from realcustom_jax.models.unet import UNet, UNetConfig
+from realcustom_jax.pipeline import ASSETS
+from realcustom_jax.sampling import Conditioning, sample_latents
+
+_SDXL = single_file.CONFIGS["sdxl"]["unet"]
+CONFIGS = {
+    "mini": weights.read_config(ASSETS / "mini" / "unet" / "config.json"),
+    "sdxl50m": _SDXL | {
+        "block_out_channels": [40, 80, 160], "attention_head_dim": [1, 2, 4], "cross_attention_dim": 512,
+        "norm_num_groups": 20, "transformer_layers_per_block": [1, 2, 10], "addition_time_embed_dim": 32,
+        "projection_class_embeddings_input_dim": 6 * 32 + 128},
+    "sdxl": _SDXL,
+    "sd15": single_file.CONFIGS["sd15"]["unet"],
+}
+LATENT_SIDES = {"mini": 16, "sdxl50m": 32, "sdxl": 128, "sd15": 64}
+TOKENS = {"mini": (24, 128), "sdxl50m": (77, 729), "sdxl": (77, 729), "sd15": (77, 729)}  # of text, of vision
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--kind", choices=sorted(CONFIGS), default="mini")
+    add("--side", type=int, help="of the picture, in pixels (what the model was made for)")
+    add("--batch", type=int, default=1)
+    add("--steps", type=int, default=25)
+    add("--freeze", type=int, default=12, help="the first step that reuses its predecessor's mask")
+    add("--dtype", choices=("float32", "bfloat16"), default="float32")
+    add("--rounds", type=int, default=5)
+    add("--compile", action="store_true", help="also torch.compile of the batched pass")
+    add("--no-torch", action="store_true")
+    add("--peak-tflops", type=float, help="of the device in this dtype, to say what share of it is reached")
+    add("--json", type=Path, help="where to write the figures")
+    options = parser.parse_args()
+    factor = 4 if options.kind == "mini" else 8
+    side = options.side // factor if options.side else LATENT_SIDES[options.kind]
+
+    unet, params = make_unet(options.kind, options.dtype)
+    contenders, figures = ours(unet, params, options, side)
+    if not options.no_torch:
+        contenders |= torchs(options, side)
+    seconds = measure(contenders, options.rounds)
+    figures |= {
+        "device": jax.devices()[0].device_kind, "kind": options.kind, "latents": [options.batch, side, side],
+        "versions": {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax")},
+        "parameters": sum(x.size for x in jax.tree.leaves(params)),
+        "seconds": {name: round(value, 4) for name, value in seconds.items()},
+        "times as fast as": {name: round(value / seconds["fused"], 3) for name, value in seconds.items()}}
+    rate = figures["flop"]["lanes"] / seconds["fused"]
+    figures["fused_tflops"] = round(rate / 1e12, 4)
+    if options.peak_tflops:
+        figures["share_of_peak"] = round(rate / 1e12 / options.peak_tflops, 3)
+    print(json.dumps(figures, indent=2))
+    if options.json:
+        write_json(options.json, figures)
+
+
+def measure(contenders: dict[str, Callable[[], None]], rounds: int) -> dict[str, float]:
+    """The median seconds of each contender; every round runs each of them once."""
+    for run in tqdm(contenders.values(), desc="warming up (compiles)", unit="contender"):
+        run()
+    seconds = {name: [] for name in contenders}
+    for _ in tqdm(range(rounds), unit="round"):
+        for name, run in contenders.items():
+            start = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def make_unet(kind: str, dtype: str):
+    """(UNet with visual attention, random parameters of a size that keeps activations finite)."""
+    config = UNetConfig.from_config(CONFIGS[kind] | {"image_prompt_settings": {"vision_projection_type": "custom"}})
+    unet = UNet(config, jnp.dtype(dtype))
+    args, kwargs = weights.unet_inputs(config)
+    shapes = weights.parameter_shapes(unet, *args, **kwargs)
+    rng = np.random.default_rng(0)
+
+    def draw(shape):
+        scale = 1 / max(1, np.prod(shape.shape[:-1])) ** 0.5
+        return jnp.asarray(scale * rng.standard_normal(shape.shape, np.float32), dtype)
+
+    return unet, jax.tree.map(draw, shapes)
+
+
+def ours(unet: UNet, params, options: argparse.Namespace, side: int):
+    """(contenders, figures): both orders of our sampler, and the FLOPs of its UNet evaluations."""
+    config, (text, vision) = unet.config, TOKENS[options.kind]
+    rng = np.random.default_rng(1)
+
+    def array(*shape):
+        return jnp.asarray(rng.standard_normal((options.batch, *shape), np.float32))
+
+    def conditioning():
+        pooled = {"pooled": array(config.pooled_dim), "time_ids": array(6)} if config.addition_embed else {}
+        width = config.cross_attention_dim
+        return Conditioning(array(text, width), vision=array(1, vision, width), **pooled)
+
+    inputs = array(side, side, config.in_channels), conditioning(), conditioning()
+    target = jnp.zeros((options.batch, 1, text)).at[:, :, 2].set(1)
+    solver = make_solver(steps=options.steps)
+
+    @functools.partial(jax.jit, static_argnames="branches")
+    def sample(params, inputs, branches):
+        return sample_latents(unet, params, *inputs, target, solver=solver, freeze_mask_step=options.freeze,
+                              branches=branches).latents
+
+    def run(branches):
+        assert np.isfinite(np.asarray(sample(params, inputs, branches=branches))).all()
+
+    noise, positive, _ = inputs
+    def lane(vision):
+        return lambda params, x, c: unet.apply(
+            {"params": params}, x, 500, c.text, pooled=c.pooled, time_ids=c.time_ids, vision=vision(c)).noise
+
+    with_image, text_only = (matrix_flop(jax.make_jaxpr(lane(vision))(params, noise, positive).jaxpr)
+                             for vision in (lambda c: c.vision, lambda c: None))
+    traced = sample.trace(params, inputs, branches="fused")
+    figures = {"flop": {"lane": with_image, "text-only lane": text_only,
+                        "lanes": options.freeze * text_only + 2 * options.steps * with_image,
+                        "sampler": matrix_flop(traced.jaxpr.jaxpr)},
+               "temporary_bytes": traced.lower().compile().memory_analysis().temp_size_in_bytes}
+    return {branches: functools.partial(run, branches) for branches in ("fused", "sequential")}, figures
+
+
+def matrix_flop(jaxpr) -> int:
+    """Operations of all matrix products and convolutions; XLA's own count takes a loop's body once."""
+    total = 0
+    for equation in jaxpr.eqns:
+        out = equation.outvars[0].aval
+        if equation.primitive.name == "dot_general":
+            (axes, _), _ = equation.params["dimension_numbers"]
+            total += 2 * out.size * int(np.prod([equation.invars[0].aval.shape[axis] for axis in axes]))
+        elif equation.primitive.name == "conv_general_dilated":
+            kernel, numbers = equation.invars[1].aval, equation.params["dimension_numbers"]
+            total += 2 * out.size * kernel.size // kernel.shape[numbers.rhs_spec[0]]
+        inner = sum(matrix_flop(sub) for sub in core.jaxprs_in_params(equation.params))
+        total += inner * equation.params.get("length", 1) if equation.primitive.name == "scan" else inner
+    return total
+
+
+def torchs(options: argparse.Namespace, side: int) -> dict[str, Callable[[], None]]:
+    """Diffusers' UNet through as many evaluations: eager passes, eager batches, and compiled batches if asked for."""
+    import diffusers
+    import torch
+
+    config = {name: value for name, value in CONFIGS[options.kind].items() if not name.startswith("_")}
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    unet = diffusers.UNet2DConditionModel(**config).eval().to(device, getattr(torch, options.dtype))
+    text, dims = TOKENS[options.kind][0], unet.config
+
+    def inputs(lanes):
+        rows = lanes * options.batch
+        added = {}
+        if dims.addition_embed_type:
+            pooled = dims.projection_class_embeddings_input_dim - 6 * dims.addition_time_embed_dim
+            added = {"added_cond_kwargs": {"text_embeds": torch.randn(rows, pooled), "time_ids": torch.ones(rows, 6)}}
+        moved = [torch.randn(rows, dims.in_channels, side, side), torch.randn(rows, text, dims.cross_attention_dim)]
+        added = {k: {n: x.to(device, unet.dtype) for n, x in v.items()} for k, v in added.items()}
+        return [x.to(device, unet.dtype) for x in moved], added
+
+    @torch.inference_mode()
+    def run(network, lanes_a_call):
+        """Each step's three or two lanes, `lanes_a_call` of them at a time (None: all)."""
+        for i in range(options.steps):
+            lanes = 3 if i < options.freeze else 2
+            size = lanes_a_call or lanes
+            for _ in range(lanes // size):
+                (x, context), added = prepared[size]
+                network(x, 999 - i, context, **added)
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    prepared = {lanes: inputs(lanes) for lanes in (1, 2, 3)}
+    contenders = {"torch passes": functools.partial(run, unet, 1), "torch batched": functools.partial(run, unet, None)}
+    if options.compile:
+        contenders["torch compiled"] = functools.partial(run, torch.compile(unet), None)
+    return contenders
+
+
+if __name__ == "__main__":
+    main()
