@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 
 from tqdm import tqdm
@@ -19,15 +20,17 @@ def main(arguments: list[str] | None = None) -> int:
     from realcustom_jax import batch, contact_sheet
     from realcustom_jax.memory import sampler_memory
     from realcustom_jax.pipeline import ASSETS, Pipeline
+    from realcustom_jax.tensors import headers_only
 
     warnings.showwarning = lambda message, kind, *_: kind is UserWarning and say(f"warning: {message}")
     try:
         contact_sheet.check_folder(options.out)
         rows = batch.read_rows(options.batch) if options.batch else None
         say(f"Loading {options.model} …")
-        pipeline = Pipeline.load(
-            options.model, options.adapter, vision=options.vision, tokenizer=options.tokenizer, preset=options.preset,
-            dtype=options.dtype, offload=options.offload)
+        with headers_only() if options.memory else nullcontext():
+            pipeline = Pipeline.load(
+                options.model, options.adapter, vision=options.vision, tokenizer=options.tokenizer,
+                preset=options.preset, dtype=options.dtype, offload=options.offload)
         size = {"width": options.width, "height": options.height, "num_images": options.num_images}
         choices = {"steps": options.steps, "guidance_scale": options.guidance, "scope": options.scope,
                    "branches": options.branches, "freeze_mask_step": options.freeze_mask_step,

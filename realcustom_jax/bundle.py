@@ -6,7 +6,6 @@
 That is what this project writes; it reads whatever `locate` finds.
 """
 
-import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from transformers import CLIPTokenizer
 from realcustom_jax import locate, single_file, weights
 from realcustom_jax.adapter import Adapter, check_backbone
 from realcustom_jax.diffusion import betas
-from realcustom_jax.files import write_file, write_json
+from realcustom_jax.files import naming, write_file, write_json
 from realcustom_jax.tensors import LazyTensors, identify, read_tensors
 from realcustom_jax.vocabulary import Vocabulary
 
@@ -80,49 +79,34 @@ def part_files(model: Path, part: str) -> tuple[Path | Mapping[str, Any], *tuple
 def _single_file(file: Path) -> tuple[Mapping[str, Mapping[str, Any]], Mapping[str, LazyTensors]]:
     """(configuration, tensors) of each part in a single-file checkpoint."""
     tensors = read_tensors(file)
-    with _naming(file):
+    with naming(file):
         if (kind := single_file.kind(tensors)) is None:
             raise ValueError(f"it holds {identify(tensors)}; expected a whole Stable Diffusion 1.5 or SDXL checkpoint.")
         return single_file.CONFIGS[kind], single_file.split(tensors)
 
 
-@contextlib.contextmanager
-def _naming(*places: Path):
-    """Puts the places in front of what is wrong with the files there, unless that names them itself."""
-    where = f"{' with '.join(map(str, places))}: "
-    try:
-        yield
-    except ValueError as error:
-        named = any(str(place) in str(error) for place in places)
-        raise ValueError(str(error) if named else f"{where}{error}") from None
-    except KeyError as error:
-        raise ValueError(f"{where}the configuration lacks {error}.") from None
-    except (TypeError, AttributeError) as error:
-        raise ValueError(f"{where}the configuration cannot be used ({error}).") from None
-
-
 def load_autoencoder(model: Path, **options):
     """(module, params) of the model's autoencoder."""
-    with _naming(locate.part_folder(model, "vae")):
+    with naming(locate.part_folder(model, "vae")):
         return weights.load_autoencoder(*part_files(model, "vae"), **options)
 
 
 def load_text_encoder(model: Path, part: str = "text_encoder", **options):
     """(module, params) of a text encoder, `part` "text_encoder" or "text_encoder_2"."""
-    with _naming(locate.part_folder(model, part)):
+    with naming(locate.part_folder(model, part)):
         return weights.load_text_encoder(*part_files(model, part), **options)
 
 
 def load_vision_encoder(model: Path, part: str, **options):
     """(module, params) of an image encoder, `part` "image_encoder_siglip" or "image_encoder_dinov2"."""
-    with _naming(locate.part_folder(model, part)):
+    with naming(locate.part_folder(model, part)):
         return weights.load_vision_encoder(*part_files(model, part), **options)
 
 
 def load_unet(model: Path, adapter: Adapter, *, base_last: bool = False, **options):
     """(module, params) of the model's UNet with the adapter's visual attention; where both hold a weight, the
     adapter's is taken, unless `base_last`."""
-    with _naming(locate.part_folder(model, "unet"), adapter.where):
+    with naming(locate.part_folder(model, "unet"), adapter.where):
         config, *base = part_files(model, "unet")
         config = {**weights.read_config(config), "image_prompt_settings": adapter.settings}
         check_kind(config)
@@ -141,7 +125,7 @@ def check_kind(unet_config: Mapping[str, Any]) -> None:
 
 def load_projector(adapter: Adapter, **options):
     """(module, params) of an adapter's projector."""
-    with _naming(adapter.where):
+    with naming(adapter.where):
         return weights.load_projector(adapter.settings, adapter.tensors, **options)
 
 
@@ -169,7 +153,7 @@ def read_schedule(model: Path) -> tuple[np.ndarray, str]:
         if (model / "model_index.json").is_file():
             raise FileNotFoundError(f"The model is not complete: {file} is missing.")
         return betas(), "epsilon"
-    with _naming(file):
+    with naming(file):
         config = weights.read_config(file)
         name = config.get("beta_schedule", "scaled_linear")
         values = betas(_SCHEDULES.get(name, name), config.get("num_train_timesteps", 1000),
@@ -185,7 +169,7 @@ def load_vocabulary(bundle: Path) -> Vocabulary | None:
     file = bundle / "vocabulary.json"
     if not file.is_file():
         return None
-    with _naming(file):
+    with naming(file):
         return Vocabulary.from_config(weights.read_config(file))
 
 

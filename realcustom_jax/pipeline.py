@@ -98,6 +98,8 @@ class Pipeline:
     preset: Preset = PRESETS["default"]
     vocabulary: Vocabulary | None = None
     """The words that the model learnt; None for a model of open vocabulary."""
+    offload: bool = False
+    """Whether the text and image encoders are kept in the host's memory."""
 
     @classmethod
     def load(
@@ -124,6 +126,9 @@ class Pipeline:
                 are float32 always, and the autoencoder is where `dtype` is float16, which SDXL's overflows. The CPU
                 has no float16.
             offload: keeps the text and image encoders in the host's memory, and on the device only while they run.
+
+        Under `tensors.headers_only` nothing but the files' headers is read: enough for `memory.sampler_memory`.
+
         Raises:
             FileNotFoundError, ValueError: names the file that is missing, unreadable or does not fit.
         """
@@ -160,8 +165,8 @@ class Pipeline:
             dino=encoder(bundle.load_vision_encoder, encoders, "image_encoder_dinov2"),
             projector=Network(*bundle.load_projector(given, dtype=dtype)),
             vision_settings=settings, betas=betas, prediction=prediction,
-            sample_size=read_config(bundle.part_files(model, "unet")[0]).get("sample_size", 64),
-            preset=preset, vocabulary=bundle.load_vocabulary(model),
+            sample_size=read_config(bundle.part_files(model, "unet")[0]).get("sample_size") or 64,
+            preset=preset, vocabulary=bundle.load_vocabulary(model), offload=offload,
         )
         pipeline._check_parts_fit(model)
         return pipeline
@@ -280,8 +285,13 @@ class Pipeline:
     def decode(self, latents: jax.Array) -> np.ndarray:
         """Latents [B, h, w, C] as the UNet sees them to pictures, uint8 [B, H, W, 3]; tile by tile where they are
         larger than the model's own size."""
-        decode = functools.partial(_decode, self.vae.module, self.vae.params)
+        decode = functools.partial(decode_latents, self.vae.module, self.vae.params)
         return to_uint8(decode_tiles(decode, latents, tile=self.sample_size, factor=self._factor))
+
+    def decoded_at_once(self, shape: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
+        """The shape of what `decode` decodes at once of latents [B, h, w, C] of `shape`."""
+        batch, height, width, channels = shape
+        return batch, min(height, self.sample_size), min(width, self.sample_size), channels
 
     def _conditionings(self, pictures, prompt, targets, negative_prompt, size):
         """(positive, negative, marked target tokens [1, R, T]) for one image."""
@@ -329,6 +339,8 @@ class Pipeline:
         made = sum(text.hidden_size for text in texts)
         pooled = texts[-1].projection_dim if self.preset.pooled == "projected" else texts[-1].hidden_size
         checks = {
+            f"the UNet's sample_size is {self.sample_size!r}, expected a whole number above 0":
+                type(self.sample_size) is int and self.sample_size > 0,
             f"the UNet takes {unet.in_channels} channels, the autoencoder makes {vae.latent_channels}":
                 unet.in_channels == vae.latent_channels,
             f"the UNet takes text of width {width}, the text encoder makes {made}": width == made,
@@ -398,7 +410,8 @@ def encode_references(siglip, dino, projector, settings: VisionSettings, params,
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _decode(module, params, latents: jax.Array) -> jax.Array:
+def decode_latents(module, params, latents: jax.Array) -> jax.Array:
+    """Pictures [B, H, W, 3], about [-1, 1], of latents [B, h, w, C] as the UNet sees them."""
     return module.apply({"params": params}, latents / module.config.scaling_factor, method="decode")
 
 

@@ -1,8 +1,11 @@
 """Weight files, read tensor by tensor, so that a model's files are never in memory twice.
 
-A `LazyTensors` knows the names in one or several files and reads a tensor when it is asked for.
+A `LazyTensors` knows the names in one or several files and reads a tensor when it is asked for. Under `headers_only`
+a model is loaded as ever, with every check of names and shapes, but its numbers are not read.
 """
 
+import contextlib
+import contextvars
 import json
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -13,6 +16,24 @@ import numpy as np
 import safetensors
 
 Reader = Callable[[], np.ndarray]
+
+_headers_only = contextvars.ContextVar("headers_only", default=False)
+
+
+@contextlib.contextmanager
+def headers_only():
+    """Within it, tensors have the shapes of the files and stand for zeros that take no memory; `weights` gives
+    `jax.ShapeDtypeStruct`s for parameters. It says what a model would need without the time and memory to load it."""
+    token = _headers_only.set(True)
+    try:
+        yield
+    finally:
+        _headers_only.reset(token)
+
+
+def reads_headers_only() -> bool:
+    """Whether this is within `headers_only`."""
+    return _headers_only.get()
 
 
 class LazyTensors(Mapping[str, np.ndarray]):
@@ -91,8 +112,12 @@ def _read_safetensors(path: Path) -> LazyTensors:
         file = safetensors.safe_open(path, framework="numpy")
     except (safetensors.SafetensorError, ValueError, OSError) as error:
         raise ValueError(f"weight file {path} is truncated or not a safetensors file ({error}).") from None
+    def hollow(name):
+        return np.broadcast_to(np.float32(0), file.get_slice(name).get_shape())
+
     # One file object serves all tensors: it maps the file, and stays open as long as a reader lives.
-    return LazyTensors({name: lambda name=name: file.get_tensor(name) for name in file.keys()})
+    read = hollow if reads_headers_only() else file.get_tensor
+    return LazyTensors({name: lambda name=name: read(name) for name in file.keys()})
 
 
 def _read_torch(path: Path) -> LazyTensors:
