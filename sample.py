@@ -105,8 +105,11 @@ def read_config(file: Path, parser: argparse.ArgumentParser) -> dict:
         parser.error(f"--config {file} does not exist")
     spec = importlib.util.spec_from_file_location("config", file)
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config = module.get_config()
+    try:
+        spec.loader.exec_module(module)
+        config = module.get_config()
+    except Exception as error:  # it is the user's program
+        parser.error(f"--config {file} cannot be used: {type(error).__name__}: {error}")
     if "sample" not in config:
         parser.error(f"--config {file} says nothing about sampling: its get_config() has no `sample`")
     return config.sample.to_dict()

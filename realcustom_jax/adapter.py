@@ -71,8 +71,8 @@ def find_adapter(path: str | Path) -> Adapter:
     with naming(config):
         settings = mapping["image_prompt_settings"]
         if settings.get("vision_projection_type", "none") == "none":
-            raise ValueError("vision_projection_type is missing or none: that is a UNet without visual attention; give "
-                             "the JSON that the adapter was trained with.")
+            raise ValueError("vision_projection_type is missing or none: it asks for no visual attention; give the "
+                             "JSON that the adapter was trained with.")
         ours = "vision_settings" in mapping
         vision = (VisionSettings.from_config(mapping["vision_settings"]) if ours else
                   VisionSettings.from_released(mapping))

@@ -57,7 +57,12 @@ def read_rows(file: str | Path) -> tuple[Row, ...]:
         OSError, ValueError: the file cannot be read, or has bad lines, of which the first ten are named.
     """
     rows, problems, taken = [], [], {}
-    for number, line in enumerate(Path(file).read_bytes().split(b"\n"), 1):
+    try:
+        content = Path(file).read_bytes()
+    except OSError as error:
+        raise type(error)(f"{file} cannot be read ({error.strerror}); give a file with a JSON object on each "
+                          "line.") from None
+    for number, line in enumerate(content.split(b"\n"), 1):
         if not line.strip():
             continue
         try:

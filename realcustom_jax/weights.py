@@ -286,7 +286,10 @@ def load_vision_encoder(config, *files, dtype=jnp.float32):
     tensors = read_files(files)
     if any(name.startswith(_OPEN_CLIP_PREFIX) for name in tensors):
         tensors = tensors.rename(lambda k: k.removeprefix(_OPEN_CLIP_PREFIX))
-    tensors = _select(tensors, "vision encoder")
+    what, tensors = identify(tensors), _select(tensors, "vision encoder")
+    if not tensors:
+        raise ValueError(f"the weights (of {what}) hold no vision encoder; expected timm's names, or open_clip's with "
+                         f"{_OPEN_CLIP_PREFIX} in front of them.")
     if "pos_embed" in tensors:
         trained = tensors["pos_embed"]
         tensors = tensors.replace(
