@@ -4,7 +4,7 @@
 
 The files have the published names, shapes and precision and no content (sparse, a few MB on disk), in diffusers' layout
 with timm's image encoders, DINOv2 with its 518-pixel positions, and the released adapter. Reading them is the check
-that every part's names and shapes fit; the report, for a CPU and for an accelerator, is what docs/models.md quotes.
+that every part's names and shapes fit; the report is made for a CPU and for an accelerator.
 """
 
 import argparse

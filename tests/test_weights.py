@@ -132,6 +132,13 @@ def test_bfloat16_parameters():
     assert module.apply({"params": params}, np.zeros((1, 4, 4, 3)), method="encode").mean.dtype == jax.numpy.bfloat16
 
 
+def test_bfloat16_files(tmp_path):
+    value = np.arange(8).astype(jax.numpy.bfloat16)
+    tensors = read_tensors(written(tmp_path, {"encoder.conv_in.bias": value}))
+    np.testing.assert_array_equal(tensors["encoder.conv_in.bias"], value)
+    assert tensors["encoder.conv_in.bias"].dtype == jax.numpy.bfloat16
+
+
 def test_files_that_cannot_be_read(tmp_path):
     with pytest.raises(FileNotFoundError, match="does not exist"):
         read_tensors(tmp_path / "none.safetensors")
