@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 
 from tqdm import tqdm
@@ -19,15 +20,17 @@ def main(arguments: list[str] | None = None) -> int:
     from realcustom_jax import batch, contact_sheet
     from realcustom_jax.memory import sampler_memory
     from realcustom_jax.pipeline import ASSETS, Pipeline
+    from realcustom_jax.tensors import headers_only
 
     warnings.showwarning = lambda message, kind, *_: kind is UserWarning and say(f"warning: {message}")
     try:
         contact_sheet.check_folder(options.out)
         rows = batch.read_rows(options.batch) if options.batch else None
         say(f"Loading {options.model} …")
-        pipeline = Pipeline.load(
-            options.model, options.adapter, vision=options.vision, tokenizer=options.tokenizer, preset=options.preset,
-            dtype=options.dtype, offload=options.offload)
+        with headers_only() if options.memory else nullcontext():
+            pipeline = Pipeline.load(
+                options.model, options.adapter, vision=options.vision, tokenizer=options.tokenizer,
+                preset=options.preset, dtype=options.dtype, offload=options.offload)
         size = {"width": options.width, "height": options.height, "num_images": options.num_images}
         choices = {"steps": options.steps, "guidance_scale": options.guidance, "scope": options.scope,
                    "branches": options.branches, "freeze_mask_step": options.freeze_mask_step,
@@ -102,8 +105,11 @@ def read_config(file: Path, parser: argparse.ArgumentParser) -> dict:
         parser.error(f"--config {file} does not exist")
     spec = importlib.util.spec_from_file_location("config", file)
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config = module.get_config()
+    try:
+        spec.loader.exec_module(module)
+        config = module.get_config()
+    except Exception as error:  # it is the user's program
+        parser.error(f"--config {file} cannot be used: {type(error).__name__}: {error}")
     if "sample" not in config:
         parser.error(f"--config {file} says nothing about sampling: its get_config() has no `sample`")
     return config.sample.to_dict()

@@ -3,7 +3,8 @@
     python sample.py --config configs/sd15.py --adapter mine/ --image dog.jpg --prompt "a dog in space" --target dog
 
 Parameters in bfloat16 take 1.9 GiB of the device's memory, 3.4 GiB without `offload` (computed); for the sampler itself
-ask `python sample.py --config configs/sd15.py --adapter mine/ --memory`. Times on GPUs and TPUs are not measured yet.
+ask `python sample.py --config configs/sd15.py --adapter mine/ --memory`. Times on GPUs and TPUs are computed in
+docs/models.md, and not measured yet.
 """
 
 import ml_collections

@@ -13,6 +13,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from realcustom_jax import locate, weights
+from realcustom_jax.files import naming
 from realcustom_jax.images import VisionSettings
 from realcustom_jax.tensors import LazyTensors, identify, read_files
 
@@ -67,9 +68,15 @@ def find_adapter(path: str | Path) -> Adapter:
     if "image_prompt_settings" not in mapping:
         raise ValueError(f"{config}: the configuration lacks 'image_prompt_settings', which says how the projector is "
                          "built; give the released JSON or an adapter written by this project.")
-    ours = "vision_settings" in mapping
-    vision = VisionSettings.from_config(mapping["vision_settings"]) if ours else VisionSettings.from_released(mapping)
-    return Adapter(mapping["image_prompt_settings"], vision, tensors, path)
+    with naming(config):
+        settings = mapping["image_prompt_settings"]
+        if settings.get("vision_projection_type", "none") == "none":
+            raise ValueError("vision_projection_type is missing or none: it asks for no visual attention; give the "
+                             "JSON that the adapter was trained with.")
+        ours = "vision_settings" in mapping
+        vision = (VisionSettings.from_config(mapping["vision_settings"]) if ours else
+                  VisionSettings.from_released(mapping))
+    return Adapter(settings, vision, tensors, path)
 
 
 def _released(tensors: LazyTensors, path: Path) -> Adapter:

@@ -5,7 +5,8 @@
 
 `NAME.json` is written after the pictures of its row and says what they were made of, so it marks the row as complete:
 whatever kills a run, the next one makes the rows that lack it, and no others. Rows run in the order of the file; each
-shape (size, number of pictures, number of references) compiles once, wherever its rows stand.
+shape (size, number of pictures, number of references) compiles once, wherever its rows stand. A folder belongs to one
+run at a time.
 """
 
 import dataclasses
@@ -20,7 +21,7 @@ from typing import Any
 from tqdm import tqdm
 
 from realcustom_jax.choices import check_choice
-from realcustom_jax.files import png, write_file, write_json
+from realcustom_jax.files import png, sole_user, write_file, write_json
 
 _TEMPORARY = re.compile(r"\..+\.(png|json)\.[a-z0-9_]{8}")  # what a killed `write_file` leaves
 
@@ -56,7 +57,12 @@ def read_rows(file: str | Path) -> tuple[Row, ...]:
         OSError, ValueError: the file cannot be read, or has bad lines, of which the first ten are named.
     """
     rows, problems, taken = [], [], {}
-    for number, line in enumerate(Path(file).read_bytes().split(b"\n"), 1):
+    try:
+        content = Path(file).read_bytes()
+    except OSError as error:
+        raise type(error)(f"{file} cannot be read ({error.strerror}); give a file with a JSON object on each "
+                          "line.") from None
+    for number, line in enumerate(content.split(b"\n"), 1):
         if not line.strip():
             continue
         try:
@@ -90,13 +96,20 @@ def run(
         model: what the pipeline was loaded from; recorded, so that pictures of two models do not mix.
         report: told one line about each row that failed.
     Raises:
-        OSError, ValueError: before anything is made if two rows make the same file, or `out` holds results of another
-            request (words, options, model or content of the references); later if a file cannot be written.
+        OSError, ValueError: before anything is made if two rows make the same file, another run is at work in `out`, or
+            it holds results of another request (words, options, model or content of the references); later if a file
+            cannot be written.
     """
     requests = [_request(row, options, model) for row in rows]
     _check_names(rows, requests)
-    todo = [(row, request) for row, request in zip(rows, requests, strict=True) if not _is_complete(out, row, request)]
     out.mkdir(parents=True, exist_ok=True)
+    with sole_user(out):
+        return _run(pipeline, rows, requests, out, report)
+
+
+def _run(pipeline, rows, requests, out: Path, report) -> Summary:
+    """`run` in a folder that is there, and in use by nobody else."""
+    todo = [(row, request) for row, request in zip(rows, requests, strict=True) if not _is_complete(out, row, request)]
     for file in [file for file in out.iterdir() if _TEMPORARY.fullmatch(file.name)]:
         file.unlink()
 

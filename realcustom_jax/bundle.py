@@ -6,7 +6,6 @@
 That is what this project writes; it reads whatever `locate` finds.
 """
 
-import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,9 @@ from transformers import CLIPTokenizer
 
 from realcustom_jax import locate, single_file, weights
 from realcustom_jax.adapter import Adapter, check_backbone
+from realcustom_jax.choices import check_choice
 from realcustom_jax.diffusion import betas
-from realcustom_jax.files import write_file, write_json
+from realcustom_jax.files import naming, write_file, write_json
 from realcustom_jax.tensors import LazyTensors, identify, read_tensors
 from realcustom_jax.vocabulary import Vocabulary
 
@@ -33,16 +33,20 @@ WEIGHT_FILES = {
     "adapter": "realcustom.safetensors",
     "judge": "model.safetensors",
 }
-# Of the released layout, whose files come without a configuration: timm's `vit_so400m_patch14_siglip_384` and
-# `vit_large_patch14_reg4_dinov2`, the second at SigLIP's picture size.
-_CONFIGS = {
+# Of published image encoders, by timm's names; the second at SigLIP's picture size, as released.
+ARCHITECTURES = {
     "vit_so400m_patch14_siglip_384": {
         "img_size": 384, "patch_size": 14, "embed_dim": 1152, "depth": 27, "num_heads": 16, "mlp_ratio": 3.7362,
         "class_token": False, "global_pool": "map"},
-    "vit_large_patch14_reg4_dinov2.lvd142m": {
+    "vit_large_patch14_reg4_dinov2": {
         "img_size": 384, "patch_size": 14, "embed_dim": 1024, "depth": 24, "num_heads": 16, "init_values": 1e-5,
         "reg_tokens": 4, "no_embed_class": True},
+}
+# Of the released layout, whose files come without a configuration.
+_CONFIGS = {
     "unet": single_file.CONFIGS["sdxl"]["unet"],
+    "image_encoder_siglip": ARCHITECTURES["vit_so400m_patch14_siglip_384"],
+    "image_encoder_dinov2": ARCHITECTURES["vit_large_patch14_reg4_dinov2"],
 }
 _SCHEDULES = {"scaled_linear": "squared_linear", "squaredcos_cap_v2": "cosine"}  # diffusers' names → ours
 
@@ -68,8 +72,10 @@ def part_files(model: Path, part: str) -> tuple[Path | Mapping[str, Any], *tuple
         return configs[part], parts[part]
     folder = locate.part_folder(model, part)
     config = locate.config_file(folder)
-    if config is None and not (model / "model_index.json").is_file():
-        config = _CONFIGS.get(folder.name)
+    if config is None and (part != "unet" or not (model / "model_index.json").is_file()):
+        config = _CONFIGS.get(part) if folder.is_dir() else None
+    elif config is not None and part.startswith("image_encoder"):
+        config = ARCHITECTURES.get(_architecture(weights.read_config(config)), config)
     if config is None:
         raise FileNotFoundError(f"The model is not complete: {folder / 'config.json'} is missing.")
     if not (files := locate.weight_files(folder)):
@@ -77,52 +83,42 @@ def part_files(model: Path, part: str) -> tuple[Path | Mapping[str, Any], *tuple
     return config, *files
 
 
+def _architecture(config: Mapping[str, Any]) -> str | None:
+    """timm's name of the network that a hub's JSON of timm or of open_clip describes; None for other JSONs."""
+    return config.get("architecture") or config.get("model_cfg", {}).get("vision_cfg", {}).get("timm_model_name")
+
+
 def _single_file(file: Path) -> tuple[Mapping[str, Mapping[str, Any]], Mapping[str, LazyTensors]]:
     """(configuration, tensors) of each part in a single-file checkpoint."""
     tensors = read_tensors(file)
-    with _naming(file):
+    with naming(file):
         if (kind := single_file.kind(tensors)) is None:
             raise ValueError(f"it holds {identify(tensors)}; expected a whole Stable Diffusion 1.5 or SDXL checkpoint.")
         return single_file.CONFIGS[kind], single_file.split(tensors)
 
 
-@contextlib.contextmanager
-def _naming(*places: Path):
-    """Puts the places in front of what is wrong with the files there, unless that names them itself."""
-    where = f"{' with '.join(map(str, places))}: "
-    try:
-        yield
-    except ValueError as error:
-        named = any(str(place) in str(error) for place in places)
-        raise ValueError(str(error) if named else f"{where}{error}") from None
-    except KeyError as error:
-        raise ValueError(f"{where}the configuration lacks {error}.") from None
-    except (TypeError, AttributeError) as error:
-        raise ValueError(f"{where}the configuration cannot be used ({error}).") from None
-
-
 def load_autoencoder(model: Path, **options):
     """(module, params) of the model's autoencoder."""
-    with _naming(locate.part_folder(model, "vae")):
+    with naming(locate.part_folder(model, "vae")):
         return weights.load_autoencoder(*part_files(model, "vae"), **options)
 
 
 def load_text_encoder(model: Path, part: str = "text_encoder", **options):
     """(module, params) of a text encoder, `part` "text_encoder" or "text_encoder_2"."""
-    with _naming(locate.part_folder(model, part)):
+    with naming(locate.part_folder(model, part)):
         return weights.load_text_encoder(*part_files(model, part), **options)
 
 
 def load_vision_encoder(model: Path, part: str, **options):
     """(module, params) of an image encoder, `part` "image_encoder_siglip" or "image_encoder_dinov2"."""
-    with _naming(locate.part_folder(model, part)):
+    with naming(locate.part_folder(model, part)):
         return weights.load_vision_encoder(*part_files(model, part), **options)
 
 
 def load_unet(model: Path, adapter: Adapter, *, base_last: bool = False, **options):
     """(module, params) of the model's UNet with the adapter's visual attention; where both hold a weight, the
     adapter's is taken, unless `base_last`."""
-    with _naming(locate.part_folder(model, "unet"), adapter.where):
+    with naming(locate.part_folder(model, "unet"), adapter.where):
         config, *base = part_files(model, "unet")
         config = {**weights.read_config(config), "image_prompt_settings": adapter.settings}
         check_kind(config)
@@ -141,7 +137,7 @@ def check_kind(unet_config: Mapping[str, Any]) -> None:
 
 def load_projector(adapter: Adapter, **options):
     """(module, params) of an adapter's projector."""
-    with _naming(adapter.where):
+    with naming(adapter.where):
         return weights.load_projector(adapter.settings, adapter.tensors, **options)
 
 
@@ -169,15 +165,21 @@ def read_schedule(model: Path) -> tuple[np.ndarray, str]:
         if (model / "model_index.json").is_file():
             raise FileNotFoundError(f"The model is not complete: {file} is missing.")
         return betas(), "epsilon"
-    with _naming(file):
+    with naming(file):
         config = weights.read_config(file)
+        kind = config.get("_class_name", "")
+        if "FlowMatch" in kind or kind.startswith("EDM") or config.get("trained_betas") is not None:
+            raise ValueError(f"this model was made for {kind or 'a schedule'} with another noise than Stable "
+                             "Diffusion's (flow matching, EDM, trained betas), which is not supported.")
         name = config.get("beta_schedule", "scaled_linear")
         values = betas(_SCHEDULES.get(name, name), config.get("num_train_timesteps", 1000),
                        terminal_pure_noise=config.get("rescale_betas_zero_snr", False))
         ends = config.get("beta_start", values[0]), config.get("beta_end", values[-1])
         if name == "scaled_linear" and not np.allclose(ends, (0.00085, 0.012)):
             raise ValueError(f"beta_start, beta_end are {ends[0]:g}, {ends[1]:g}; only 0.00085, 0.012 are supported.")
-        return values, config.get("prediction_type", "epsilon")
+        prediction = config.get("prediction_type", "epsilon")
+        check_choice("prediction_type", prediction, ("epsilon", "v_prediction"))
+        return values, prediction
 
 
 def load_vocabulary(bundle: Path) -> Vocabulary | None:
@@ -185,7 +187,7 @@ def load_vocabulary(bundle: Path) -> Vocabulary | None:
     file = bundle / "vocabulary.json"
     if not file.is_file():
         return None
-    with _naming(file):
+    with naming(file):
         return Vocabulary.from_config(weights.read_config(file))
 
 

@@ -1,5 +1,6 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, folders with one user at a time, errors that name their file."""
 
+import contextlib
 import io
 import json
 import os
@@ -9,6 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 
 def write_file(path: Path, content: bytes) -> None:
@@ -28,6 +34,47 @@ def write_file(path: Path, content: bytes) -> None:
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Writes indented JSON, whole or not at all."""
     write_file(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+@contextlib.contextmanager
+def sole_user(folder: Path):
+    """Holds the folder for this process; raises BlockingIOError that names it if another one does.
+
+    It is the operating system's lock on the folder itself: it ends with its process, however that ends, and leaves no
+    file behind. Where there are no such locks (Windows, some network file systems) it does nothing.
+    """
+    if fcntl is None:
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BlockingIOError(f"{folder} is in use by another run that is still going on; wait for it to end, or "
+                                  "choose another folder.") from None
+        except OSError:
+            pass  # a file system without locks
+        yield
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def naming(*places: Path):
+    """Puts the places in front of what is wrong with the files there, unless that names them itself; what a broken
+    configuration makes our own code raise becomes a ValueError."""
+    where = f"{' with '.join(map(str, places))}: "
+    try:
+        yield
+    except ValueError as error:
+        named = any(str(place) in str(error) for place in places)
+        raise ValueError(str(error) if named else f"{where}{error}") from None
+    except KeyError as error:
+        raise ValueError(f"{where}the configuration lacks {error}.") from None
+    except (TypeError, AttributeError, IndexError, ArithmeticError, AssertionError) as error:
+        reason = str(error) or "a size in it does not fit"
+        raise ValueError(f"{where}the configuration cannot be used ({reason}).") from error
 
 
 def png(image: Image.Image) -> bytes:

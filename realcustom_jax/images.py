@@ -46,6 +46,13 @@ class VisionSettings:
     dino_layers: tuple[int, ...] = (22,)
 
     def __post_init__(self):
+        check_choice("local", self.local, ("phases", "tiles"))
+        numbers = {name: getattr(self, name) for name in ("size", "encoder_size", "split")}
+        if wrong := [f"{name}={value!r}" for name, value in numbers.items() if type(value) is not int or value < 1]:
+            raise ValueError(f"Vision settings: {', '.join(wrong)}; expected whole numbers above 0.")
+        if self.size != self.split * self.encoder_size:
+            raise ValueError(f"Vision settings: size={self.size} is not split × encoder_size = {self.split} × "
+                             f"{self.encoder_size}.")
         if len(self.siglip_layers) != len(self.dino_layers) or not self.siglip_layers:
             raise ValueError(f"siglip_layers={self.siglip_layers} and dino_layers={self.dino_layers} must be "
                              "equally many, and at least one.")

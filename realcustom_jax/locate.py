@@ -22,7 +22,7 @@ _FOLDERS = {
     "image_encoder_dinov2": ("image_encoder_dinov2", "vit_large_patch14_reg4_dinov2.lvd142m"),
 }
 _STEMS = ("diffusion_pytorch_model", "model", "pytorch_model", "open_clip_model", "open_clip_pytorch_model",
-          "realcustom")
+          "sdxl-unet", "realcustom")
 _SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
 _FILES = (".safetensors", ".ckpt", ".pt")  # of single-file checkpoints
 # Of a hub repository: its parts' folders, and not the many other forms in which it holds the same weights.
@@ -42,8 +42,9 @@ def local_model(model: str | Path) -> Path:
     if folder.is_dir() or folder.is_file() and folder.suffix in _FILES:
         return folder
     if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(model)):
-        raise FileNotFoundError(f"{folder} is not a model folder: there is no such folder. Give a folder of diffusers' "
-                                "layout, a single-file checkpoint, or a name on the hub (owner/model).")
+        problem = "it is a file of another kind" if folder.is_file() else "there is no such folder"
+        raise FileNotFoundError(f"{folder} is not a model folder: {problem}. Give a folder of diffusers' layout, a "
+                                f"single-file checkpoint ({', '.join(_FILES)}), or a name on the hub (owner/model).")
     from huggingface_hub import snapshot_download
 
     try:

@@ -1,8 +1,8 @@
 """What sampling will need of a device's memory, said before anything is compiled.
 
 Counted: all parameters, the sampler's inputs, and the largest sum of arrays that are alive at once in the traced
-sampler. That sum is an estimate: XLA fuses operations, and copies arrays to other layouts. Its own figure costs a
-compilation.
+sampler or, after it, in the decoder. That sum is an estimate: XLA fuses operations, and copies arrays to other layouts.
+Its own figure costs a compilation.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ import numpy as np
 from jax.extend import core
 
 from realcustom_jax.diffusion import make_solver
-from realcustom_jax.pipeline import Pipeline, encode_references
+from realcustom_jax.pipeline import Pipeline, decode_latents, encode_references
 from realcustom_jax.sampling import Conditioning, sample_latents
 
 GIB = 2**30
@@ -29,10 +29,11 @@ class Memory:
     inputs: int
     sampler: int
     available: int | None
+    decoder: int = 0
 
     @property
     def needed(self) -> int:
-        return sum(self.parameters.values()) + self.inputs + self.sampler
+        return sum(self.parameters.values()) + self.inputs + max(self.sampler, self.decoder)
 
     @property
     def fits(self) -> bool:
@@ -40,7 +41,8 @@ class Memory:
 
     def __str__(self) -> str:
         lines = {f"parameters: {name}": size for name, size in self.parameters.items()}
-        lines |= {"inputs of the sampler": self.inputs, "the sampler itself": self.sampler, "together": self.needed}
+        lines |= {"inputs of the sampler": self.inputs, "the sampler itself": self.sampler,
+                  "the decoder, after it": self.decoder, "together": self.needed}
         if self.available is not None:
             lines["the device has"] = self.available
         return "\n".join(f"{name:32}{size / GIB:9.3f} GiB" for name, size in lines.items())
@@ -52,7 +54,8 @@ def sampler_memory(
 ) -> Memory:
     """The memory of `pipeline(…)` with these arguments.
 
-    By default an estimate from shapes alone; `compiled` takes XLA's figure for this backend instead.
+    By default an estimate from shapes alone; `compiled` takes XLA's figure for this backend instead. Either way the
+    weights are not needed: the pipeline may have been loaded under `tensors.headers_only`.
     """
     inputs = _inputs(pipeline, num_images, references, pipeline.latent_shape(width, height))
     solver = make_solver(betas=pipeline.betas, prediction=pipeline.prediction)
@@ -60,18 +63,20 @@ def sampler_memory(
     def sample(params, *inputs):
         return sample_latents(pipeline.unet.module, params, *inputs, solver=solver, branches=branches).latents
 
-    arguments = _shapes(pipeline.unet.params), *inputs
-    if compiled:
-        size = jax.jit(sample).lower(*arguments).compile().memory_analysis().temp_size_in_bytes
-    else:
-        size = temporary_bytes(jax.make_jaxpr(sample)(*arguments).jaxpr, pipeline.unet.params)
+    def temporary(function, params, *inputs):
+        if compiled:
+            return jax.jit(function).lower(params, *inputs).compile().memory_analysis().temp_size_in_bytes
+        return temporary_bytes(jax.make_jaxpr(function)(params, *inputs).jaxpr, params)
+
+    sampler = temporary(sample, _shapes(pipeline.unet.params), *inputs)
+    tile = jax.ShapeDtypeStruct(pipeline.decoded_at_once(inputs[0].shape), jnp.float32)
+    decoder = temporary(functools.partial(decode_latents, pipeline.vae.module), _shapes(pipeline.vae.params), tile)
     parts = {"UNet": pipeline.unet, "autoencoder": pipeline.vae, "projector": pipeline.projector}
-    parts |= {f"text encoder {i + 1}": encoder.network for i, encoder in enumerate(pipeline.text_encoders)}
-    parts |= {"SigLIP encoder": pipeline.siglip, "DINOv2 encoder": pipeline.dino}
-    # Offloaded ones are numpy arrays in the host's memory.
-    parameters = {name: _bytes(part.params) for name, part in parts.items()
-                  if not all(isinstance(x, np.ndarray) for x in jax.tree.leaves(part.params))}
-    return Memory(parameters, _bytes(inputs), size, device_memory())
+    if not pipeline.offload:
+        parts |= {f"text encoder {i + 1}": encoder.network for i, encoder in enumerate(pipeline.text_encoders)}
+        parts |= {"SigLIP encoder": pipeline.siglip, "DINOv2 encoder": pipeline.dino}
+    parameters = {name: _bytes(part.params) for name, part in parts.items()}
+    return Memory(parameters, _bytes(inputs), sampler, device_memory(), decoder)
 
 
 def device_memory() -> int | None:

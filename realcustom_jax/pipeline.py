@@ -13,6 +13,7 @@ import functools
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from transformers import CLIPTokenizer
 
 from realcustom_jax import bundle
 from realcustom_jax.adapter import find_adapter
+from realcustom_jax.choices import check_choice
 from realcustom_jax.compilation import enable_compilation_cache
 from realcustom_jax.diffusion import make_solver
 from realcustom_jax.images import VisionSettings, load_image, reference_features, to_uint8
@@ -40,6 +42,7 @@ from realcustom_jax.weights import read_config
 
 ImageSource = str | Path | Image.Image
 ASSETS = Path(__file__).parent / "assets"
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +101,8 @@ class Pipeline:
     preset: Preset = PRESETS["default"]
     vocabulary: Vocabulary | None = None
     """The words that the model learnt; None for a model of open vocabulary."""
+    offload: bool = False
+    """Whether the text and image encoders are kept in the host's memory."""
 
     @classmethod
     def load(
@@ -124,6 +129,9 @@ class Pipeline:
                 are float32 always, and the autoencoder is where `dtype` is float16, which SDXL's overflows. The CPU
                 has no float16.
             offload: keeps the text and image encoders in the host's memory, and on the device only while they run.
+
+        Under `tensors.headers_only` nothing but the files' headers is read: enough for `memory.sampler_memory`.
+
         Raises:
             FileNotFoundError, ValueError: names the file that is missing, unreadable or does not fit.
         """
@@ -138,6 +146,7 @@ class Pipeline:
         for what, place in (("tokenizer", words), ("image encoders", encoders)):
             if place.is_file():
                 raise FileNotFoundError(f"{place} is a single file, which holds no {what}; give their folder too.")
+        check_choice("dtype", dtype if isinstance(dtype, str) else jnp.dtype(dtype).name, DTYPES)
         preset, dtype = find_preset(preset), jnp.dtype(dtype)
         if dtype == jnp.float16 and jax.default_backend() == "cpu":
             raise ValueError("XLA has no float16 attention on the CPU; choose bfloat16 or float32 there.")
@@ -160,8 +169,8 @@ class Pipeline:
             dino=encoder(bundle.load_vision_encoder, encoders, "image_encoder_dinov2"),
             projector=Network(*bundle.load_projector(given, dtype=dtype)),
             vision_settings=settings, betas=betas, prediction=prediction,
-            sample_size=read_config(bundle.part_files(model, "unet")[0]).get("sample_size", 64),
-            preset=preset, vocabulary=bundle.load_vocabulary(model),
+            sample_size=read_config(bundle.part_files(model, "unet")[0]).get("sample_size") or 64,
+            preset=preset, vocabulary=bundle.load_vocabulary(model), offload=offload,
         )
         pipeline._check_parts_fit(model)
         return pipeline
@@ -280,8 +289,17 @@ class Pipeline:
     def decode(self, latents: jax.Array) -> np.ndarray:
         """Latents [B, h, w, C] as the UNet sees them to pictures, uint8 [B, H, W, 3]; tile by tile where they are
         larger than the model's own size."""
-        decode = functools.partial(_decode, self.vae.module, self.vae.params)
-        return to_uint8(decode_tiles(decode, latents, tile=self.sample_size, factor=self._factor))
+        decode = functools.partial(decode_latents, self.vae.module, self.vae.params)
+        pictures = decode_tiles(decode, latents, tile=self.sample_size, factor=self._factor)
+        if not np.isfinite(pictures).all():
+            raise ValueError("The pictures are not made of finite numbers: the weights hold some that are not, or "
+                             "float16 overflowed; check the files, or choose another dtype.")
+        return to_uint8(pictures)
+
+    def decoded_at_once(self, shape: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
+        """The shape of what `decode` decodes at once of latents [B, h, w, C] of `shape`."""
+        batch, height, width, channels = shape
+        return batch, min(height, self.sample_size), min(width, self.sample_size), channels
 
     def _conditionings(self, pictures, prompt, targets, negative_prompt, size):
         """(positive, negative, marked target tokens [1, R, T]) for one image."""
@@ -314,11 +332,13 @@ class Pipeline:
         low, high, step = (512, 2048, 32) if native >= 512 else (native // 2, 2 * native, 4 * self._factor)
         sides = {"width": native if width is None else width, "height": native if height is None else height}
         for name, side in sides.items():
+            if not isinstance(side, Integral):
+                raise ValueError(f"{name} is {side!r}; expected a whole number of pixels.")
             if not low <= side <= high or side % step:
-                below = min(max(side // step * step, low), high)
-                nearest = " or ".join(str(value) for value in sorted({below, min(below + step, high)}))
+                around = {min(max(value, low), high) for value in (side // step * step, -(-side // step) * step)}
+                nearest = " or ".join(map(str, sorted(around)))
                 raise ValueError(f"{name} is {side}; this model makes pictures of {low} to {high} pixels in steps of "
-                                 f"{step}; the nearest are {nearest}.")
+                                 f"{step}; the nearest {'are' if len(around) > 1 else 'is'} {nearest}.")
         return sides["width"], sides["height"]
 
     def _check_parts_fit(self, folder: Path) -> None:
@@ -329,6 +349,8 @@ class Pipeline:
         made = sum(text.hidden_size for text in texts)
         pooled = texts[-1].projection_dim if self.preset.pooled == "projected" else texts[-1].hidden_size
         checks = {
+            f"the UNet's sample_size is {self.sample_size!r}, expected a whole number above 0":
+                type(self.sample_size) is int and self.sample_size > 0,
             f"the UNet takes {unet.in_channels} channels, the autoencoder makes {vae.latent_channels}":
                 unet.in_channels == vae.latent_channels,
             f"the UNet takes text of width {width}, the text encoder makes {made}": width == made,
@@ -374,10 +396,10 @@ def _given_noise(latents, shape: tuple[int, ...]) -> jax.Array:
 
 
 def _check_numbers(seed: int, num_images: int, guidance_scale: float, scope: float) -> None:
-    if not 0 <= seed < 2**32:
+    if not (isinstance(seed, Integral) and 0 <= seed < 2**32):
         raise ValueError(f"seed is {seed}; expected a whole number from 0 to {2**32 - 1}.")
-    if num_images < 1:
-        raise ValueError(f"num_images is {num_images}; expected at least 1.")
+    if not (isinstance(num_images, Integral) and num_images >= 1):
+        raise ValueError(f"num_images is {num_images}; expected a whole number, at least 1.")
     if not math.isfinite(guidance_scale):
         raise ValueError(f"guidance_scale is {guidance_scale}; expected a finite number.")
     if not 0 < scope <= 1:
@@ -398,7 +420,8 @@ def encode_references(siglip, dino, projector, settings: VisionSettings, params,
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _decode(module, params, latents: jax.Array) -> jax.Array:
+def decode_latents(module, params, latents: jax.Array) -> jax.Array:
+    """Pictures [B, H, W, 3], about [-1, 1], of latents [B, h, w, C] as the UNet sees them."""
     return module.apply({"params": params}, latents / module.config.scaling_factor, method="decode")
 
 

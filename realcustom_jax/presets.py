@@ -6,6 +6,7 @@ checkpoint gives the pictures it was trained for only with the choices it was tr
 
 import dataclasses
 from collections.abc import Mapping
+from numbers import Integral, Real
 from typing import Any
 
 from realcustom_jax.choices import check_choice
@@ -14,6 +15,10 @@ _CHOICES = {
     "pooled": ("unprojected", "projected"), "size_order": ("width_first", "height_first"),
     "weight_order": ("adapter_last", "base_last"), "match": ("word", "released"), "local": (None, "phases", "tiles"),
 }
+
+
+_VALUES = {"scope": (Real, "a number"), "guidance_scale": (Real, "a number"),
+           "freeze_mask_step": (Integral, "a whole number"), "negative_prompt": (str, "a text")}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +50,9 @@ class Preset:
         for name, known in _CHOICES.items():
             if getattr(self, name) not in known:
                 check_choice(name, getattr(self, name), filter(None, known))
+        for name, (kind, expected) in _VALUES.items():
+            if not isinstance(getattr(self, name), kind):
+                raise ValueError(f"{name} is {getattr(self, name)!r}; expected {expected}.")
 
 
 _NEGATIVE = "blurry, deformed, watermark, text, low quality"

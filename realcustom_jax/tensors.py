@@ -1,9 +1,13 @@
 """Weight files, read tensor by tensor, so that a model's files are never in memory twice.
 
-A `LazyTensors` knows the names in one or several files and reads a tensor when it is asked for.
+A `LazyTensors` knows the names in one or several files and reads a tensor when it is asked for. Under `headers_only`
+a model is loaded as ever, with every check of names and shapes, but its numbers are not read.
 """
 
+import contextlib
+import contextvars
 import json
+import re
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -13,6 +17,24 @@ import numpy as np
 import safetensors
 
 Reader = Callable[[], np.ndarray]
+
+_headers_only = contextvars.ContextVar("headers_only", default=False)
+
+
+@contextlib.contextmanager
+def headers_only():
+    """Within it, tensors have the shapes of the files and stand for zeros that take no memory; `weights` gives
+    `jax.ShapeDtypeStruct`s for parameters. It says what a model would need without the time and memory to load it."""
+    token = _headers_only.set(True)
+    try:
+        yield
+    finally:
+        _headers_only.reset(token)
+
+
+def reads_headers_only() -> bool:
+    """Whether this is within `headers_only`."""
+    return _headers_only.get()
 
 
 class LazyTensors(Mapping[str, np.ndarray]):
@@ -91,8 +113,12 @@ def _read_safetensors(path: Path) -> LazyTensors:
         file = safetensors.safe_open(path, framework="numpy")
     except (safetensors.SafetensorError, ValueError, OSError) as error:
         raise ValueError(f"weight file {path} is truncated or not a safetensors file ({error}).") from None
+    def hollow(name):
+        return np.broadcast_to(np.float32(0), file.get_slice(name).get_shape())
+
     # One file object serves all tensors: it maps the file, and stays open as long as a reader lives.
-    return LazyTensors({name: lambda name=name: file.get_tensor(name) for name in file.keys()})
+    read = hollow if reads_headers_only() else file.get_tensor
+    return LazyTensors({name: lambda name=name: read(name) for name in file.keys()})
 
 
 def _read_torch(path: Path) -> LazyTensors:
@@ -104,11 +130,17 @@ def _read_torch(path: Path) -> LazyTensors:
         # Files from before torch 1.6 are no zip archives and cannot be mapped.
         tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # torch raises many kinds; all mean that the file is not a plain tensor file
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"weight file {path} is corrupt or holds anything but tensors: refused ({reason}).") from None
+        # Its own words advise to unpickle all the same.
+        found = re.search(r"GLOBAL ([\w.]+)", str(error))
+        what = f"holds the Python object {found[1]}" if found else "is truncated or not a torch file of tensors"
+        raise ValueError(f"weight file {path} {what}: refused, as only tensors are read and nothing is unpickled; give "
+                         "a state dict saved by torch.save, or safetensors.") from None
     tensors = tensors.get("state_dict", tensors) if isinstance(tensors, dict) else tensors
-    if not isinstance(tensors, dict) or not all(isinstance(t, torch.Tensor) for t in tensors.values()):
-        raise ValueError(f"weight file {path} is not a dictionary of tensors.")
+    others = [key for key, value in tensors.items() if not (isinstance(key, str) and isinstance(value, torch.Tensor))
+              ] if isinstance(tensors, dict) else [f"a {type(tensors).__name__}"]
+    if others:
+        raise ValueError(f"weight file {path} is not a dictionary of tensors: it holds {others[0]}; give a state dict, "
+                         "names to tensors.")
 
     def to_numpy(tensor):
         if tensor.dtype == torch.bfloat16:
@@ -126,6 +158,7 @@ _KINDS = {  # a name that only this kind of file holds → what the file is
     "to_k_vision.": "a UNet with RealCustom's visual attention",
     "visual.trunk.": "an open_clip checkpoint with a timm vision tower",
     "visual.": "an open_clip checkpoint whose vision tower is not timm's (no visual.trunk. keys)",
+    "text.transformer.": "the text tower of an open_clip checkpoint (no visual.trunk. keys)",
     "vision_model.": "a transformers vision model",
     "text_model.": "a CLIP text encoder of transformers",
     "down_blocks.0.resnets.0.time_emb_proj.": "a diffusers UNet",

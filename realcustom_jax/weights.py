@@ -26,7 +26,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from realcustom_jax.models import clip_text, projector, unet, vae, vit
-from realcustom_jax.tensors import LazyTensors, identify, read_files
+from realcustom_jax.tensors import LazyTensors, identify, read_files, reads_headers_only
 
 PROJECTOR_PREFIX = "encoder_hidden_states_vision_projection."
 _OPEN_CLIP_PREFIX = "visual.trunk."
@@ -69,15 +69,19 @@ _PARTS = {
 
 
 def read_config(config: Mapping[str, Any] | str | Path) -> dict[str, Any]:
-    """A configuration given as a mapping or as the path of a JSON file, as a dict."""
+    """A configuration given as a mapping or as the path of a JSON file, as a dict; raises FileNotFoundError or
+    ValueError for a file that holds no JSON object."""
     if isinstance(config, Mapping):
         return dict(config)
     try:
-        return json.loads(Path(config).read_text())
+        value = json.loads(Path(config).read_text())
     except FileNotFoundError:
         raise FileNotFoundError(f"configuration file {config} does not exist.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"configuration file {config} is not valid JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"configuration file {config} holds a JSON {type(value).__name__}; expected an object {{…}}.")
+    return value
 
 
 def torch_name(path: tuple[str, ...], layer: int | None = None) -> str:
@@ -139,7 +143,8 @@ def from_torch(shapes, tensors: Mapping[str, np.ndarray], part: str, *, dtype,
         tensors: torch names (prefix removed) → arrays.
         missing_ok: names that may be absent; their leaves are left out of the result.
     Returns:
-        (the parameters as nested dict, the tensor names that were not used)
+        (the parameters as nested dict, the tensor names that were not used); under `tensors.headers_only` the
+        parameters are `jax.ShapeDtypeStruct`s
     Raises:
         ValueError: lists the missing and the wrongly shaped tensors.
     """
@@ -158,6 +163,8 @@ def from_torch(shapes, tensors: Mapping[str, np.ndarray], part: str, *, dtype,
         value = _from_torch_axes(value, kernel)
         if value.shape != expected:
             wrong.append(f"{name} {tuple(given.shape)}, expected {expected_shapes[name]}")
+        elif reads_headers_only():
+            params[path] = jax.ShapeDtypeStruct(leaf.shape, dtype)
         elif layer is None:
             params[path] = jnp.asarray(np.ascontiguousarray(value, dtype))
         else:
@@ -279,7 +286,10 @@ def load_vision_encoder(config, *files, dtype=jnp.float32):
     tensors = read_files(files)
     if any(name.startswith(_OPEN_CLIP_PREFIX) for name in tensors):
         tensors = tensors.rename(lambda k: k.removeprefix(_OPEN_CLIP_PREFIX))
-    tensors = _select(tensors, "vision encoder")
+    what, tensors = identify(tensors), _select(tensors, "vision encoder")
+    if not tensors:
+        raise ValueError(f"the weights (of {what}) hold no vision encoder; expected timm's names, or open_clip's with "
+                         f"{_OPEN_CLIP_PREFIX} in front of them.")
     if "pos_embed" in tensors:
         trained = tensors["pos_embed"]
         tensors = tensors.replace(

@@ -74,7 +74,8 @@ def test_projected_text_needs_a_projection(mini_folder):
 def test_presets_are_found_by_name_by_choices_and_misspellings_are_named():
     assert find_preset({"scope": 0.5}) == Preset(scope=0.5)
     for wrong, message in (("papper", "did you mean 'paper'"), ({"scpoe": 1}, "did you mean 'scope'"),
-                           ({"pooled": "projekted"}, "did you mean 'projected'"), ({"local": "tile"}, "'tiles'")):
+                           ({"pooled": "projekted"}, "did you mean 'projected'"), ({"local": "tile"}, "'tiles'"),
+                           ({"scope": "big"}, "scope is 'big'; expected a number")):
         with pytest.raises(ValueError, match=message):
             find_preset(wrong)
 
@@ -91,6 +92,12 @@ def test_parameters_are_stored_as_they_are_computed_with(sdxl, monkeypatch, dtyp
 def test_the_cpu_has_no_float16_and_says_so(sdxl):
     with pytest.raises(ValueError, match="no float16 attention on the CPU; choose bfloat16"):
         Pipeline.load(sdxl, dtype="float16")
+
+
+def test_another_dtype_is_named(sdxl):
+    for dtype in ("int8", "double", jnp.int32):
+        with pytest.raises(ValueError, match="Unknown dtype .*known are float32, bfloat16, float16"):
+            Pipeline.load(sdxl, dtype=dtype)
 
 
 def test_bfloat16_draws_nearly_the_same_picture(sdxl):

@@ -122,8 +122,10 @@ def test_all_bad_lines_are_named_at_once_up_to_ten(write):
 def test_a_file_without_rows_or_without_a_file_is_an_error(write, tmp_path):
     with pytest.raises(ValueError, match="holds no prompts"):
         batch.read_rows(write("", " "))
-    with pytest.raises(FileNotFoundError, match="nowhere.jsonl"):
+    with pytest.raises(FileNotFoundError, match="nowhere.jsonl cannot be read .*give a file with a JSON object"):
         batch.read_rows(tmp_path / "nowhere.jsonl")
+    with pytest.raises(IsADirectoryError, match="cannot be read"):
+        batch.read_rows(tmp_path)
 
 
 # -------------------- the run
@@ -240,6 +242,19 @@ def test_a_stopped_run_goes_on_where_it_was(write, tmp_path):
     assert pipeline.prompts == ["two", "three"]
 
 
+def test_a_folder_has_one_run_at_a_time(write, tmp_path):
+    file, out, second = write(row()), tmp_path / "out", FakePipeline()
+
+    def first(*arguments, **options):
+        with pytest.raises(BlockingIOError, match="out is in use by another run .* wait for it"):
+            run(second, file, out)
+        return FakePipeline()(*arguments, **options)
+
+    assert run(first, file, out).made == 1 and not second.calls
+    assert run(second, file, out).skipped == 1
+    assert names(out) == ["0001.json", "0001.png"]
+
+
 # Tells the parent when it stands between writing and renaming a file, the moment that leaves most behind.
 KILLED = """
 import sys, time
@@ -267,6 +282,8 @@ def test_a_run_after_kill_9_makes_the_rest_and_leaves_no_partial_file(write, tmp
     command = [sys.executable, "-c", KILLED, str(file), str(out), "0003-1.png"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         assert process.stdout.readline() == "now\n"
+        with pytest.raises(BlockingIOError, match="in use by another run"):
+            run(FakePipeline(), file, out)
         process.kill()
     assert process.returncode == -9
     whole = ["0001-0.png", "0001-1.png", "0001.json", "0002-0.png", "0002-1.png", "0002.json", "0003-0.png"]

@@ -9,8 +9,9 @@ import pytest
 import safetensors.numpy
 from huggingface_hub.utils import filter_repo_objects
 
-from realcustom_jax import locate, weights
+from realcustom_jax import bundle, locate, weights
 from realcustom_jax.adapter import find_adapter
+from realcustom_jax.files import write_json
 from realcustom_jax.pipeline import ASSETS, Pipeline
 from realcustom_jax.tensors import identify, read_files, read_tensors
 
@@ -181,6 +182,31 @@ def test_an_open_clip_file_without_a_timm_tower_is_named(folder):
     with pytest.raises(ValueError, match="no visual.trunk. keys"):
         Pipeline.load(folder)
     assert identify(names) != identify(["blocks.0.attn.qkv.weight"])
+    names = {"text.transformer.resblocks.0.ln_1.weight": np.zeros(1, np.float32)}
+    safetensors.numpy.save_file(names, folder / "image_encoder_siglip/model.safetensors")
+    with pytest.raises(ValueError, match="text tower of an open_clip .* hold no vision encoder; .*visual.trunk."):
+        Pipeline.load(folder)
+
+
+@pytest.mark.parametrize("description", [
+    {"config.json": {"architecture": "vit_large_patch14_reg4_dinov2", "num_features": 1024, "pretrained_cfg": {}}},
+    {"open_clip_config.json": {"model_cfg": {"vision_cfg": {"timm_model_name": "vit_large_patch14_reg4_dinov2"}}}},
+    {"open_clip_config.json": {}, "tokenizer.json": {}, "tokenizer_config.json": {}},
+    {},
+])
+def test_image_encoders_are_known_by_what_their_hub_says_of_them(folder, description):
+    (folder / "image_encoder_dinov2/config.json").unlink()
+    for name, value in description.items():
+        write_json(folder / "image_encoder_dinov2" / name, value)
+    config, *_ = bundle.part_files(folder, "image_encoder_dinov2")
+    assert config == bundle.ARCHITECTURES["vit_large_patch14_reg4_dinov2"]
+
+
+def test_the_released_unet_is_taken_where_another_lies_beside_it(folder):
+    (folder / UNET).unlink()
+    for name in ("general_v1-3_sdxl_03.pth", "sdxl-unet.bin"):
+        (folder / "unet" / name).touch()
+    assert [file.name for file in locate.weight_files(folder / "unet")] == ["sdxl-unet.bin"]
 
 
 def test_pictures_of_another_shape(mini_pipeline):

@@ -1,13 +1,17 @@
 """The memory report: counts that can be checked by hand, and bounds that hold."""
 
+import dataclasses
+import shutil
+
 import jax
 import jax.numpy as jnp
 import pytest
 
 from realcustom_jax.memory import Memory, peak_bytes, sampler_memory
 from realcustom_jax.pipeline import Pipeline
+from realcustom_jax.tensors import headers_only, read_tensors
 
-from mini_bundle import SIDE
+from mini_bundle import SIDE, write_mini_bundle
 
 
 def test_the_peak_is_what_is_alive_at_once():
@@ -43,6 +47,40 @@ def test_the_cpu_needs_more_than_it_was_given_in_half_precision(mini_folder):
     pipeline = Pipeline.load(mini_folder, dtype="bfloat16")
     estimate, measured = (sampler_memory(pipeline, compiled=compiled).sampler for compiled in (False, True))
     assert 0.5 < measured / estimate < 2
+
+
+@pytest.mark.parametrize("kind", ["sdxl", "sd15"])
+def test_headers_are_enough(tmp_path, kind):
+    folder = write_mini_bundle(tmp_path, kind)
+    for offload in (False, True):
+        whole = sampler_memory(Pipeline.load(folder, dtype="bfloat16", offload=offload))
+        with headers_only():
+            hollow = Pipeline.load(folder, dtype="bfloat16", offload=offload)
+        leaves = jax.tree.leaves([hollow.unet.params, hollow.vae.params, hollow.siglip.params, hollow.projector.params])
+        assert {type(leaf) for leaf in leaves} == {jax.ShapeDtypeStruct}
+        report = sampler_memory(hollow)
+        assert dataclasses.replace(report, available=None) == dataclasses.replace(whole, available=None)
+        assert ("DINOv2 encoder" in report.parameters) != offload
+
+
+def test_a_header_gives_the_shape_without_the_numbers(mini_folder):
+    file = mini_folder / "unet/diffusion_pytorch_model.safetensors"
+    with headers_only():
+        hollow = read_tensors(file)
+    for name, value in read_tensors(file).items():
+        assert hollow[name].shape == value.shape and not any(hollow[name].strides) and not hollow[name].any()
+
+
+def test_a_report_from_headers_still_checks_the_model(mini_folder, tmp_path):
+    folder = shutil.copytree(mini_folder, tmp_path / "model")
+    shutil.copy(folder / "text_encoder/model.safetensors", folder / "image_encoder_dinov2/model.safetensors")
+    with headers_only(), pytest.raises(ValueError, match="do not fit this vision encoder"):
+        Pipeline.load(folder)
+
+
+def test_the_larger_of_sampler_and_decoder_is_needed():
+    assert Memory({"UNet": 10}, 1, 5, available=None, decoder=7).needed == 18
+    assert Memory({"UNet": 10}, 1, 7, available=None, decoder=5).needed == 18
 
 
 def test_what_does_not_fit_is_said():

@@ -1,5 +1,6 @@
 """The pipeline on a tiny model of random weights: what goes in and comes out, not how it looks."""
 
+import dataclasses
 import shutil
 
 import jax
@@ -102,6 +103,10 @@ def test_steps_are_reported(mini_pipeline):
     ({"scope": float("nan")}, "scope is nan"),
     ({"num_images": 0}, "num_images is 0"),
     ({"seed": -1}, "seed is -1"),
+    ({"seed": 1.5}, "seed is 1.5"),
+    ({"width": -8}, "width is -8; .*the nearest is 8"),
+    ({"height": 1000}, "height is 1000; .*the nearest is 32"),
+    ({"width": 16.0}, "width is 16.0; expected a whole number"),
     ({"freeze_mask_step": 0}, "freeze_mask_step is 0"),
     ({"solver": "euler"}, "euler.*dpm_single"),
     ({"branches": "both"}, "both.*fused"),
@@ -119,6 +124,13 @@ def test_impossible_inputs_are_errors(mini_pipeline, change, message):
     call = {"image": DOG, "prompt": PROMPT, "target": "dog"} | change
     with pytest.raises(ValueError, match=message):
         mini_pipeline(**call)
+
+
+def test_pictures_of_numbers_that_are_none_are_not_given(mini_pipeline):
+    params = jax.tree.map(lambda x: x * np.nan, mini_pipeline.vae.params)
+    broken = dataclasses.replace(mini_pipeline, vae=dataclasses.replace(mini_pipeline.vae, params=params))
+    with pytest.raises(ValueError, match="not made of finite numbers"):
+        broken.decode(np.zeros((1, 8, 8, 4), np.float32))
 
 
 def test_words_that_were_never_learnt_are_told(mini_pipeline):

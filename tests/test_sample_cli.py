@@ -13,6 +13,7 @@ from PIL import Image
 import sample
 from realcustom_jax import bundle, weights
 from realcustom_jax.contact_sheet import CELL, contact_sheet, fit, mask_overlay, save
+from realcustom_jax.files import write_json
 from realcustom_jax.pipeline import ASSETS, Pipeline, Result
 from realcustom_jax.presets import Preset
 from realcustom_jax.tensors import read_tensors
@@ -96,6 +97,10 @@ def truncate(folder, name):
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 
 
+def edit(folder, name, **changes):
+    write_json(folder / name, weights.read_config(folder / name) | changes)
+
+
 def reshape(folder, part):
     config, file = bundle.part_files(folder, part)
     tensors = read_tensors(file)
@@ -118,6 +123,18 @@ def reshape(folder, part):
     (lambda folder: (folder / "vae" / "config.json").write_text('{"block_out_channels": "wide"}'),
      "vae: the configuration cannot be used"),
     (lambda folder: (folder / "unet" / "config.json").write_text("{}"), "unet.* lacks 'block_out_channels'"),
+    (lambda folder: (folder / "unet" / "config.json").write_text("[]"), "unet/config.json holds a JSON list"),
+    (lambda folder: edit(folder, "unet/config.json", sample_size="wide"), "sample_size is 'wide'"),
+    (lambda folder: edit(folder, "unet/config.json", norm_num_groups=[]), "unet.*cannot be used"),
+    (lambda folder: edit(folder, "image_encoder_siglip/config.json", patch_size=[]), "siglip.*cannot be used"),
+    (lambda folder: (folder / "adapter/config.json").write_text("null"), "adapter/config.json holds a JSON NoneType"),
+    (lambda folder: edit(folder, "adapter/config.json", vision_settings=3), "adapter/config.json.* cannot be used"),
+    (lambda folder: edit(folder, "adapter/config.json", vision_settings={"size": "wide"}), "adapter/.*size='wide'"),
+    (lambda folder: edit(folder, "adapter/config.json", image_prompt_settings={}), "adapter/.*no visual attention"),
+    (lambda folder: edit(folder, "scheduler/scheduler_config.json", prediction_type="sample"),
+     "scheduler_config.json: Unknown prediction_type 'sample'"),
+    (lambda folder: edit(folder, "scheduler/scheduler_config.json", _class_name="FlowMatchEulerDiscreteScheduler"),
+     "made for FlowMatchEulerDiscreteScheduler .*not supported"),
     (lambda folder: reshape(folder, "text_encoder"), "text_encoder: .*wrong shapes: "),
     (lambda folder: reshape(folder, "adapter"), "adapter: .*wrong shapes: "),
 ])
@@ -221,6 +238,7 @@ def test_a_config_sets_options_and_the_command_line_wins(tmp_path, capsys):
     options = sample.parse(["--config", str(file), "--seed", "4"])
     assert (options.steps, options.seed, options.preset) == (7, 4, {"scope": 0.5})
     for text, message in (("return ml_collections.ConfigDict()", "says nothing about sampling"),
+                          ("return ml_collections.", "cannot be used: SyntaxError"),
                           ("return ml_collections.ConfigDict({'sample': {'stpes': 7}})", "stpes is no option")):
         file.write_text(f"import ml_collections\n\n\ndef get_config():\n    {text}\n")
         with pytest.raises(SystemExit) as stopped:

@@ -132,6 +132,13 @@ def test_bfloat16_parameters():
     assert module.apply({"params": params}, np.zeros((1, 4, 4, 3)), method="encode").mean.dtype == jax.numpy.bfloat16
 
 
+def test_bfloat16_files(tmp_path):
+    value = np.arange(8).astype(jax.numpy.bfloat16)
+    tensors = read_tensors(written(tmp_path, {"encoder.conv_in.bias": value}))
+    np.testing.assert_array_equal(tensors["encoder.conv_in.bias"], value)
+    assert tensors["encoder.conv_in.bias"].dtype == jax.numpy.bfloat16
+
+
 def test_files_that_cannot_be_read(tmp_path):
     with pytest.raises(FileNotFoundError, match="does not exist"):
         read_tensors(tmp_path / "none.safetensors")
@@ -142,12 +149,13 @@ def test_files_that_cannot_be_read(tmp_path):
     (tmp_path / "weights.npz").write_bytes(b"")
     with pytest.raises(ValueError, match="unknown kind '.npz'"):
         read_tensors(tmp_path / "weights.npz")
-    (tmp_path / "config.json").write_text("{")
-    with pytest.raises(ValueError, match="not valid JSON"):
-        weights.load_autoencoder(tmp_path / "config.json")
+    for text, message in (("{", "not valid JSON"), ("[1]", r"holds a JSON list; expected an object")):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(ValueError, match=message):
+            weights.load_autoencoder(tmp_path / "config.json")
 
 
-def test_torch_files_are_read_weights_only(tmp_path):
+def test_torch_files_are_read_weights_only(tmp_path, capsys):
     torch = pytest.importorskip("torch")
     tensors = tensors_of("vae")
     torch.save({k: torch.from_numpy(v) for k, v in tensors.items()}, tmp_path / "vae.bin")
@@ -161,8 +169,29 @@ def test_torch_files_are_read_weights_only(tmp_path):
             return (print, ("unpickled",))
 
     torch.save({"trap": Trap()}, tmp_path / "trap.pth")
-    with pytest.raises(ValueError, match="refused"):
+    with pytest.raises(ValueError, match="trap.pth holds the Python object print: refused.*nothing is unpickled"):
         read_tensors(tmp_path / "trap.pth")
-    torch.save([1, 2], tmp_path / "list.pth")
-    with pytest.raises(ValueError, match="not a dictionary of tensors"):
-        read_tensors(tmp_path / "list.pth")
+    assert "unpickled" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("content, message", [
+    ([1, 2], "not a dictionary of tensors: it holds a list"),
+    ({"epoch": 3}, "not a dictionary of tensors: it holds epoch"),
+    ({1: None}, "not a dictionary of tensors: it holds 1"),
+    ({"state_dict": None}, "it holds a NoneType"),
+])
+def test_torch_files_of_other_things(tmp_path, content, message):
+    torch = pytest.importorskip("torch")
+    torch.save(content, tmp_path / "other.pth")
+    with pytest.raises(ValueError, match=message):
+        read_tensors(tmp_path / "other.pth")
+
+
+def test_torch_files_that_are_cut_or_none(tmp_path):
+    torch = pytest.importorskip("torch")
+    torch.save({"a": torch.ones(100)}, tmp_path / "whole.pth")
+    whole = (tmp_path / "whole.pth").read_bytes()
+    for content in (whole[: len(whole) // 2], b"", b"garbage"):
+        (tmp_path / "cut.pth").write_bytes(content)
+        with pytest.raises(ValueError, match="cut.pth is truncated or not a torch file of tensors: refused"):
+            read_tensors(tmp_path / "cut.pth")
