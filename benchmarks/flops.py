@@ -1,0 +1,92 @@
+"""How much arithmetic a picture takes, counted in the traced programs, and how long that is on devices of known speed.
+
+    python -m benchmarks.flops --kind sdxl --side 1024
+
+Counted are matrix products and convolutions, two operations for each multiply-add: of the fused sampler (25 steps, mask
+frozen at step 12, one reference), the image encoders (reference and zero picture) and the decoder. The times are
+computed, not measured: counted operations / (published dense peak of bfloat16, on a T4 of float16 × EFFICIENCY).
+"""
+
+import argparse
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend import core
+
+from benchmarks.compile_sampler import sampler_inputs
+from realcustom_jax import single_file, weights
+from realcustom_jax.bundle import ARCHITECTURES
+from realcustom_jax.diffusion import make_solver
+from realcustom_jax.models.unet import UNet, UNetConfig
+from realcustom_jax.models.vae import Autoencoder, VAEConfig
+from realcustom_jax.models.vit import VisionTransformer, VitConfig
+from realcustom_jax.pipeline import decode_latents
+from realcustom_jax.sampling import sample_latents
+
+PEAK_TFLOPS = {"H100 SXM": 989, "A100": 312, "TPU v5e": 197, "L4": 121, "T4": 65}
+EFFICIENCY = 0.3
+VIEWS = 2 * (1 + 2 * 2)  # the reference and the zero picture, each whole and in four parts
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kind", choices=sorted(single_file.CONFIGS), default="sdxl")
+    parser.add_argument("--side", type=int, default=1024, help="of the picture, in pixels")
+    options = parser.parse_args()
+    counts = {"sampler": sampler(options.kind, options.side // 8), "decoder": decoder(options.kind, options.side // 8)}
+    for name, config in ARCHITECTURES.items():
+        encoder = VisionTransformer(VitConfig.from_config(config))
+        counts[name] = traced(encoder, jnp.zeros((VIEWS, 384, 384, 3)), layers=(config["depth"] - 2,))
+    counts["together"] = sum(counts.values())
+    for name, count in counts.items():
+        print(f"{name:32}{count / 1e12:8.1f} TFLOP")
+    for device, peak in PEAK_TFLOPS.items():
+        print(f"{device:32}{counts['together'] / 1e12 / (peak * EFFICIENCY):8.1f} s, computed")
+
+
+def sampler(kind: str, side: int) -> int:
+    """Operations of the whole fused sampler for latents of `side`."""
+    settings = {"image_prompt_settings": {"vision_projection_type": "custom"}}
+    unet = UNet(UNetConfig.from_config(single_file.CONFIGS[kind]["unet"] | settings), jnp.bfloat16)
+    args, kwargs = weights.unet_inputs(unet.config)
+    params = weights.parameter_shapes(unet, *args, **kwargs)
+
+    def sample(params, *inputs):
+        return sample_latents(unet, params, *inputs, solver=make_solver()).latents
+
+    return flops(jax.make_jaxpr(sample)(params, *sampler_inputs(unet.config, side)).jaxpr)
+
+
+def decoder(kind: str, side: int) -> int:
+    """Operations of decoding latents of `side`."""
+    module = Autoencoder(VAEConfig.from_config(single_file.CONFIGS[kind]["vae"]))
+    params = weights.parameter_shapes(module, jnp.zeros((1, 8, 8, 3)))
+    return flops(jax.make_jaxpr(functools.partial(decode_latents, module))(params, jnp.zeros((1, side, side, 4))).jaxpr)
+
+
+def traced(module, *args, **kwargs) -> int:
+    """Operations of a module's application to these inputs."""
+    params = weights.parameter_shapes(module, *args, **kwargs)
+    return flops(jax.make_jaxpr(lambda params: module.apply({"params": params}, *args, **kwargs))(params).jaxpr)
+
+
+def flops(jaxpr: core.Jaxpr) -> int:
+    """Operations in the matrix products and convolutions of a jaxpr; what a scan holds counts once for each round."""
+    total = 0
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name == "dot_general":
+            (contracted, _), _ = eqn.params["dimension_numbers"]
+            total += 2 * eqn.outvars[0].aval.size * int(np.prod([eqn.invars[0].aval.shape[i] for i in contracted]))
+        elif eqn.primitive.name == "conv_general_dilated":
+            kernel = eqn.invars[1].aval
+            features = kernel.shape[eqn.params["dimension_numbers"].rhs_spec[0]]
+            total += 2 * eqn.outvars[0].aval.size * (kernel.size // features)
+        rounds = eqn.params["length"] if eqn.primitive.name == "scan" else 1
+        total += rounds * sum(map(flops, core.jaxprs_in_params(eqn.params)))
+    return total
+
+
+if __name__ == "__main__":
+    main()
