@@ -8,7 +8,7 @@ network the library that it comes from; what is not installed is skipped.
 import importlib.machinery
 import importlib.util
 import sys
-from unittest.mock import MagicMock, patch
+from unittest.mock import MagicMock
 
 import jax
 import numpy as np
@@ -157,7 +157,10 @@ def vision_transformer():
         for name in (f"torchvision{name}" for name in names):
             stand_ins[name] = MagicMock(__path__=[])
             stand_ins[name].__spec__ = importlib.machinery.ModuleSpec(name, None)
-    with patch.dict(sys.modules, stand_ins):
+    # Only the stand-ins leave again: some of what timm imports, as numpy.fft, cannot be loaded twice in a process.
+    with pytest.MonkeyPatch.context() as patched:
+        for name, module in stand_ins.items():
+            patched.setitem(sys.modules, name, module)
         yield pytest.importorskip("timm.models.vision_transformer")
 
 
