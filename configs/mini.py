@@ -65,9 +65,10 @@ def get_config() -> ml_collections.ConfigDict:
     config.masked = 0.5  # share of the adapter's pairs that are trained with a mask; the paper's is 0
     config.curriculum = {"recipe": "curriculum", "start": 0.05, "end": 0.3, "final_reconstruction": 0.1}
     config.optimization = {
-        "autoencoder": {"steps": 1100, "batch_size": 16, "learning_rate": 2e-3, "save_every": 200,
+        "autoencoder": {"steps": 1100, "batch_size": 16, "learning_rate": 2e-3, "decay": 0.3, "save_every": 200,
                         "sample_every": 200},
-        "encoders": {"steps": 600, "batch_size": 64, "learning_rate": 1e-3, "save_every": 500, "sample_every": 500},
+        "encoders": {"steps": 900, "batch_size": 64, "learning_rate": 1e-3, "decay": 0.6, "save_every": 300,
+                     "sample_every": 300},
         "judge": {"steps": 1500, "batch_size": 64, "learning_rate": 2e-3, "decay": 0.5, "ema": 0.995, "save_every": 100,
                   "sample_every": 500},
         "base": {"steps": 6000, "batch_size": 64, "learning_rate": 1e-3, "decay": 0.2, "ema": 0.9985,

@@ -90,7 +90,7 @@ def test_a_warm_start_keeps_the_words_it_knows_and_draws_the_others(trained, con
     again.warm_start = str(trained / "bundle")
     tokenizer = miniature._tokenizer(again)
     new, old = (params["text_model"]["embeddings"]["token_embedding"]["embedding"] for params in (
-        miniature._start(again, tokenizer)["text_encoder"], bundle.load_text_encoder(trained / "bundle")[1]))
+        miniature._warm_start(again, tokenizer)["text_encoder"], bundle.load_text_encoder(trained / "bundle")[1]))
     known = bundle.load_tokenizer(trained / "bundle").get_vocab()
     assert new.shape == (len(tokenizer), old.shape[1])
     np.testing.assert_array_equal(new[tokenizer.get_vocab()["dog</w>"]], old[known["dog</w>"]])

@@ -61,8 +61,9 @@ class BaseTask:
 
     def loss(self, params, frozen, batch, key):
         describe_key, drop_key, noise_key = jax.random.split(key, 3)
-        described, dropped = (jax.random.bernoulli(key, share, (len(batch["input_ids"]), 1)) for key, share in (
-            (describe_key, self.described), (drop_key, self.text_dropout)))
+        each = (len(batch["input_ids"]), 1)
+        described = jax.random.bernoulli(describe_key, self.described, each)
+        dropped = jax.random.bernoulli(drop_key, self.text_dropout, each)
         input_ids = jnp.where(described, batch["description_ids"], batch["input_ids"])
         text = self.conditioning(params, jnp.where(dropped, self.empty_ids, input_ids))
 

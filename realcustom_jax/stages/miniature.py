@@ -91,7 +91,7 @@ def _base(config: ConfigDict, workdir: Path, data: Path) -> None:
     arrays = _latents(workdir, data) | {
         "input_ids": _encoded(tokenizer, data, "caption"),
         "description_ids": _encoded(tokenizer, data, "description")}
-    start = _start(config, tokenizer) if config.warm_start else None
+    start = _warm_start(config, tokenizer) if config.warm_start else None
     task = base.BaseTask(
         unet_config=config.models.unet.to_dict(), text_encoder=ClipText(ClipTextConfig.from_config(text_config)),
         batches=_batches(arrays, "base", config), empty_ids=encode_prompt(tokenizer, "", allow_empty=True)[0],
@@ -104,7 +104,7 @@ def _base(config: ConfigDict, workdir: Path, data: Path) -> None:
     bundle.save_part(folder, "unet", task.unet_config, bundle.to_half(weights.to_torch(params["unet"])))
 
 
-def _start(config: ConfigDict, tokenizer) -> dict:
+def _warm_start(config: ConfigDict, tokenizer) -> dict:
     """The base model of the bundle `config.warm_start`; words that its tokenizer lacks get random embeddings."""
     trained = Path(config.warm_start)
     _, unet_params = weights.load_unet(config.models.unet.to_dict(), bundle.part_files(trained, "unet")[1])
