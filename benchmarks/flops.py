@@ -73,7 +73,8 @@ def traced(module, *args, **kwargs) -> int:
 
 
 def flops(jaxpr: core.Jaxpr) -> int:
-    """Operations in the matrix products and convolutions of a jaxpr; what a scan holds counts once for each round."""
+    """Operations in the matrix products and convolutions of a jaxpr; what a scan holds counts once for each round.
+    XLA's own count takes it once."""
     total = 0
     for eqn in jaxpr.eqns:
         if eqn.primitive.name == "dot_general":

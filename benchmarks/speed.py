@@ -24,9 +24,9 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend import core
 from tqdm import tqdm
 
+from benchmarks.flops import flops
 from realcustom_jax import single_file, weights
 from realcustom_jax.diffusion import make_solver
 from realcustom_jax.files import write_json
@@ -142,28 +142,12 @@ def ours(unet: UNet, params, options: argparse.Namespace, side: int):
         return unet.apply({"params": params}, x, 500, c.text, pooled=c.pooled, time_ids=c.time_ids).noise
 
     noise, positive, _ = inputs
-    lane = matrix_flop(jax.make_jaxpr(text_lane)(params, noise, positive).jaxpr)
+    lane = flops(jax.make_jaxpr(text_lane)(params, noise, positive).jaxpr)
     traced = sample.trace(params, inputs, branches="fused")
     figures = {"flop": {"torch, all lanes": (options.freeze + 2 * options.steps) * lane,
-                        "fused": matrix_flop(traced.jaxpr.jaxpr)},
+                        "fused": flops(traced.jaxpr.jaxpr)},
                "temporary_bytes": traced.lower().compile().memory_analysis().temp_size_in_bytes}
     return {branches: functools.partial(run, branches) for branches in ("fused", "sequential")}, figures
-
-
-def matrix_flop(jaxpr) -> int:
-    """Operations of all matrix products and convolutions; XLA's own count takes a loop's body once."""
-    total = 0
-    for equation in jaxpr.eqns:
-        out = equation.outvars[0].aval
-        if equation.primitive.name == "dot_general":
-            (axes, _), _ = equation.params["dimension_numbers"]
-            total += 2 * out.size * int(np.prod([equation.invars[0].aval.shape[axis] for axis in axes]))
-        elif equation.primitive.name == "conv_general_dilated":
-            kernel, numbers = equation.invars[1].aval, equation.params["dimension_numbers"]
-            total += 2 * out.size * kernel.size // kernel.shape[numbers.rhs_spec[0]]
-        inner = sum(matrix_flop(sub) for sub in core.jaxprs_in_params(equation.params))
-        total += inner * equation.params.get("length", 1) if equation.primitive.name == "scan" else inner
-    return total
 
 
 def torchs(options: argparse.Namespace, side: int) -> dict[str, Callable[[], None]]:

@@ -113,6 +113,7 @@ def _read_safetensors(path: Path) -> LazyTensors:
         file = safetensors.safe_open(path, framework="numpy")
     except (safetensors.SafetensorError, ValueError, OSError) as error:
         raise ValueError(f"weight file {path} is truncated or not a safetensors file ({error}).") from None
+
     def hollow(name):
         return np.broadcast_to(np.float32(0), file.get_slice(name).get_shape())
 

@@ -1,8 +1,10 @@
 """Every stage of the miniature's training, two steps each, on a few painted rows and networks of a few channels."""
 
+import dataclasses
 import importlib.util
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -96,3 +98,39 @@ def test_a_warm_start_keeps_the_words_it_knows_and_draws_the_others(trained, con
     np.testing.assert_array_equal(new[tokenizer.get_vocab()["dog</w>"]], old[known["dog</w>"]])
     added = new[tokenizer.get_vocab()["axolotl</w>"]]
     assert np.isfinite(added).all() and 0 < np.abs(added).max() < 10 * old.std()
+
+
+@pytest.fixture(scope="module")
+def fresh_task(trained, config):
+    """The adapter's task before its first step, without a warm start."""
+    found = []
+
+    def stop(name, task, *_):
+        found.append(task)
+        raise KeyboardInterrupt
+
+    again = config.copy_and_resolve_references()
+    again.stage = "adapter"
+    with pytest.MonkeyPatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(miniature, "fit", stop)
+        miniature.run(again, trained)
+    return found[0]
+
+
+def test_a_fresh_adapter_starts_with_the_keys_and_values_of_the_text(fresh_task):
+    visual = weights.to_torch(fresh_task.init(None)["vision"])
+    text = weights.to_torch(fresh_task.frozen["unet"])
+    assert visual and all(name.endswith(("to_k_vision.weight", "to_v_vision.weight")) for name in visual)
+    for name, value in visual.items():
+        np.testing.assert_array_equal(value, text[name.replace("_vision", "")], err_msg=name)
+
+
+@pytest.mark.parametrize("masked, learns", [(1.0, False), (0.0, True)])
+def test_a_masked_pair_teaches_inside_its_region_only(fresh_task, masked, learns):
+    """Nothing is learnt from an empty region, unless the pair is trained without a mask."""
+    task = dataclasses.replace(fresh_task, masked=masked, image_dropout=0.0)
+    batch = task.batch(0)
+    batch["region"] = np.zeros_like(batch["region"])
+    gradients = jax.jit(jax.grad(lambda params: task.loss(params, task.frozen, batch, jax.random.key(0))[0]))(
+        task.init(None))
+    assert any(np.abs(x).max() > 0 for x in jax.tree.leaves(gradients["vision"])) == learns
