@@ -162,10 +162,10 @@ def sample_text_only(
 
     Arguments as in `sample_latents`; vision tokens are ignored.
     """
-    pair = _Lanes.pair(unet, params, positive.replace(vision=None), negative.replace(vision=None), solver)
+    pair = _Rows.make(unet, params, positive.replace(vision=None), negative.replace(vision=None), solver).pair()
 
     def step(state, i):
-        noise = pair.evaluate(unet, params, state.x, i, None).noise
+        noise = pair.evaluate(unet, params, state.x, i, None, None).noise
         return solver.step(state, i, _guided(noise, guidance_scale)), None
 
     return jax.lax.scan(step, solver.init(noise), jnp.arange(solver.steps))[0].x0
@@ -178,44 +178,39 @@ class _Steps:
     unet: UNet = flax.struct.field(pytree_node=False)
     config: MaskConfig = flax.struct.field(pytree_node=False)
     params: Any
-    guidance: "_Lanes"
-    pair: "_Lanes"
-    trio: "_Lanes"
+    rows: "_Rows"
     target: jax.Array
     solver: Solver
     guidance_scale: ArrayLike
 
     @classmethod
     def make(cls, unet, config, params, positive, negative, target, solver, guidance_scale) -> "_Steps":
-        pair = _Lanes.pair(unet, params, positive, negative, solver)
-        return cls(unet, config, params, pair.take(0), pair, pair.take(0, 0, 1), target, solver, guidance_scale)
+        rows = _Rows.make(unet, params, positive, negative, solver)
+        return cls(unet, config, params, rows, target, solver, guidance_scale)
 
     def frozen(self, carry, i):
         state, mask = carry
-        out = self._evaluate(self.pair, state, i, jnp.stack([mask, mask]))
+        out = self._evaluate(self.rows.pair(), state, i, mask)
         return (self._advance(state, i, out.noise), mask), mask
 
     def sequential(self, carry, i):
         state, mask = carry
-        out = self._evaluate(self.guidance, state, i, None, **self._maps())
+        out = self._evaluate(self.rows.guidance(), state, i, mask)
         return self.frozen((state, self._new_mask(out, mask)), i)
 
     def fused(self, carry, i):
         state, mask = carry
-        out = self._evaluate(self.trio, state, i, jnp.stack([jnp.zeros_like(mask), mask, mask]), **self._maps())
-        return (self._advance(state, i, out.noise[1:]), self._new_mask(out, mask)), mask
+        out = self._evaluate(self.rows, state, i, mask)
+        return (self._advance(state, i, out.noise), self._new_mask(out, mask)), mask
 
-    def _maps(self):
-        return {"target": self.target, "self_maps_at": self.config.refine_at}
-
-    def _evaluate(self, lanes, state, i, masks, **maps):
-        return lanes.evaluate(self.unet, self.params, state.x, i, masks, **maps)
+    def _evaluate(self, rows, state, i, mask):
+        return rows.evaluate(self.unet, self.params, state.x, i, mask, self.target, self.config.refine_at)
 
     def _advance(self, state, i, predictions):
         return self.solver.step(state, i, _guided(predictions, self.guidance_scale))
 
     def _new_mask(self, out, old):
-        return self.config.mask(_lane(out, 0), old.shape[-2:])
+        return self.config.mask(out, old.shape[-2:])
 
 
 # Steps that the host calls: one program a kind, which the persistent cache keeps (it refuses a scan that calls back).
@@ -224,42 +219,77 @@ _step_alone = jax.jit(lambda kind, steps, carry, i: kind(steps, carry, i), stati
 
 
 @flax.struct.dataclass
-class _Lanes:
-    """The inputs of several lanes, stacked on a leading axis: what no step changes, and `shifts` for every step."""
+class _Rows:
+    """The lanes of each image, as rows of its UNet call: the first `guided` make maps and have no visual term.
 
-    conditioning: Conditioning
+    All arrays have a leading axis of images. texts: of the rows. vision: of those with a visual term. tokens: the
+    context that no step changes. shifts: the context of every step.
+    """
+
+    guided: int = flax.struct.field(pytree_node=False)
+    texts: Conditioning
+    vision: jax.Array | None
     tokens: dict
     shifts: dict
 
     @classmethod
-    def pair(cls, unet: UNet, params, positive: Conditioning, negative: Conditioning, solver: Solver) -> "_Lanes":
+    def make(cls, unet: UNet, params, positive: Conditioning, negative: Conditioning, solver: Solver) -> "_Rows":
+        """Guidance, generation, negative."""
         for field in dataclasses.fields(Conditioning):
             given, other = (getattr(c, field.name) for c in (positive, negative))
             if (shape := getattr(given, "shape", None)) != (other_shape := getattr(other, "shape", None)):
                 raise ValueError(f"positive and negative differ in the shape of {field.name}: {shape}, {other_shape}.")
-        both = jax.tree.map(lambda *x: jnp.stack(x), positive, negative)
-        steps = jnp.broadcast_to(jnp.asarray(solver.timesteps)[:, None], (solver.steps, both.text.shape[1]))
 
-        def shifts(c):
-            return jax.vmap(lambda t: context.project_time(unet, params, t, c.pooled, c.time_ids))(steps)
+        def image(positive, negative):
+            texts = (c.replace(vision=None) for c in (positive, positive, negative))
+            texts = jax.tree.map(lambda *x: jnp.stack(x), *texts)
+            vision = None if positive.vision is None else jnp.stack([positive.vision, negative.vision])
+            tokens = context.project_tokens(params, texts.text, vision, unet.dtype)
 
-        def tokens(c):
-            return context.project_tokens(params, c.text, c.vision, unet.dtype)
+            def shifts(t):
+                each = jnp.broadcast_to(t, len(texts.text))
+                return context.project_time(unet, params, each, texts.pooled, texts.time_ids)
 
-        return cls(both, jax.vmap(tokens)(both), jax.vmap(shifts)(both))
+            return cls(1, texts, vision, tokens, jax.vmap(shifts)(jnp.asarray(solver.timesteps)))
 
-    def take(self, *lanes: int) -> "_Lanes":
-        return jax.tree.map(lambda x: x[np.array(lanes)], self)
+        return jax.vmap(image)(positive, negative)
 
-    def evaluate(self, unet: UNet, params, x, step, masks, **maps_of) -> UNetOutput:
-        """One UNet call on latents x [B,H,W,C] in every lane; masks [lanes,B,R,h,w], or None for no visual term."""
-        known = context.merge(self.tokens, jax.tree.map(lambda shift: shift[:, step], self.shifts))
+    def guidance(self) -> "_Rows":
+        """The guidance lane alone."""
+        return self._take(slice(None, 1), guided=1, vision=None)
 
-        def lane(c, known, mask):
-            return unet.apply({"params": params, "context": known}, x, None, c.text,
-                              vision=None if mask is None else c.vision, mask=mask, **maps_of)
+    def pair(self) -> "_Rows":
+        """Generation and negative alone."""
+        return self._take(slice(1, None), guided=0)
 
-        return jax.vmap(lane)(self.conditioning, known, masks)
+    def _take(self, rows: slice, **changes) -> "_Rows":
+        def of_text(path, tokens):
+            return tokens if path[-1].key.endswith("vision") else tokens[..., rows, :, :]
+
+        return self.replace(
+            texts=jax.tree.map(lambda x: x[:, rows], self.texts),
+            tokens=jax.tree_util.tree_map_with_path(of_text, self.tokens),
+            shifts=jax.tree.map(lambda x: x[:, :, rows], self.shifts), **changes)
+
+    def evaluate(self, unet: UNet, params, x, step, mask, target, self_maps_at=None) -> UNetOutput:
+        """One UNet call, on the latents x [B,H,W,C] in every row; mask [B,R,h,w], target [B,R,T].
+
+        noise [B,rows,H,W,C]; maps and self maps are of the guidance row, [B,…].
+        """
+        def image(rows, x, mask, target):
+            lanes = len(rows.texts.text)
+            known = context.merge(rows.tokens, jax.tree.map(lambda shift: shift[step], rows.shifts))
+            if rows.vision is None:
+                mask = None
+            else:
+                mask = jnp.broadcast_to(mask, (lanes - self.guided, *mask.shape))
+            maps_of = {"target": target[None], "self_maps_at": self_maps_at} if self.guided else {}
+            out = unet.apply(
+                {"params": params, "context": known}, jnp.broadcast_to(x, (lanes, *x.shape)), None, rows.texts.text,
+                vision=rows.vision, mask=mask, guidance_rows=self.guided, **maps_of)
+            return jax.tree.map(lambda maps: maps[0], out).replace(noise=out.noise)
+
+        return jax.vmap(image)(self, x, mask, target)
 
 
 def _check(noise, positive, target, guidance_scale, freeze_mask_step) -> None:
@@ -276,12 +306,9 @@ def _check(noise, positive, target, guidance_scale, freeze_mask_step) -> None:
         raise ValueError(f"guidance_scale is {guidance_scale}; it must be a finite number.")
 
 
-def _lane(output: UNetOutput, lane: int) -> UNetOutput:
-    return jax.tree.map(lambda x: x[lane], output)
-
-
 def _guided(predictions: jax.Array, scale: ArrayLike) -> jax.Array:
-    generation, negative = predictions.astype(jnp.float32)
+    """Of predictions [B,rows,H,W,C], the last two of each image: generation and negative."""
+    generation, negative = predictions[:, -2:].astype(jnp.float32).swapaxes(0, 1)
     return classifier_free_guidance(text=None, text_image=generation, uncond=negative, text_scale=1.0,
                                     image_scale=scale, mode="none_direct")
 

@@ -248,6 +248,28 @@ def test_calls_of_the_unet(branches, freeze, calls_before, calls_in_loops):
         embedding_projections(loop, pixels=4) for loop in loops)
 
 
+def products(jaxpr):
+    """How much the matrix products of a jaxpr make, weighted with what they sum over."""
+    def size(e):
+        (axes, _), _ = e.params["dimension_numbers"]
+        return e.outvars[0].aval.size * np.prod([e.invars[0].aval.shape[axis] for axis in axes])
+
+    return sum(size(e) for e in equations(jaxpr) if e.primitive.name == "dot_general")
+
+
+def test_no_lane_pays_for_anothers_work():
+    """A fused step makes as many products as guidance, generation and negative alone: maps of one, vision of two."""
+    unet, *arrays = small_case()
+
+    def first_loop(branches):
+        run = functools.partial(sample_latents, unet, solver=make_solver(steps=8), freeze_mask_step=4, branches=branches)
+        jaxpr = jax.make_jaxpr(run)(*arrays).jaxpr
+        return next(e.params["jaxpr"].jaxpr for e in equations(jaxpr, into_loops=False)
+                    if e.primitive.name == "scan" and e.params["length"] > 1)
+
+    assert products(first_loop("fused")) == products(first_loop("sequential")) > 0
+
+
 def test_compute_dtype_is_the_unets_and_the_solver_is_float32():
     unet, params, *arrays = small_case()
     run = functools.partial(sample_latents, UNet(unet.config, jnp.bfloat16), solver=make_solver(steps=2))

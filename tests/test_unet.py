@@ -85,6 +85,25 @@ def test_context_computed_ahead_is_exact(case):
     assert_close(out.noise, apply(case, **extra).noise, 1e-5)
 
 
+def test_guidance_rows_are_two_calls_in_one(case):
+    """The first row as text alone with maps, the second with the image and without maps."""
+    module, params, data, args, kwargs, vision, target = case
+
+    def run(rows, **extra):
+        inputs = [x if np.ndim(x) == 0 else x[rows] for x in args]
+        return jax.jit(lambda: module.apply(
+            {"params": params}, *inputs, **{k: v[rows] for k, v in kwargs.items()}, **extra))()
+
+    visual = {"vision": vision[1:], "mask": data["mask"][1:]}
+    one = run(slice(None), guidance_rows=1, target=target[:1], self_maps_at=(8, 8), **visual)
+    guidance = run(slice(1), target=target[:1], self_maps_at=(8, 8))
+    generation = run(slice(1, None), **visual)
+    assert_close(one.noise[:1], guidance.noise, 1e-5)
+    assert_close(one.noise[1:], generation.noise, 1e-5)
+    for ours, theirs in zip(one.maps + one.self_maps, guidance.maps + guidance.self_maps, strict=True):
+        assert_close(ours, theirs, 1e-5)
+
+
 def test_self_maps(case):
     module, params, _, args, kwargs, *_ = case
     maps = jax.jit(lambda: module.apply({"params": params}, *args, **kwargs, self_maps_at=(8, 8)).self_maps)()
@@ -106,6 +125,8 @@ def test_odd_sizes_pass_through():
     (dict(mask=np.ones((2, 3, 8, 8))), "mask has shape"),
     (dict(target=np.ones((2, 1, 5))), "target has shape"),
     (dict(vision=np.ones((2, 1, 9, 7))), "vision has shape"),
+    (dict(guidance_rows=3), "guidance_rows is 3; expected 0 to 2"),
+    (dict(guidance_rows=1, target=np.ones((2, 1, 77))), "target has shape .*; expected \\[1,R,77\\]"),
 ])
 def test_wrong_inputs_are_named(change, words):
     module, params = weights.load_unet(FIXTURES / "unet_sdxl.json", FIXTURES / "unet_sdxl.safetensors")

@@ -8,7 +8,9 @@ A text cross-attention layer computes (RealCustom++, arXiv 2408.09744, section 3
 over R references, followed by the shared output layer. The same text weights, averaged over heads and summed
 over a phrase's tokens, are that phrase's map. Module names are those of diffusers' `BasicTransformerBlock`.
 
-Dimensions: B batch, R references, N pixels of the layer (h·w), T text tokens, L vision tokens, C channels.
+Dimensions: B batch, R references, N pixels of the layer (h·w), T text tokens, L vision tokens, C channels; the first G
+rows of the batch have maps and the last V a visual term, so that the branches of the sampler share a call and none pays
+for another's work.
 """
 
 import functools
@@ -17,6 +19,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from realcustom_jax.models.attend import attend, attend_with_maps, attention_weights
 from realcustom_jax.models.resize import resize_bilinear
 
 LayerNorm = functools.partial(nn.LayerNorm, epsilon=1e-5, use_fast_variance=False)
@@ -27,32 +30,26 @@ def split_heads(x: jax.Array, heads: int) -> jax.Array:
     return x.reshape(*x.shape[:-1], heads, x.shape[-1] // heads)
 
 
-def attention_weights(query: jax.Array, key: jax.Array) -> jax.Array:
-    """Softmax weights [B, heads, N, L] in float32 of query [B,N,heads,d] and key [B,L,heads,d]."""
-    logits = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32)
-    return jax.nn.softmax(logits / query.shape[-1] ** 0.5, axis=-1)
-
-
 class SelfAttention(nn.Module):
-    """Multi-head self-attention. x [B,N,C] → ([B,N,C], head-mean weights [B,1,N,N] or None)."""
+    """Multi-head self-attention. x [B,N,C] → ([B,N,C], head-mean weights [map_rows,1,N,N] or None)."""
 
     heads: int
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x, *, return_map: bool):
+    def __call__(self, x, *, map_rows: int):
         project = functools.partial(nn.Dense, x.shape[-1], use_bias=False, dtype=self.dtype)
         query, key, value = (split_heads(project(name=n)(x), self.heads) for n in ("to_q", "to_k", "to_v"))
-        out = jax.nn.dot_product_attention(query, key, value)
-        weights = attention_weights(query, key).mean(axis=1, keepdims=True) if return_map else None
+        out = attend(query, key, value)
+        weights = attention_weights(query[:map_rows], key[:map_rows]).mean(axis=1, keepdims=True) if map_rows else None
         return nn.Dense(x.shape[-1], dtype=self.dtype, name="to_out_0")(out.reshape(x.shape)), weights
 
 
 class CrossAttention(nn.Module):
     """Text cross-attention with a masked visual term per reference.
 
-    x [B,N,C], text [B,T,D], vision [B,R,L,D] or None, mask [B,R,N] or None (1 everywhere), target [B,R,T] or
-    None → (out [B,N,C], target maps [B,R,N] float32 or None).
+    x [B,N,C], text [B,T,D], vision [V,R,L,D] or None, mask [V,R,N] or None (1 everywhere), target [G,R,T] or
+    None → (out [B,N,C], target maps [G,R,N] float32 or None).
 
     Keys and values do not depend on the timestep. Where the variable collection "context" holds them (module
     `context`), they are read from it and `text` and `vision` are not projected again.
@@ -72,21 +69,24 @@ class CrossAttention(nn.Module):
 
         query = split_heads(nn.Dense(x.shape[-1], use_bias=False, dtype=self.dtype, name="to_q")(x), self.heads)
         key, value = project("to_k", text), project("to_v", text)
-        if target is None:
-            out, maps = jax.nn.dot_product_attention(query, key, value), None
-        else:
-            weights = attention_weights(query, key)
-            out = jnp.einsum("bhqk,bkhd->bqhd", weights.astype(value.dtype), value)
-            maps = jnp.einsum("bhqk,brk->brq", weights, target.astype(jnp.float32)) / self.heads
+        guided = 0 if target is None else len(target)
+        parts, maps = [], None
+        if guided:
+            out, maps = attend_with_maps(query[:guided], key[:guided], value[:guided], target)
+            parts.append(out)
+        if guided < len(x):
+            parts.append(attend(query[guided:], key[guided:], value[guided:]))
+        out = jnp.concatenate(parts)
 
         if self.vision and vision is not None:
             key = project("to_k_vision", vision)
             # Zero values: a fresh adapter starts as the text-only model.
             value = project("to_v_vision", vision, kernel_init=nn.initializers.zeros)
-            visual = jax.vmap(jax.nn.dot_product_attention, in_axes=(None, 1, 1), out_axes=1)(query, key, value)
+            plain = len(x) - len(vision)
+            visual = jax.vmap(attend, in_axes=(None, 1, 1), out_axes=1)(query[plain:], key, value)
             if mask is not None:
                 visual = visual * mask[..., None, None].astype(visual.dtype)
-            out = out + visual.sum(axis=1)
+            out = jnp.concatenate([out[:plain], out[plain:] + visual.sum(axis=1)])
         return nn.Dense(x.shape[-1], dtype=self.dtype, name="to_out_0")(out.reshape(x.shape)), maps
 
 
@@ -116,8 +116,9 @@ class TransformerBlock(nn.Module):
     @nn.compact
     def __call__(self, x, text, vision, mask, target):
         norm = functools.partial(LayerNorm, dtype=self.dtype)
+        map_rows = len(x if target is None else target) if self.return_self_map else 0
         attended, self_map = SelfAttention(self.heads, self.dtype, name="attn1")(
-            norm(name="norm1")(x), return_map=self.return_self_map)
+            norm(name="norm1")(x), map_rows=map_rows)
         x = x + attended
         attended, maps = CrossAttention(self.heads, self.vision, self.dtype, name="attn2")(
             norm(name="norm2")(x), text, vision, mask, target)
@@ -129,8 +130,8 @@ class TransformerBlock(nn.Module):
 class SpatialTransformer(nn.Module):
     """Transformer layers over the pixels of a feature map (diffusers `Transformer2DModel`).
 
-    x [B,h,w,C], mask [B,R,*,*] of any size (resized bilinearly to h, w) → (x, target maps: tuple of [B,R,h,w],
-    self-attention maps: tuple of [B,1,h·w,h·w]), one map a layer. Equal layers are scanned, so that a
+    x [B,h,w,C], mask [V,R,*,*] of any size (resized bilinearly to h, w) → (x, target maps: tuple of [G,R,h,w],
+    self-attention maps: tuple of [G,1,h·w,h·w]), one map a layer. Equal layers are scanned, so that a
     deep stack compiles as one layer does; their parameters carry a leading layer axis.
     """
 
@@ -150,7 +151,7 @@ class SpatialTransformer(nn.Module):
             project = functools.partial(nn.Conv, channels, (1, 1), dtype=self.dtype)
         if mask is not None:
             mask = resize_bilinear(mask.transpose(0, 2, 3, 1), (h, w)).transpose(0, 3, 1, 2)
-            mask = mask.reshape(batch, -1, h * w)
+            mask = mask.reshape(*mask.shape[:2], h * w)
 
         hidden = nn.GroupNorm(self.groups, epsilon=1e-6, use_fast_variance=False, dtype=self.dtype, name="norm")(x)
         hidden = project(name="proj_in")(hidden).reshape(batch, h * w, channels)

@@ -99,7 +99,8 @@ class UNetConfig:
 @flax.struct.dataclass
 class UNetOutput:
     """noise [B,H,W,C]; maps: tuple of [B,R,h_l,w_l] float32, one per cross-attention layer in forward order (empty
-    without a target); self_maps: tuple of [B,1,n,n] float32 (empty unless asked for)."""
+    without a target); self_maps: tuple of [B,1,n,n] float32 (empty unless asked for). With `guidance_rows`, the maps
+    have as many rows."""
 
     noise: jax.Array
     maps: tuple[jax.Array, ...]
@@ -185,7 +186,7 @@ class UNet(nn.Module):
 
     @nn.compact
     def __call__(self, sample, timestep, text, *, pooled=None, time_ids=None, vision=None, mask=None, target=None,
-                 self_maps_at=None) -> UNetOutput:
+                 self_maps_at=None, guidance_rows=None) -> UNetOutput:
         """One denoising evaluation.
 
         Args:
@@ -196,11 +197,14 @@ class UNet(nn.Module):
             mask: [B,R,h,w] weight of each reference's visual term, of any size; None = 1 everywhere.
             target: [B,R,T] 0/1, the tokens of each reference's phrase; None = no maps.
             self_maps_at: (h, w) of the self-attention layers whose weights are returned.
+            guidance_rows: None, or the number G of rows, the first, that are the guidance branch's: they alone have
+                maps, and the other B − G alone a visual term. Then target is [G,R,T], vision [B−G,R,L,D], mask
+                [B−G,R,h,w], and the maps that are returned have G rows.
         Raises:
             ValueError: inputs that the configuration wants are missing, or shapes disagree.
         """
         c = self.config
-        self._check(sample, timestep, text, pooled, time_ids, vision, mask, target)
+        self._check(sample, timestep, text, pooled, time_ids, vision, mask, target, guidance_rows)
         width, embedding = c.block_out_channels[0], None
         if timestep is not None:
             timestep = jnp.broadcast_to(jnp.asarray(timestep), sample.shape[:1])
@@ -234,8 +238,12 @@ class UNet(nn.Module):
         noise = nn.Conv(c.out_channels, (3, 3), padding=1, dtype=self.dtype, name="conv_out")(nn.silu(x))
         return UNetOutput(noise, maps, self_maps)
 
-    def _check(self, sample, timestep, text, pooled, time_ids, vision, mask, target):
+    def _check(self, sample, timestep, text, pooled, time_ids, vision, mask, target, guidance_rows):
         c, batch = self.config, sample.shape[0]
+        if guidance_rows is not None and not 0 <= guidance_rows <= batch:
+            raise ValueError(f"guidance_rows is {guidance_rows}; expected 0 to {batch}, the number of rows of sample.")
+        guided = batch if guidance_rows is None else guidance_rows
+        visual = batch if guidance_rows is None else batch - guidance_rows
         if sample.ndim != 4 or sample.shape[-1] != c.in_channels:
             raise ValueError(f"sample has shape {sample.shape}; this UNet expects [B,H,W,{c.in_channels}].")
         if text.ndim != 3 or text.shape[0] != batch or text.shape[-1] != c.cross_attention_dim:
@@ -249,9 +257,9 @@ class UNet(nn.Module):
             if not c.vision:
                 raise ValueError("vision tokens were given to a UNet without visual attention (its config has no "
                                  "image_prompt_settings).")
-            if vision.ndim != 4 or vision.shape[0] != batch or vision.shape[-1] != c.cross_attention_dim:
-                raise ValueError(f"vision has shape {vision.shape}; expected [{batch},R,L,{c.cross_attention_dim}].")
+            if vision.ndim != 4 or vision.shape[0] != visual or vision.shape[-1] != c.cross_attention_dim:
+                raise ValueError(f"vision has shape {vision.shape}; expected [{visual},R,L,{c.cross_attention_dim}].")
             if mask is not None and (mask.ndim != 4 or mask.shape[:2] != vision.shape[:2]):
-                raise ValueError(f"mask has shape {mask.shape}; expected [{batch},{vision.shape[1]},h,w].")
-        if target is not None and (target.ndim != 3 or target.shape[::2] != text.shape[:2]):
-            raise ValueError(f"target has shape {target.shape}; expected [{batch},R,{text.shape[1]}].")
+                raise ValueError(f"mask has shape {mask.shape}; expected [{visual},{vision.shape[1]},h,w].")
+        if target is not None and (target.ndim != 3 or target.shape[::2] != (guided, text.shape[1])):
+            raise ValueError(f"target has shape {target.shape}; expected [{guided},R,{text.shape[1]}].")

@@ -24,7 +24,9 @@ class BaseTask:
     `batches` give latents [B,h,w,C] (unit variance), the subjects' coverage [B,h,w] and two texts, input_ids [B,T] and
     description_ids [B,T]: a caption, and one that also names the first subject's attributes and takes its place with
     probability `described`. A model that has learnt what those words look like has something for the adapter to call
-    on, as a published model has. `empty_ids` [T] is the encoded empty prompt, which replaces either with probability
+    on, as a published model has. The adapter can only call on what cross-attention does, and a small model would rather
+    learn attributes from the pooled text; so that keeps to the caption, but for a share `pooled_described` of the
+    descriptions. `empty_ids` [T] is the encoded empty prompt, which replaces either text with probability
     `text_dropout`, for classifier-free guidance. `start` are parameters to start from instead of random ones.
     """
 
@@ -36,7 +38,8 @@ class BaseTask:
     image_size: int
     prediction: str
     start: Any = None
-    described: float = 0.5
+    described: float = 0.75
+    pooled_described: float = 0.25
     text_dropout: float = 0.1
     frozen: None = None
 
@@ -60,12 +63,17 @@ class BaseTask:
         return Conditioning(text.penultimate, text.pooled, time_ids(self.image_size, len(input_ids)))
 
     def loss(self, params, frozen, batch, key):
-        describe_key, drop_key, noise_key = jax.random.split(key, 3)
+        describe_key, pooled_key, drop_key, noise_key = jax.random.split(key, 4)
         each = (len(batch["input_ids"]), 1)
         described = jax.random.bernoulli(describe_key, self.described, each)
+        pooled_described = described & jax.random.bernoulli(pooled_key, self.pooled_described, each)
         dropped = jax.random.bernoulli(drop_key, self.text_dropout, each)
-        input_ids = jnp.where(described, batch["description_ids"], batch["input_ids"])
-        text = self.conditioning(params, jnp.where(dropped, self.empty_ids, input_ids))
+
+        def encoded(described):
+            ids = jnp.where(described, batch["description_ids"], batch["input_ids"])
+            return self.conditioning(params, jnp.where(dropped, self.empty_ids, ids))
+
+        text = encoded(described).replace(pooled=encoded(pooled_described).pooled)
 
         def predict(noisy, t):
             return self.unet.apply({"params": params["unet"]}, noisy, t, text.text, pooled=text.pooled,

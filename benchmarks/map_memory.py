@@ -1,0 +1,95 @@
+"""What collecting the target word's maps costs in memory: the sampler's step compiled ahead of time for one TPU v5e.
+
+    pip install libtpu
+    python -m benchmarks.map_memory --kind sdxl --side 1024 --json FILE
+
+Nothing is run and no weight is made. The step is the three-lane one; compared are temporaries and outputs
+
+    without maps    the same step, no target word
+    with maps       as the sampler collects them
+    whole weights   with the weights [heads, T, h·w] of every layer handed out, as a plain implementation would
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import SingleDeviceSharding
+
+from benchmarks.speed import CONFIGS, LATENT_SIDES, TOKENS
+from realcustom_jax import weights
+from realcustom_jax.files import write_json
+from realcustom_jax.models import attention
+from realcustom_jax.models.attend import attend_with_maps, attention_weights
+from realcustom_jax.models.unet import UNet, UNetConfig
+from realcustom_jax.topology import tpu_devices
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kind", choices=sorted(CONFIGS), default="sdxl")
+    parser.add_argument("--side", type=int, help="of the picture, in pixels (what the model was made for)")
+    parser.add_argument("--topology", default="v5e:2x2", help="whose first chip the step is compiled for")
+    parser.add_argument("--json", type=Path, help="where to write the figures")
+    options = parser.parse_args()
+    side = options.side // (4 if options.kind == "mini" else 8) if options.side else LATENT_SIDES[options.kind]
+    chip = SingleDeviceSharding(tpu_devices(options.topology)[0])
+
+    figures = {"kind": options.kind, "side": side, "topology": options.topology}
+    for name, target, collect in (
+        ("without maps", False, attend_with_maps), ("with maps", True, attend_with_maps),
+        ("whole weights", True, whole_weights),
+    ):
+        with mock.patch.object(attention, "attend_with_maps", collect):
+            figures[name] = compiled(options.kind, side, target, chip)
+        print(json.dumps({name: figures[name]}), flush=True)
+    plain = figures["without maps"]
+    for name in ("with maps", "whole weights"):
+        figures[name]["more than without"] = round(
+            sum(figures[name][part] - plain[part] for part in _COUNTED) / sum(plain[part] for part in _COUNTED), 4)
+        print(f"{name}: {figures[name]['more than without']:+.2%} of temporaries and outputs")
+    if options.json:
+        write_json(options.json, figures)
+
+
+_COUNTED = "temporaries", "outputs"
+
+
+def compiled(kind: str, side: int, target: bool, chip: SingleDeviceSharding) -> dict:
+    """Bytes of the compiled step on a chip, and how long it took to compile."""
+    settings = {"image_prompt_settings": {"vision_projection_type": "custom"}}
+    unet = UNet(UNetConfig.from_config(CONFIGS[kind] | settings), jnp.bfloat16)
+    config, (text, vision) = unet.config, TOKENS[kind]
+
+    def array(*shape, dtype=jnp.bfloat16):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=chip)
+
+    args, kwargs = weights.unet_inputs(config)
+    params = jax.tree.map(lambda x: array(*x.shape), weights.parameter_shapes(unet, *args, **kwargs))
+    width = config.cross_attention_dim
+    inputs = {
+        "sample": array(3, side, side, config.in_channels, dtype=jnp.float32), "timestep": array(3, dtype=jnp.int32),
+        "text": array(3, text, width), "vision": array(2, 1, vision, width), "mask": array(2, 1, side // 2, side // 2),
+        "target": array(1, 1, text) if target else None}
+    if config.addition_embed:
+        inputs |= {"pooled": array(3, config.pooled_dim), "time_ids": array(3, 6)}
+    start = time.monotonic()
+    step = jax.jit(lambda params, inputs: unet.apply({"params": params}, guidance_rows=1, **inputs))
+    memory = step.lower(params, inputs).compile().memory_analysis()
+    return {"arguments": memory.argument_size_in_bytes, "temporaries": memory.temp_size_in_bytes,
+            "outputs": memory.output_size_in_bytes, "compile_seconds": round(time.monotonic() - start, 1)}
+
+
+def whole_weights(query, key, value, target):
+    """`attend_with_maps` with every head's and token's weights [B,heads·T,N] as the maps."""
+    weights = attention_weights(query, key)
+    out = jnp.einsum("bhqk,bkhd->bqhd", weights.astype(value.dtype), value)
+    return out, weights.swapaxes(2, 3).reshape(len(query), -1, query.shape[1])
+
+
+if __name__ == "__main__":
+    main()

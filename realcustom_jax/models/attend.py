@@ -1,0 +1,95 @@
+"""Dot-product attention, softmax(Q Kᵀ/√d) V, by the kernel that suits the device.
+
+    attend              of many keys: fused ("flash") kernels that never hold the weights, where there is one
+    attend_with_maps    of few keys, with the mean over heads of chosen keys' weights: the target word's maps
+
+Shapes: query [B,N,heads,d], key and value [B,L,heads,d]. Softmax is in float32 everywhere.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+_LONG = 2**18
+"""N·L from which a TPU's fused kernel pays; the weights of less are small."""
+_TPU_BLOCKS = (512, 384, 256, 128)
+_QUERIES_AT_ONCE = 1024
+
+
+def attend(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+    """Attention [B,N,heads,d], of the inputs' dtype.
+
+    cuDNN's fused attention on NVIDIA GPUs from Ampere on (half precision only), JAX's Pallas kernel on TPUs, and XLA's
+    products elsewhere. The TPU is recognised when the program is lowered, so that compiling ahead of time for another
+    machine's TPU takes its kernel too.
+    """
+    if _cudnn_can(query):
+        return jax.nn.dot_product_attention(query, key, value, implementation="cudnn")
+    pixels, tokens, head_size = query.shape[-3], key.shape[-3], query.shape[-1]
+    if pixels * tokens < _LONG or pixels % _TPU_BLOCKS[-1] or head_size > 128:
+        return jax.nn.dot_product_attention(query, key, value)
+    return jax.lax.platform_dependent(query, key, value, tpu=tpu_attention, default=jax.nn.dot_product_attention)
+
+
+def _cudnn_can(query: jax.Array) -> bool:
+    if jax.default_backend() != "gpu" or query.dtype not in (jnp.bfloat16, jnp.float16):
+        return False
+    capability = getattr(jax.devices()[0], "compute_capability", "0")  # AMD's say "gfx…"
+    head_size = query.shape[-1]
+    return capability.replace(".", "").isdigit() and float(capability) >= 8.0 and head_size <= 128 and not head_size % 8
+
+
+def tpu_attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+    """`attend` by the Pallas kernel: N a multiple of 128, d ≤ 128; keys are filled up and the filling is masked."""
+    from jax.experimental.pallas.ops.tpu import flash_attention as pallas
+
+    batch, pixels, tokens = *query.shape[:2], key.shape[1]
+    filling = -tokens % _TPU_BLOCKS[-1]
+    segments = None
+    if filling:
+        key, value = (jnp.pad(x, ((0, 0), (0, filling), (0, 0), (0, 0))) for x in (key, value))
+        known = jnp.arange(tokens + filling) < tokens
+        segments = pallas.SegmentIds(
+            jnp.ones((batch, pixels), jnp.int32), jnp.broadcast_to(known, (batch, len(known))).astype(jnp.int32))
+
+    rows, columns = (next(size for size in _TPU_BLOCKS if not length % size) for length in (pixels, key.shape[1]))
+    blocks = pallas.BlockSizes(
+        block_q=rows, block_k_major=columns, block_k=columns, block_b=1,
+        block_q_major_dkv=rows, block_k_major_dkv=columns, block_k_dkv=columns, block_q_dkv=rows,
+        block_k_major_dq=columns, block_k_dq=columns, block_q_dq=rows)
+    heads_first = (x.swapaxes(1, 2) for x in (query, key, value))
+    out = pallas.flash_attention(
+        *heads_first, segment_ids=segments, sm_scale=query.shape[-1] ** -0.5, block_sizes=blocks)
+    return out.swapaxes(1, 2)
+
+
+def attend_with_maps(
+    query: jax.Array, key: jax.Array, value: jax.Array, target: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Attention [B,N,heads,d] and its maps: the weights of the tokens that target [B,R,L] marks, summed over them and
+    averaged over heads, float32 [B,R,N].
+
+    The weights [B,heads,N,L] are never whole: queries are taken so many at a time.
+    """
+    marked = target.astype(jnp.float32) / query.shape[-2]
+
+    def some(query):
+        weights = attention_weights(query, key)
+        out = jnp.einsum("bhqk,bkhd->bqhd", weights.astype(value.dtype), value)
+        return out, jnp.einsum("bhqk,brk->bqr", weights, marked)
+
+    batch, pixels = query.shape[:2]
+    if pixels <= _QUERIES_AT_ONCE or pixels % _QUERIES_AT_ONCE:
+        out, maps = some(query)
+    else:
+        parts = query.reshape(batch, -1, _QUERIES_AT_ONCE, *query.shape[2:]).swapaxes(0, 1)
+        whole = functools.partial(jax.tree.map, lambda x: x.swapaxes(0, 1).reshape(batch, pixels, *x.shape[3:]))
+        out, maps = whole(jax.lax.map(some, parts))
+    return out, maps.swapaxes(1, 2)
+
+
+def attention_weights(query: jax.Array, key: jax.Array) -> jax.Array:
+    """Softmax weights [B,heads,N,L] in float32."""
+    logits = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32)
+    return jax.nn.softmax(logits / query.shape[-1] ** 0.5, axis=-1)

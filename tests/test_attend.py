@@ -1,0 +1,79 @@
+"""Attention by its kernels: all give the numbers of the plain formula."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental.pallas import tpu as pltpu
+
+from realcustom_jax.models import attend
+from realcustom_jax.models.attend import attend_with_maps, attention_weights, tpu_attention
+
+from goldens import assert_close
+
+
+def inputs(pixels, tokens, heads=2, head_size=8, batch=2):
+    rng = np.random.default_rng(0)
+    return [rng.normal(size=(batch, n, heads, head_size)).astype(np.float32) for n in (pixels, tokens, tokens)]
+
+
+def plain(query, key, value):
+    return jnp.einsum("bhqk,bkhd->bqhd", attention_weights(query, key), value)
+
+
+@pytest.mark.parametrize("tokens", [128, 200])
+def test_the_tpu_kernel_and_its_gradient(tokens):
+    """Interpreted on the CPU; 200 tokens are filled up to 256."""
+    query, key, value = inputs(128, tokens, batch=1)
+    with pltpu.force_tpu_interpret_mode():
+        ours = tpu_attention(query, key, value)
+        gradient = jax.grad(lambda *x: (tpu_attention(*x) ** 2).sum(), argnums=(0, 1, 2))(query, key, value)
+    assert_close(ours, plain(query, key, value), 1e-5)
+    expected = jax.grad(lambda *x: (plain(*x) ** 2).sum(), argnums=(0, 1, 2))(query, key, value)
+    for a, b in zip(gradient, expected, strict=True):
+        assert_close(a, b, 1e-4)
+
+
+def test_which_kernel_is_chosen(monkeypatch):
+    """By the platform that the program is lowered for, and by what the kernels can do."""
+    def of(platform, *shapes):
+        wanted = [jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in shapes]
+        exported = jax.export.export(jax.jit(attend.attend), platforms=[platform])(*wanted)
+        return "tpu_custom_call" in exported.mlir_module()
+
+    long, short, wide = [(1, 1024, 2, 64)] * 3, [(1, 64, 2, 64)] * 3, [(1, 1024, 2, 160)] * 3
+    odd = [(1, 1000, 2, 64)] * 3
+    assert of("tpu", *long) and of("tpu", (1, 1024, 2, 64), *[(1, 729, 2, 64)] * 2)
+    assert not any([of("cpu", *long), of("tpu", *short), of("tpu", *wide), of("tpu", *odd)])
+
+    chosen = []
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax, "devices", lambda: [type("Gpu", (), {"compute_capability": "9.0"})])
+    monkeypatch.setattr(jax.nn, "dot_product_attention", lambda *args, **options: chosen.append(options))
+    for dtype, size in ((jnp.bfloat16, 64), (jnp.float16, 40), (jnp.float32, 64), (jnp.bfloat16, 160)):
+        attend.attend(*[jnp.zeros((1, 8, 2, size), dtype)] * 3)
+    cudnn = {"implementation": "cudnn"}
+    assert chosen == [cudnn, cudnn, {}, {}]
+
+
+@pytest.mark.parametrize("pixels", [12, 2048, 1500])
+def test_maps_are_the_mean_over_heads_of_the_targets_weights(pixels):
+    query, key, value = inputs(pixels, 5)
+    target = np.array([[[0, 1, 1, 0, 0], [0, 0, 0, 0, 1]], [[0, 0, 0, 0, 0], [1, 1, 1, 1, 1]]])
+    out, maps = jax.jit(attend_with_maps)(query, key, value, target)
+    assert_close(out, plain(query, key, value), 1e-5)
+    weights = attention_weights(query, key).mean(axis=1)
+    assert_close(maps, jnp.einsum("bqk,brk->brq", weights, target.astype(np.float32)), 1e-5)
+    np.testing.assert_allclose(maps[1, 1], 1, atol=1e-5)
+
+
+def test_weights_are_never_whole():
+    """Of 4096 pixels, no array holds all heads' weights."""
+    query, key, value = (jax.ShapeDtypeStruct((1, n, 10, 4), jnp.bfloat16) for n in (4096, 77, 77))
+    target = jax.ShapeDtypeStruct((1, 1, 77), jnp.float32)
+    jaxpr = jax.make_jaxpr(functools.partial(attend_with_maps))(query, key, value, target)
+    sizes = [var.aval.size for eqn in jaxpr.jaxpr.eqns for var in eqn.outvars]
+    loops = [eqn for eqn in jaxpr.jaxpr.eqns if eqn.primitive.name == "scan"]
+    assert max(sizes) < 10 * 4096 * 77 / 4 and [loop.params["length"] for loop in loops] == [4]
