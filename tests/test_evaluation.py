@@ -34,7 +34,7 @@ from realcustom_jax.evaluation.judge import (
     save_judge,
 )
 from realcustom_jax.evaluation.metrics import agreement, bootstrap_interval, roc_area, summarize
-from realcustom_jax.evaluation.scores import Generated, examine, report_method, score_masks, score_pictures
+from realcustom_jax.evaluation.scores import Generated, distance, examine, report_method, score_masks, score_pictures
 from realcustom_jax.sampling import Samples
 from realcustom_jax.stages.judge import JudgeTask, disturb, single_subject_rows
 
@@ -154,9 +154,19 @@ def test_scores_of_an_all_knowing_judge():
 
     masks = np.zeros((6, 8, 8), np.float32)
     masks[:, 2:6, 2:6] = 1
-    made = Generated(np.zeros((6, 64, 64, 3), np.uint8), masks, 1 - masks)
+    made = Generated(np.zeros((6, 64, 64, 3), np.uint8), masks, 1 - masks, np.zeros((6, 16, 16, 4)))
     areas = score_masks(Oracle(labels, subject), made)
     assert (areas["mask_auc"] > 0.99).all() and (areas["map_auc"] < 0.01).all()
+
+
+def test_distance_of_two_methods():
+    cases, rng = make_cases(3, 0), np.random.default_rng(0)
+    latents, masks = rng.normal(size=(2, 6, 16, 16, 4)), np.zeros((2, 6, 8, 8))
+    masks[0, :, :4], masks[1, :, 2:4] = 0.5, 1
+    a, b = (Generated(None, mask, mask, x) for mask, x in zip(masks, latents, strict=True))
+    same, other = distance(a, a, cases), distance(a, b, cases)
+    assert same["mask_overlap"]["value"] == 1 and same["latent_difference"]["value"] == 0
+    assert other["mask_overlap"]["value"] == 0.5 and abs(other["latent_difference"]["value"] - 2**0.5) < 0.05
 
 
 def test_bounds_show_the_prompted_scene_and_differ():

@@ -262,8 +262,8 @@ def test_no_lane_pays_for_anothers_work():
     unet, *arrays = small_case()
 
     def first_loop(branches):
-        run = functools.partial(sample_latents, unet, solver=make_solver(steps=8), freeze_mask_step=4, branches=branches)
-        jaxpr = jax.make_jaxpr(run)(*arrays).jaxpr
+        options = dict(solver=make_solver(steps=8), freeze_mask_step=4, branches=branches)
+        jaxpr = jax.make_jaxpr(functools.partial(sample_latents, unet, **options))(*arrays).jaxpr
         return next(e.params["jaxpr"].jaxpr for e in equations(jaxpr, into_loops=False)
                     if e.primitive.name == "scan" and e.params["length"] > 1)
 

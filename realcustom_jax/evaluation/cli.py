@@ -13,7 +13,15 @@ from tqdm import tqdm
 from realcustom_jax.evaluation.cases import Case, make_cases, make_exam, paint_bounds
 from realcustom_jax.evaluation.generate import METHODS, Generator
 from realcustom_jax.evaluation.report import contact_sheet, markdown_table
-from realcustom_jax.evaluation.scores import Generated, compare, examine, report_method, score_masks, score_pictures
+from realcustom_jax.evaluation.scores import (
+    Generated,
+    compare,
+    distance,
+    examine,
+    report_method,
+    score_masks,
+    score_pictures,
+)
 from realcustom_jax.files import png, write_file, write_json
 
 _EXAM_PICTURES = 512
@@ -63,7 +71,8 @@ def _run(options: argparse.Namespace) -> None:
         "num_subjects": options.num_subjects,
         "num_cases": len(cases),
         "methods": {method: report_method(values, cases) for method, values in scores.items()},
-        "fused_minus": {other: compare(scores["fused"], scores[other], cases) for other in ("text_only", "no_mask")},
+        "fused_minus": {other: compare(scores["fused"], scores[other], cases) for other in METHODS[:-1]},
+        "fused_from": {other: distance(outputs["fused"], outputs[other], cases) for other in METHODS[:-1]},
         "bounds": {
             name: report_method(score_pictures(generator.judge, cases, images), cases)
             for name, images in bounds.items()},
@@ -72,6 +81,8 @@ def _run(options: argparse.Namespace) -> None:
     }
     print(markdown_table(report))
     print("\njudge on painted pictures: " + ", ".join(f"{name} {value:.3f}" for name, value in report["judge"].items()))
+    apart = report["fused_from"]["sequential"]
+    print("fused from sequential: " + ", ".join(f"{name} {entry['value']:.3f}" for name, entry in apart.items()))
     if options.json:
         write_json(options.json, report)
     if options.out:

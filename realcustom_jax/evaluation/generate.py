@@ -72,7 +72,8 @@ class Generator:
         latents, masks, maps = _generate(
             pipeline.unet.module, pipeline.unet.params, _noise(pipeline, cases), positive, negative,
             jnp.asarray(target)[:, None], method=method, solver=solver, time=time, signal=signal)
-        return Generated(pipeline.decode(latents), np.asarray(masks[:, 0]), np.asarray(maps[:, 0]))
+        of_one = np.asarray(masks[:, 0]), np.asarray(maps[:, 0])
+        return Generated(pipeline.decode(latents), *of_one, np.asarray(latents))
 
     def autoencode(self, images: np.ndarray) -> np.ndarray:
         """Pictures uint8 [N,H,W,3] through the autoencoder and back: what no sampling of its latents can surpass."""

@@ -24,11 +24,13 @@ METRICS: tuple[str, ...] = ("subject_similarity", "text_controllability", "mask_
 
 @dataclasses.dataclass(frozen=True)
 class Generated:
-    """What a method made of N cases: images uint8 [N,64,64,3]; masks and maps float [N,h,w], see `generate`."""
+    """What a method made of N cases: images uint8 [N,64,64,3]; masks and maps float [N,h,w], see `generate`; the
+    latents [N,H,W,C] that were decoded."""
 
     images: np.ndarray
     masks: np.ndarray
     maps: np.ndarray
+    latents: np.ndarray
 
 
 def score_pictures(judge: TrainedJudge, cases: Sequence[Case], images: np.ndarray) -> dict[str, np.ndarray]:
@@ -70,12 +72,27 @@ def compare(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray], cases: Seq
     """How much higher method `a` scores than `b` on the same cases: the paired difference and its interval."""
     subjects = np.array([case.subject for case in cases])
     differences = {name: a[name] - b[name] for name in METRICS[:2]}
-    return {
-        name: {
-            "value": round(float(difference.mean()), 4),
-            "ci95": [round(x, 4) for x in bootstrap_interval(difference, subjects)],
-        }
-        for name, difference in differences.items()}
+    return {name: _with_interval(difference, subjects) for name, difference in differences.items()}
+
+
+def distance(a: Generated, b: Generated, cases: Sequence[Case]) -> dict[str, Any]:
+    """How far two methods' results are apart on the same cases.
+
+    *mask_overlap*: of the places that either mask keeps, the share that both do (IoU). *latent_difference*: root mean
+    square of the latents' difference, in units of `b`'s standard deviation; two unrelated pictures differ by √2.
+    """
+    subjects = np.array([case.subject for case in cases])
+    kept = a.masks > 0, b.masks > 0
+    axes = tuple(range(1, a.latents.ndim))
+    values = {
+        "mask_overlap": np.logical_and(*kept).sum((1, 2)) / np.maximum(np.logical_or(*kept).sum((1, 2)), 1),
+        "latent_difference": np.sqrt(((a.latents - b.latents) ** 2).mean(axes)) / b.latents.std(axes)}
+    return {name: _with_interval(value, subjects) for name, value in values.items()}
+
+
+def _with_interval(values: np.ndarray, subjects: np.ndarray) -> dict[str, Any]:
+    interval = bootstrap_interval(values, subjects)
+    return {"value": round(float(values.mean()), 4), "ci95": [round(x, 4) for x in interval]}
 
 
 def examine(judge: TrainedJudge, exam: Exam) -> dict[str, float]:
