@@ -1,0 +1,95 @@
+"""Where parameters lie: every network's are known, and what does not fit is named."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AbstractMesh, PartitionSpec
+
+from realcustom_jax import sharding, single_file, weights
+from realcustom_jax.bundle import ARCHITECTURES
+from realcustom_jax.models.clip_text import ClipText, ClipTextConfig
+from realcustom_jax.models.unet import UNet, UNetConfig
+from realcustom_jax.models.vae import Autoencoder, VAEConfig
+from realcustom_jax.models.vit import VisionTransformer, VitConfig
+from realcustom_jax.sharding import AxisRules, logical_axes, make_mesh, shardings
+from realcustom_jax.training import TrainSettings, init_state
+
+
+def mesh(data=1, fsdp=1, tensor=1):
+    return AbstractMesh((data, fsdp, tensor), sharding.MESH_AXES)
+
+
+def unet_shapes(kind):
+    settings = {"image_prompt_settings": {"vision_projection_type": "custom"}}
+    unet = UNet(UNetConfig.from_config(single_file.CONFIGS[kind]["unet"] | settings))
+    args, kwargs = weights.unet_inputs(unet.config)
+    return weights.parameter_shapes(unet, *args, **kwargs)
+
+
+def bytes_of(tree, mesh):
+    return sharding.bytes_per_device(tree, shardings(tree, mesh))
+
+
+@pytest.mark.parametrize("kind", ["sdxl", "sd15"])
+def test_a_published_unets_memory_falls_with_the_mesh(kind):
+    shapes = unet_shapes(kind)
+    whole, divided = bytes_of(shapes, mesh()), bytes_of(shapes, mesh(fsdp=16))
+    assert whole == sum(x.size * 4 for x in jax.tree.leaves(shapes))
+    assert divided < whole / 15
+    assert bytes_of(shapes, mesh(data=16)) == whole
+    assert bytes_of(shapes, mesh(fsdp=4, tensor=2)) < whole / 7
+
+
+def test_every_network_is_known():
+    for name, config in ARCHITECTURES.items():
+        encoder = VisionTransformer(VitConfig.from_config(config))
+        images = jnp.zeros((1, *np.broadcast_to(encoder.config.img_size, 2), 3))
+        assert shardings(weights.parameter_shapes(encoder, images, layers=(0,)), mesh(fsdp=16)), name
+    for kind in ("sdxl", "sd15"):
+        vae = Autoencoder(VAEConfig.from_config(single_file.CONFIGS[kind]["vae"]))
+        assert shardings(weights.parameter_shapes(vae, jnp.zeros((1, 8, 8, 3))), mesh(fsdp=16))
+        text = ClipText(ClipTextConfig.from_config(single_file.CONFIGS[kind]["text_encoder"]))
+        assert shardings(weights.parameter_shapes(text, jnp.zeros((1, 77), jnp.int32)), mesh(fsdp=16))
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_train_state_lies_as_its_parameters(optimizer):
+    params = {"transformer_blocks": {"attn2": {"to_k_vision": {"kernel": jnp.zeros((2, 8, 4))}}},
+              "projector_0": {"kernel": jnp.zeros((8, 4)), "bias": jnp.zeros(4)}}
+    state = jax.eval_shape(lambda: init_state(params, TrainSettings(steps=1, optimizer=optimizer)))
+    specs = {s.spec for s in jax.tree.leaves(shardings(state, mesh(fsdp=2, tensor=2)))}
+    assert specs == {PartitionSpec(), PartitionSpec(None), PartitionSpec(("fsdp",), ("tensor",)),
+                     PartitionSpec(None, ("fsdp",), ("tensor",))}
+
+
+def test_what_does_not_fit_is_named():
+    with pytest.raises(ValueError, match="'to_x/kernel' is unknown"):
+        logical_axes(("to_x", "kernel"), 2)
+    with pytest.raises(ValueError, match="'to_q/kernel' has 3 axes; its logical axes are \\('embed', 'heads'\\)"):
+        logical_axes(("to_q", "kernel"), 3)
+    with pytest.raises(ValueError, match="no logical axis 'head'"):
+        AxisRules().spec(("embed", "head"))
+    with pytest.raises(ValueError, match="'embed' and 'heads' of one array both lie along the mesh axis 'fsdp'"):
+        AxisRules(heads=("fsdp",)).spec(("embed", "heads"))
+    with pytest.raises(ValueError, match="batch lies along 'model', which is no axis"):
+        AxisRules(batch=("model",))
+    with pytest.raises(ValueError, match="to_q/kernel of shape \\(6, 4\\): axis 0 cannot be divided over fsdp = 4"):
+        shardings({"to_q": {"kernel": jnp.zeros((6, 4))}}, mesh(fsdp=4))
+    with pytest.raises(ValueError, match="batch_size=6 cannot be divided over 4 devices"):
+        sharding.batch_sharding(mesh(data=2, fsdp=2), 6)
+
+
+def test_mesh_sizes():
+    devices = jax.devices()[:1]
+    assert dict(make_mesh(devices=devices).shape) == {"data": 1, "fsdp": 1, "tensor": 1}
+    for sizes in (dict(fsdp=2), dict(data=-1, fsdp=-1), dict(data=1, fsdp=1, tensor=0), dict(data=2, fsdp=-1)):
+        with pytest.raises(ValueError, match="does not fit 1 devices"):
+            make_mesh(**sizes, devices=devices)
+
+
+def test_description_adds_up():
+    tree = {"to_q": {"kernel": jnp.zeros((8, 4))}, "norm": {"bias": jnp.zeros(4)}}
+    text = sharding.describe(tree, shardings(tree, mesh(fsdp=4)), "adapter")
+    assert text.startswith("adapter: 48 bytes on each device")
+    assert "(8, 4)" in text and "(fsdp, tensor)" in text
