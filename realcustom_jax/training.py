@@ -7,6 +7,9 @@ same numbers.
 
 import dataclasses
 import json
+import signal
+import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,13 +20,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax.contrib
-import orbax.checkpoint as ocp
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from optax.contrib import MuonDimensionNumbers
 from PIL import Image
 from tqdm import tqdm
 
+from realcustom_jax import sharding
+from realcustom_jax.checkpoints import Checkpoints
 from realcustom_jax.choices import check_choice
+from realcustom_jax.sharding import AxisRules
 
 Params = Any
 Batch = dict[str, np.ndarray]
@@ -32,7 +37,8 @@ Batch = dict[str, np.ndarray]
 @dataclasses.dataclass(frozen=True)
 class TrainSettings:
     """How one stage is optimised. The learning rate warms up linearly, stays, and falls to 0 over the last `decay` of
-    the steps."""
+    the steps. `accumulate` parts of a batch are computed one after the other, for batches that memory does not hold at
+    once; the rest is about checkpoints (module `checkpoints`) and what is written how often, in steps."""
 
     steps: int
     batch_size: int = 64
@@ -48,6 +54,13 @@ class TrainSettings:
     sample_every: int = 500
     log_every: int = 20
     keep: int = 2
+    keep_every: int | None = None
+    on_existing: str = "resume"
+    accumulate: int = 1
+
+    def __post_init__(self):
+        if self.accumulate < 1 or self.batch_size % self.accumulate:
+            raise ValueError(f"accumulate={self.accumulate} does not divide batch_size={self.batch_size} evenly.")
 
 
 class Task(Protocol):
@@ -116,10 +129,25 @@ def _matrix_axes(path, parameter: jax.Array) -> MuonDimensionNumbers | None:
 def make_train_step(loss: Callable, settings: TrainSettings) -> Callable:
     """The jitted (state, frozen, batch) → (state, metrics); the state's buffers are donated."""
     optimizer = make_optimizer(settings)
+    gradient = jax.value_and_grad(loss, has_aux=True)
+
+    def accumulated(params: Params, frozen: Params, batch: Batch, key: jax.Array):
+        """The mean over the parts of what `gradient` gives."""
+        # Part i is every accumulate-th example from the i-th on, so that each device keeps examples that it has.
+        parts = jax.tree.map(lambda x: x.reshape(-1, settings.accumulate, *x.shape[1:]).swapaxes(0, 1), batch)
+        keys = jax.random.split(key, settings.accumulate)
+        total = jax.eval_shape(gradient, params, frozen, jax.tree.map(lambda x: x[0], parts), key)
+
+        def add(total, part):
+            return jax.tree.map(jnp.add, total, gradient(params, frozen, *part)), None
+
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), total)
+        return jax.tree.map(lambda x: x / settings.accumulate, jax.lax.scan(add, zeros, (parts, keys))[0])
 
     def train_step(state: TrainState, frozen: Params, batch: Batch):
         key = jax.random.fold_in(jax.random.key(settings.seed), state.step)
-        (value, metrics), gradients = jax.value_and_grad(loss, has_aux=True)(state.params, frozen, batch, key)
+        compute = gradient if settings.accumulate == 1 else accumulated
+        (value, metrics), gradients = compute(state.params, frozen, batch, key)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         # A short run would otherwise average over its random start.
@@ -138,24 +166,25 @@ def init_state(params: Params, settings: TrainSettings) -> TrainState:
     return TrainState(jnp.zeros((), jnp.int32), params, ema, make_optimizer(settings).init(params))
 
 
-def fit(name: str, task: Task, settings: TrainSettings, workdir: Path) -> Params:
+def fit(name: str, task: Task, settings: TrainSettings, workdir: Path, *, mesh: Mesh | None = None,
+        rules: AxisRules = AxisRules()) -> Params:
     """Trains (or resumes) one stage to its last step and returns the averaged (EMA) parameters, on the host.
 
-    Every device holds all parameters and takes its share of each batch. Writes to `workdir`: `checkpoints/` (Orbax),
-    `metrics.jsonl`, `samples/STEP.png`.
+    On `mesh` (by default all devices, along `data`) arrays lie as `rules` say. Writes to `workdir`: `checkpoints/`
+    (Orbax), `metrics.jsonl`, `samples/STEP.png`. On SIGTERM, as a machine that goes away sends, it saves and exits.
 
     Raises:
         FloatingPointError: the loss is not finite; names the step. The last checkpoint before it is intact.
-        ValueError: the batch size is not a multiple of the number of devices.
+        ValueError: the batch or a parameter cannot be divided over the devices.
+        SystemExit: with code 0, after SIGTERM; the same command continues.
     """
-    whole, shares = _shardings(settings.batch_size)
-    workdir.mkdir(parents=True, exist_ok=True)
-    options = ocp.CheckpointManagerOptions(max_to_keep=settings.keep, save_interval_steps=settings.save_every)
-    with ocp.CheckpointManager((workdir / "checkpoints").absolute(), options=options) as manager:
+    mesh = sharding.make_mesh() if mesh is None else mesh
+    shares = sharding.batch_sharding(mesh, settings.batch_size // settings.accumulate, rules)
+    with Checkpoints(workdir / "checkpoints", keep=settings.keep, keep_every=settings.keep_every,
+                     on_existing=settings.on_existing) as checkpoints, Interruption() as interruption:
         state = init_state(jax.jit(task.init)(jax.random.key(settings.seed)), settings)
-        state, frozen = jax.device_put((state, task.frozen), whole)
-        if manager.latest_step() is not None:
-            state = manager.restore(manager.latest_step(), args=ocp.args.StandardRestore(state))
+        state, frozen = (jax.device_put(tree, place(tree, mesh, rules)) for tree in (state, task.frozen))
+        state = checkpoints.restore(state)
         start = int(state.step)
         train_step = make_train_step(task.loss, settings)
         with tqdm(total=settings.steps, initial=start, desc=name, unit="step", smoothing=0.05, mininterval=2) as bar, \
@@ -169,24 +198,45 @@ def fit(name: str, task: Task, settings: TrainSettings, workdir: Path) -> Params
                 pending = (step, metrics)
                 bar.update()
                 done = step + 1
-                if done % settings.save_every == 0 or done == settings.steps:
+                if done % settings.save_every == 0 or done == settings.steps or interruption.came:
                     _report(*pending, settings, bar, log)
                     pending = None
-                    manager.save(done, args=ocp.args.StandardSave(state), force=True)
+                    checkpoints.save(done, state)
+                if interruption.came:
+                    checkpoints.wait()
+                    print(f"\n{name}: stopped after step {done} of {settings.steps} as asked, and saved; the same "
+                          "command continues.", file=sys.stderr)
+                    sys.exit(0)
                 if done % settings.sample_every == 0 or done == settings.steps:
                     (workdir / "samples").mkdir(exist_ok=True)
                     task.preview(jax.device_get(state.ema)).save(workdir / "samples" / f"{done:06d}.png")
-        manager.wait_until_finished()
     return jax.device_get(state.ema)
 
 
-def _shardings(batch_size: int) -> tuple[NamedSharding, NamedSharding]:
-    """(a copy on every device, the batch axis divided over all devices)."""
-    devices = jax.device_count()
-    if batch_size % devices:
-        raise ValueError(f"batch_size={batch_size} cannot be divided over {devices} devices; choose a multiple.")
-    mesh = jax.make_mesh((devices,), ("data",), axis_types=(AxisType.Auto,))
-    return NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("data"))
+def place(tree, mesh: Mesh, rules: AxisRules):
+    """Shardings of a tree: by the rules, or, on a mesh that divides no parameter, a copy on every device."""
+    if mesh.shape["fsdp"] * mesh.shape["tensor"] == 1:
+        return jax.tree.map(lambda _: sharding.replicated(mesh), tree)
+    return sharding.shardings(tree, mesh, rules)
+
+
+class Interruption:
+    """Notes SIGTERM instead of dying of it, within a `with` block of the main thread; `came` says whether it has."""
+
+    came = False
+
+    def __enter__(self):
+        self._main = threading.current_thread() is threading.main_thread()
+        if self._main:
+            self._before = signal.signal(signal.SIGTERM, self._note)
+        return self
+
+    def __exit__(self, *exception):
+        if self._main:
+            signal.signal(signal.SIGTERM, self._before)
+
+    def _note(self, *_):
+        self.came = True
 
 
 def _report(step: int, metrics: dict[str, jax.Array], settings: TrainSettings, bar: tqdm, log) -> None:

@@ -1,7 +1,9 @@
-"""The training loop on a tiny regression: resume, averaging, and the stop on a loss that is not finite."""
+"""The training loop on a tiny regression: resuming after every kind of stop, averaging, meshes, damaged checkpoints."""
 
+import dataclasses
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AbstractMesh
 from PIL import Image
 
+from realcustom_jax.sharding import MESH_AXES, make_mesh  # noqa: F401  (make_mesh: of the scripts below)
 from realcustom_jax.training import TrainSettings, fit, init_state, make_optimizer, make_train_step
 
 SETTINGS = TrainSettings(steps=12, batch_size=4, learning_rate=0.1, warmup=2, save_every=4, sample_every=6, log_every=1)
@@ -71,16 +75,123 @@ def test_training_learns_and_averages():
     assert train_step._cache_size() == 1
 
 
-def test_devices_share_the_batch(tmp_path):
-    fit("one", Regression(), SETTINGS, tmp_path / "one")
-    script = "import sys, pathlib, jax; from test_training import *; assert jax.device_count() == 4;" \
-             "fit('four', Regression(), SETTINGS, pathlib.Path(sys.argv[1]))"
+class Layered(Regression):
+    """The same, with parameters that a mesh divides."""
+
+    frozen = {"net_2": {"kernel": jnp.ones((4, 8))}}
+
+    def init(self, key):
+        return {"to_q": {"kernel": jax.random.normal(key, (8, 4))}}
+
+    def batch(self, step):
+        return {name: np.resize(x, (4, 8) if name == "x" else 4) for name, x in super().batch(step).items()}
+
+    def loss(self, params, frozen, batch, key):
+        predicted = (batch["x"] @ params["to_q"]["kernel"] @ frozen["net_2"]["kernel"]).sum(-1)
+        return ((predicted - batch["y"]) ** 2).mean() + 0.01 * jax.random.normal(key), {}
+
+
+def run_on_four_devices(script, folder):
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": "4", "PYTHONPATH": os.pathsep.join(sys.path)}
-    subprocess.run([sys.executable, "-c", script, str(tmp_path / "four")], check=True, env=environment,
-                   cwd=Path(__file__).parent)
-    one, four = losses(tmp_path / "one"), losses(tmp_path / "four")
-    assert one.keys() == four.keys() == set(range(12))
-    np.testing.assert_allclose(list(four.values()), list(one.values()), rtol=1e-5)
+    script = "import sys, pathlib, jax; from test_training import *; assert jax.device_count() == 4;" + script
+    subprocess.run([sys.executable, "-c", script, str(folder)], check=True, env=environment, cwd=Path(__file__).parent)
+
+
+def test_devices_share_the_batch_and_the_parameters(tmp_path):
+    fit("one", Regression(), SETTINGS, tmp_path / "one")
+    fit("one", Layered(), SETTINGS, tmp_path / "layered")
+    run_on_four_devices(
+        "folder = pathlib.Path(sys.argv[1]); fit('four', Regression(), SETTINGS, folder / 'four');"
+        "mesh = make_mesh(fsdp=2, tensor=2);"
+        "fit('divided', Layered(), SETTINGS, folder / 'divided', mesh=mesh);", tmp_path)
+    for one, four in (("one", "four"), ("layered", "divided")):
+        one, four = losses(tmp_path / one), losses(tmp_path / four)
+        assert one.keys() == four.keys() == set(range(12))
+        np.testing.assert_allclose(list(four.values()), list(one.values()), rtol=1e-5)
+    # What four devices wrote, one reads.
+    longer = dataclasses.replace(SETTINGS, steps=13)
+    assert fit("one", Layered(), longer, tmp_path / "divided")["to_q"]["kernel"].shape == (8, 4)
+    assert len(losses(tmp_path / "divided")) == 13
+
+
+def test_accumulated_parts_are_the_whole_batch():
+    """Of a loss without noise: the mean of the parts' gradients is the batch's."""
+    task = Regression()
+
+    def loss(params, frozen, batch, key):
+        return ((batch["x"] @ params["w"] - batch["y"]) ** 2).mean(), {}
+
+    states = []
+    for accumulate in (1, 2):
+        settings = dataclasses.replace(SETTINGS, accumulate=accumulate)
+        state, metrics = make_train_step(loss, settings)(init_state({"w": jnp.ones(3)}, settings), {}, task.batch(0))
+        states.append((state.params["w"], metrics["loss"]))
+    np.testing.assert_allclose(states[0][0], states[1][0], rtol=1e-6)
+    np.testing.assert_allclose(states[0][1], states[1][1], rtol=1e-6)
+    with pytest.raises(ValueError, match="accumulate=3 does not divide batch_size=4"):
+        TrainSettings(steps=1, batch_size=4, accumulate=3)
+
+
+def test_sigterm_saves_and_the_same_call_continues(tmp_path, capsys):
+    class Evicted(Regression):
+        def batch(self, step):
+            if step == 6:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return super().batch(step)
+
+    whole = fit("whole", Regression(), SETTINGS, tmp_path / "whole")
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as stop:
+        fit("evicted", Evicted(), SETTINGS, tmp_path / "evicted")
+    assert stop.value.code == 0 and signal.getsignal(signal.SIGTERM) == before
+    assert "stopped after step 7 of 12 as asked, and saved" in capsys.readouterr().err
+    np.testing.assert_array_equal(fit("again", Regression(), SETTINGS, tmp_path / "evicted")["w"], whole["w"])
+    assert losses(tmp_path / "evicted") == losses(tmp_path / "whole")
+
+
+def test_a_killed_run_continues_with_the_same_numbers(tmp_path):
+    """SIGKILL in the middle of step 10; the checkpoint of step 8 is the newest."""
+    whole = fit("whole", Regression(), SETTINGS, tmp_path / "whole")
+    script = """
+import os, pathlib, signal, sys
+from test_training import *
+class Killed(Regression):
+    def batch(self, step):
+        if step == 10:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().batch(step)
+fit("killed", Killed(), SETTINGS, pathlib.Path(sys.argv[1]))
+"""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    code = subprocess.run([sys.executable, "-c", script, str(tmp_path / "killed")], env=environment,
+                          cwd=Path(__file__).parent).returncode
+    assert code == -signal.SIGKILL
+    resumed = fit("again", Regression(), SETTINGS, tmp_path / "killed")
+    assert whole["w"].tobytes() == resumed["w"].tobytes()
+    assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("damage", ["truncated", "emptied"])
+def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(tmp_path, damage):
+    whole = fit("whole", Regression(), SETTINGS, tmp_path)
+    newest = tmp_path / "checkpoints" / "12"
+    for file in sorted(newest.rglob("*")):
+        if file.is_file() and (damage == "emptied" or file.stat().st_size > 200):
+            file.write_bytes(file.read_bytes()[:20] if damage == "truncated" else b"")
+    with pytest.warns(UserWarning, match="12 cannot be read .* is kept as damaged-12"):
+        again = fit("whole", Regression(), SETTINGS, tmp_path)
+    np.testing.assert_array_equal(again["w"], whole["w"])
+    assert {"8", "12", "damaged-12"} <= {p.name for p in (tmp_path / "checkpoints").iterdir()}
+
+
+def test_which_checkpoints_stay_and_what_happens_to_old_ones(tmp_path):
+    settings = dataclasses.replace(SETTINGS, save_every=2, keep=1, keep_every=6)
+    fit("first", Regression(), settings, tmp_path)
+    assert sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()) == [6, 12]
+    with pytest.raises(FileExistsError, match="resume or overwrite it"):
+        fit("refused", Regression(), dataclasses.replace(settings, on_existing="refuse"), tmp_path)
+    fit("anew", Regression(), dataclasses.replace(settings, steps=4, on_existing="overwrite"), tmp_path)
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()] == ["4"]
 
 
 def test_muon_makes_every_matrix_orthogonal_and_leaves_the_rest_to_adam():
@@ -105,7 +216,7 @@ def test_muon_makes_every_matrix_orthogonal_and_leaves_the_rest_to_adam():
         make_optimizer(TrainSettings(steps=1, optimizer="lion"))
 
 
-def test_a_batch_that_the_devices_cannot_share_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(jax, "device_count", lambda: 3)
+def test_a_batch_that_the_devices_cannot_share_is_refused(tmp_path):
+    mesh = AbstractMesh((3, 1, 1), MESH_AXES)
     with pytest.raises(ValueError, match="batch_size=4 cannot be divided over 3 devices"):
-        fit("odd", Regression(), SETTINGS, tmp_path)
+        fit("odd", Regression(), SETTINGS, tmp_path, mesh=mesh)
