@@ -1,4 +1,11 @@
-"""Trains the miniature, all stages or one: python train.py --config=configs/mini.py --workdir=runs/mini"""
+"""Trains the miniature, all stages or one: python train.py --config=configs/mini.py --workdir=runs/mini
+
+Of a published model (configs/sdxl.py, configs/sd15.py) it says, without running it, how the adapter's training step
+lies on a mesh and whether it fits:
+
+    python train.py --config=configs/sdxl.py --print_sharding --topology=v5e:4x4
+    python train.py --config=configs/sdxl.py --compile_only --topology=v5e:4x4 --json=FILE
+"""
 
 import math
 import os
@@ -11,6 +18,10 @@ from ml_collections import config_flags
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The configuration, e.g. configs/mini.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of checkpoints, samples and bundle; run again to resume.")
+_COMPILE_ONLY = flags.DEFINE_bool("compile_only", False, "Compile the step and report its memory; nothing is run.")
+_PRINT_SHARDING = flags.DEFINE_bool("print_sharding", False, "Print where each parameter lies; nothing is run.")
+_TOPOLOGY = flags.DEFINE_string("topology", None, "A TPU slice that is not there, e.g. v5e:4x4 (needs libtpu).")
+_JSON = flags.DEFINE_string("json", None, "File to write the report of --compile_only to.")
 
 
 def main(argv: list[str]) -> None:
@@ -19,14 +30,36 @@ def main(argv: list[str]) -> None:
     asked = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     if jax.config.jax_num_cpu_devices == -1 and not asked:
         jax.config.update("jax_num_cpu_devices", math.gcd(os.cpu_count() or 1, 8))
-    from realcustom_jax.stages import miniature
-
+    config = _CONFIG.value.lock()
     try:
-        miniature.run(_CONFIG.value.lock(), Path(_WORKDIR.value))
+        if _COMPILE_ONLY.value or _PRINT_SHARDING.value:
+            _look_ahead(config)
+        elif "stage" not in config:
+            raise ValueError("this configuration is of a published model, whose training has no data loader yet; "
+                             "--compile_only and --print_sharding work.")
+        elif _WORKDIR.value is None:
+            raise ValueError("--workdir is missing: the folder that checkpoints and bundle are written to.")
+        else:
+            from realcustom_jax.stages import miniature
+
+            miniature.run(config, Path(_WORKDIR.value))
     except (ValueError, OSError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
 
 
+def _look_ahead(config) -> None:
+    from realcustom_jax import ahead
+
+    if "train" not in config:
+        raise ValueError("--compile_only and --print_sharding are for published models: configs/sdxl.py, "
+                         "configs/sd15.py.")
+    step, mesh = ahead.from_config(config.train, _TOPOLOGY.value)
+    if _PRINT_SHARDING.value:
+        print(ahead.describe(step, mesh))
+    if _COMPILE_ONLY.value:
+        ahead.report(step, mesh, _JSON.value)
+
+
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["config", "workdir"])
+    flags.mark_flag_as_required("config")
     app.run(main)

@@ -12,11 +12,10 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.extend import core
 
 from benchmarks.compile_sampler import sampler_inputs
 from realcustom_jax import single_file, weights
+from realcustom_jax.arithmetic import flops
 from realcustom_jax.bundle import ARCHITECTURES
 from realcustom_jax.diffusion import make_solver
 from realcustom_jax.models.unet import UNet, UNetConfig
@@ -70,23 +69,6 @@ def traced(module, *args, **kwargs) -> int:
     """Operations of a module's application to these inputs."""
     params = weights.parameter_shapes(module, *args, **kwargs)
     return flops(jax.make_jaxpr(lambda params: module.apply({"params": params}, *args, **kwargs))(params).jaxpr)
-
-
-def flops(jaxpr: core.Jaxpr) -> int:
-    """Operations in the matrix products and convolutions of a jaxpr; what a scan holds counts once for each round.
-    XLA's own count takes it once."""
-    total = 0
-    for eqn in jaxpr.eqns:
-        if eqn.primitive.name == "dot_general":
-            (contracted, _), _ = eqn.params["dimension_numbers"]
-            total += 2 * eqn.outvars[0].aval.size * int(np.prod([eqn.invars[0].aval.shape[i] for i in contracted]))
-        elif eqn.primitive.name == "conv_general_dilated":
-            kernel = eqn.invars[1].aval
-            features = kernel.shape[eqn.params["dimension_numbers"].rhs_spec[0]]
-            total += 2 * eqn.outvars[0].aval.size * (kernel.size // features)
-        rounds = eqn.params["length"] if eqn.primitive.name == "scan" else 1
-        total += rounds * sum(map(flops, core.jaxprs_in_params(eqn.params)))
-    return total
 
 
 if __name__ == "__main__":

@@ -26,8 +26,8 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from benchmarks.flops import flops
 from realcustom_jax import single_file, weights
+from realcustom_jax.arithmetic import flops
 from realcustom_jax.diffusion import make_solver
 from realcustom_jax.files import write_json
 from realcustom_jax.models.unet import UNet, UNetConfig

@@ -35,4 +35,12 @@ def get_config() -> ml_collections.ConfigDict:
             "negative_prompt": "blurry, deformed, watermark, text, low quality",
         },
     }
+    # The adapter's training step, for --compile_only and --print_sharding; a mesh size of -1 is as many as are left.
+    config.train = {
+        "kind": "sdxl",
+        "side": 1024,
+        "mesh": {"data": 1, "fsdp": -1, "tensor": 1},
+        "optimization": {"steps": 100_000, "batch_size": 16, "accumulate": 1, "learning_rate": 1e-5, "warmup": 1000,
+                         "decay": 0.1, "weight_decay": 0.01, "ema": 0.9999, "save_every": 1000, "sample_every": 1000},
+    }
     return config

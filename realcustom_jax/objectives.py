@@ -37,7 +37,7 @@ def sigmoid_contrastive_loss(a: jax.Array, b: jax.Array, positive: jax.Array, lo
 
 def denoising_loss(predict: Callable[[jax.Array, jax.Array], jax.Array], latents: jax.Array, key: jax.Array, *,
                    betas: ArrayLike, prediction: str, coverage: jax.Array | None = None,
-                   emphasis: float = 3.0) -> jax.Array:
+                   emphasis: float = 3.0, snr_limit: float | None = None) -> jax.Array:
     """Mean squared error of the predicted noise or velocity, at one timestep for each latent.
 
     The timesteps are T·sigmoid(n), n ~ N(0, 1) (arXiv 2403.03206, section 3.1: most are in the middle, where a picture
@@ -50,6 +50,8 @@ def denoising_loss(predict: Callable[[jax.Array, jax.Array], jax.Array], latents
         coverage: [B,h,w] in [0, 1], how much of each place the subjects fill. A place's error counts
             1 + emphasis · √ᾱ_t · coverage times: small subjects would drown in the noise of the background's error, but
             where noise hides the subject, more weight for it would only make the model see subjects everywhere.
+        snr_limit: γ of the min-SNR weights (arXiv 2303.09556), min(SNR, γ)/SNR of the noise's error and
+            min(SNR, γ)/(SNR + 1) of the velocity's; None weighs all timesteps alike.
     """
     check_choice("prediction", prediction, ("epsilon", "v_prediction"))
     noise_key, time_key = jax.random.split(key)
@@ -61,8 +63,11 @@ def denoising_loss(predict: Callable[[jax.Array, jax.Array], jax.Array], latents
     target = noise if prediction == "epsilon" else diffusion.velocity(latents, noise, t, betas)
     predicted = predict(diffusion.add_noise(latents, noise, t, betas), t)
     error = ((predicted.astype(jnp.float32) - target) ** 2).mean(axis=-1)
+    snr = diffusion.snr(betas)[t]
+    if snr_limit is not None:
+        limited = jnp.minimum(snr, snr_limit) / (snr if prediction == "epsilon" else snr + 1)
+        error = limited[:, None, None] * error
     if coverage is None:
         return error.mean()
-    snr = diffusion.snr(betas)[t]
     weight = 1 + emphasis * jnp.sqrt(snr / (1 + snr))[:, None, None] * coverage
     return (weight * error).sum() / weight.sum()

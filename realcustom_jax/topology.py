@@ -17,11 +17,12 @@ def tpu_devices(topology: str) -> list[Any]:
     """
     if importlib.util.find_spec("libtpu") is None:
         raise ValueError(f"Compiling for {topology} needs libtpu: run `pip install libtpu`.")
-    # Without it, libtpu waits for the metadata server that only a cloud machine has.
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    # No device is touched: libtpu need not ask a cloud machine's metadata server, nor keep other processes out.
+    for name in ("TPU_SKIP_MDS_QUERY", "ALLOW_MULTIPLE_LIBTPU_LOAD"):
+        os.environ.setdefault(name, "1")
     try:
         return list(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
     except Exception as error:  # libtpu reports an unknown name as a plain runtime error
         raise ValueError(
-            f"libtpu knows no TPU slice {topology!r} ({str(error).splitlines()[0]}); examples are v5e:2x2, v5e:4x4, "
-            "v5e:16x16 and v4:2x2x2.") from error
+            f"libtpu gives no TPU slice {topology!r} ({str(error).splitlines()[0]}); slices that it knows are "
+            "v5e:2x2, v5e:4x4, v5e:16x16 and v4:2x2x2.") from error

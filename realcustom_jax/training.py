@@ -181,7 +181,8 @@ def fit(name: str, task: Task, settings: TrainSettings, workdir: Path, *, mesh: 
     mesh = sharding.make_mesh() if mesh is None else mesh
     shares = sharding.batch_sharding(mesh, settings.batch_size // settings.accumulate, rules)
     with Checkpoints(workdir / "checkpoints", keep=settings.keep, keep_every=settings.keep_every,
-                     on_existing=settings.on_existing) as checkpoints, Interruption() as interruption:
+                     on_existing=settings.on_existing) as checkpoints, Interruption() as interruption, \
+            jax.set_mesh(mesh):
         state = init_state(jax.jit(task.init)(jax.random.key(settings.seed)), settings)
         state, frozen = (jax.device_put(tree, place(tree, mesh, rules)) for tree in (state, task.frozen))
         state = checkpoints.restore(state)

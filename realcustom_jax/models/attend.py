@@ -7,9 +7,11 @@ Shapes: query [B,N,heads,d], key and value [B,L,heads,d]. Softmax is in float32 
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 _LONG = 2**18
 """N·L from which a TPU's fused kernel pays; the weights of less are small."""
@@ -29,7 +31,8 @@ def attend(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
     pixels, tokens, head_size = query.shape[-3], key.shape[-3], query.shape[-1]
     if pixels * tokens < _LONG or pixels % _TPU_BLOCKS[-1] or head_size > 128:
         return jax.nn.dot_product_attention(query, key, value)
-    return jax.lax.platform_dependent(query, key, value, tpu=tpu_attention, default=jax.nn.dot_product_attention)
+    return jax.lax.platform_dependent(
+        query, key, value, tpu=_on_every_device(tpu_attention, query.shape), default=jax.nn.dot_product_attention)
 
 
 def _cudnn_can(query: jax.Array) -> bool:
@@ -38,6 +41,19 @@ def _cudnn_can(query: jax.Array) -> bool:
     capability = getattr(jax.devices()[0], "compute_capability", "0")  # AMD's say "gfx…"
     head_size = query.shape[-1]
     return capability.replace(".", "").isdigit() and float(capability) >= 8.0 and head_size <= 128 and not head_size % 8
+
+
+def _on_every_device(kernel, shape: tuple[int, ...]):
+    """`kernel`, on a mesh (`jax.set_mesh`) run by each device on its own rows and heads: XLA cannot divide it."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return kernel
+    along = {axis: tuple(name for name in names if name in mesh.shape)
+             for axis, names in ((0, ("data", "fsdp")), (2, ("tensor",)))}
+    if any(shape[axis] % math.prod(mesh.shape[name] for name in names) for axis, names in along.items()):
+        return jax.nn.dot_product_attention
+    spec = PartitionSpec(along[0], None, along[2])
+    return jax.shard_map(kernel, mesh=mesh, in_specs=(spec,) * 3, out_specs=spec, check_vma=False)
 
 
 def tpu_attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:

@@ -5,6 +5,11 @@ import functools
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+REMEMBERED = "block"
+"""The name of what enters a transformer layer or leaves a residual block: what training on large models keeps for the
+backward pass (`jax.checkpoint_policies.save_only_these_names`), computing the rest of a block again."""
 
 
 class ResnetBlock(nn.Module):
@@ -33,7 +38,7 @@ class ResnetBlock(nn.Module):
         hidden = conv((3, 3), padding=1, name="conv2")(nn.silu(norm(name="norm2")(hidden)))
         if x.shape[-1] != self.channels:
             x = conv((1, 1), name="conv_shortcut")(x)
-        return x + hidden
+        return checkpoint_name(x + hidden, REMEMBERED)
 
 
 class Downsample(nn.Module):

@@ -1,0 +1,60 @@
+"""What trains an adapter on a published model (SD-1.5, SDXL), from features that were computed ahead."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from realcustom_jax import diffusion
+from realcustom_jax.adapter import merge_unet
+from realcustom_jax.models.projector import Projector
+from realcustom_jax.models.resnet import REMEMBERED
+from realcustom_jax.models.unet import UNet
+from realcustom_jax.objectives import denoising_loss
+
+
+@dataclasses.dataclass(frozen=True)
+class BackboneLoss:
+    """The loss of {"projector", "vision"}, the projector and the UNet's visual keys and values, with M = 1.
+
+    A batch gives latents [B,h,w,C] of unit variance, text [B,T,D], features (a tuple of [B,L,C], see
+    `images.reference_features`), and for SDXL's kind of UNet pooled [B,P] and time_ids [B,6]. `frozen` holds the
+    parameters `unet` (without its visual layers) and what replaces a condition that is dropped, for classifier-free
+    guidance: `empty` {text, pooled} of the empty prompt and `no_image`, the features of a black image, without batch.
+
+    The backward pass keeps what enters each block and computes the rest again.
+    """
+
+    unet: UNet
+    projector: Projector
+    prediction: str = "epsilon"
+    image_dropout: float = 0.1
+    text_dropout: float = 0.05
+    snr_limit: float | None = None
+
+    def __call__(self, params, frozen, batch, key) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """(loss, nothing else to report), as `training.make_train_step` wants it."""
+        text_key, image_key, noise_key = jax.random.split(key, 3)
+        size = len(batch["latents"])
+
+        def dropped(key, share, value, instead):
+            chosen = jax.random.bernoulli(key, share, (size,) + (1,) * (value.ndim - 1))
+            return jnp.where(chosen, instead.astype(value.dtype), value)
+
+        text = {name: dropped(text_key, self.text_dropout, batch[name], frozen["empty"][name])
+                for name in ("text", "pooled") if name in batch}
+        features = jax.tree.map(
+            lambda value, instead: dropped(image_key, self.image_dropout, value, instead),
+            batch["features"], frozen["no_image"])
+
+        def predict(params, base, text, features, noisy, t):
+            vision = self.projector.apply({"params": params["projector"]}, features)[:, None]
+            return self.unet.apply(
+                {"params": merge_unet(params["vision"], base)}, noisy, t, text["text"], pooled=text.get("pooled"),
+                time_ids=batch.get("time_ids"), vision=vision).noise
+
+        keep = jax.checkpoint_policies.save_only_these_names(REMEMBERED)
+        predict = jax.checkpoint(predict, policy=keep)
+        return denoising_loss(
+            lambda noisy, t: predict(params, frozen["unet"], text, features, noisy, t), batch["latents"], noise_key,
+            betas=diffusion.betas(), prediction=self.prediction, snr_limit=self.snr_limit), {}

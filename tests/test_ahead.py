@@ -1,0 +1,60 @@
+"""The training step of a published model's shape, compiled for devices and divided over them, without a weight."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+from realcustom_jax import ahead, topology
+from realcustom_jax.sharding import make_mesh
+from realcustom_jax.training import TrainSettings
+
+UNET = {
+    "in_channels": 4, "out_channels": 4, "block_out_channels": [16, 32], "layers_per_block": 1, "norm_num_groups": 4,
+    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"], "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
+    "attention_head_dim": 2, "cross_attention_dim": 64, "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 8, "projection_class_embeddings_input_dim": 64}
+STEP = ahead.AdapterStep(UNET, 64, TrainSettings(steps=10, batch_size=4))
+
+
+def compile_on_four(**sizes):
+    """In a process of four simulated devices."""
+    script = f"import json; from test_ahead import *; print(json.dumps(ahead.compile_step(STEP, make_mesh(**{sizes}))))"
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "4", "PYTHONPATH": os.pathsep.join(sys.path)}
+    run = subprocess.run([sys.executable, "-c", script], check=True, env=environment, cwd=Path(__file__).parent,
+                         capture_output=True, text=True)
+    return json.loads(run.stdout.splitlines()[-1])
+
+
+def test_a_mesh_divides_the_memory_and_the_work():
+    one = ahead.compile_step(STEP, make_mesh(devices=jax.devices()[:1]))
+    four = compile_on_four(fsdp=4)
+    assert one["collectives"] == {} and one["flop"] == one["flop_per_device"] == four["flop"]
+    assert four["flop_per_device"] == one["flop"] // 4
+    for part in ("state", "frozen"):
+        assert four[part] < one[part] / 2
+    assert four["temporaries"] < one["temporaries"]
+    assert four["collectives"]["all-gather"]["bytes"] > 0
+    copies = compile_on_four()
+    assert copies["state"] == one["state"] and set(copies["collectives"]) == {"all-reduce"}
+
+
+def test_collectives_are_read_from_the_program():
+    text = """
+  %a = bf16[4,8]{1,0} all-gather(%x), dimensions={0}
+  %b = (f32[2]{0}, f32[3]{0}) all-reduce-start(%y), to_apply=%add
+  %c = (f32[2]{0}, f32[3]{0}) all-reduce-done(%b)
+  %d = f32[] all-reduce(%z), to_apply=%add
+"""
+    assert ahead.collectives(text) == {
+        "all-gather": {"count": 1, "bytes": 64}, "all-reduce": {"count": 2, "bytes": 24}}
+
+
+def test_without_libtpu_one_sentence_says_what_to_do(monkeypatch):
+    monkeypatch.setattr(topology.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="Compiling for v5e:4x4 needs libtpu: run `pip install libtpu`"):
+        topology.tpu_devices("v5e:4x4")
