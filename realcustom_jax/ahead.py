@@ -87,7 +87,7 @@ class AdapterStep:
 
 
 def from_config(config: Mapping[str, Any], topology: str | None) -> tuple[AdapterStep, Mesh]:
-    """The step and the mesh of a configuration's `train`, on a TPU slice that is not there or on this machine's devices.
+    """The step and the mesh of a configuration's `train`, on a TPU slice that is not there or this machine's devices.
 
     Raises ValueError for a slice that libtpu does not know, or a mesh that does not fit it.
     """
@@ -142,7 +142,8 @@ def compile_step(step: AdapterStep, mesh: Mesh, rules: AxisRules = AxisRules()) 
         "outputs": memory.output_size_in_bytes, "aliased": memory.alias_size_in_bytes,
         "together": memory.argument_size_in_bytes + memory.temp_size_in_bytes + memory.output_size_in_bytes
         - memory.alias_size_in_bytes,
-        "state": sharding.bytes_per_device(state, placed[0]), "frozen": sharding.bytes_per_device(frozen["unet"], placed[1]["unet"]),
+        "state": sharding.bytes_per_device(state, placed[0]),
+        "frozen": sharding.bytes_per_device(frozen["unet"], placed[1]["unet"]),
         "flop": operations, "flop_per_device": operations // mesh.size,
         "collectives": collectives(compiled.as_text()),
         "trace_and_lower_seconds": round(lowering, 1), "seconds": round(time.monotonic() - start, 1)}
