@@ -65,7 +65,8 @@ class CrossAttention(nn.Module):
     def __call__(self, x, text, vision, mask, target):
         def project(name, tokens, **kwargs):
             if self.has_variable("context", name):
-                return split_heads(self.get_variable("context", name), self.heads)
+                known = self.get_variable("context", name)
+                return jnp.moveaxis(known.reshape(*known.shape[:-2], self.heads, -1, known.shape[-1]), -1, -3)
             dense = nn.Dense(x.shape[-1], use_bias=False, dtype=self.dtype, name=name, **kwargs)
             return split_heads(dense(tokens), self.heads)
 

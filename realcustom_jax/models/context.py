@@ -3,10 +3,11 @@
 `UNet.apply({"params": params, "context": context}, …)` reads it from the variable collection "context", a tree of the
 parameters' shape, reduced to
 
-    cross-attention layers    to_k, to_v [B,T,C]; with vision also to_k_vision, to_v_vision [B,R,L,C]
+    cross-attention layers    to_k, to_v [B,C,T]; with vision also to_k_vision, to_v_vision [B,R,C,L]
     residual blocks           shift [B,C], what the embedding of the timestep adds
 
-with a leading layer axis where layers are scanned. What the context holds is not computed again.
+with a leading layer axis where layers are scanned. What the context holds is not computed again. Tokens are the last
+axis, as the product with the queries reads them: a CPU takes half as long for it as from the usual order.
 """
 
 from collections.abc import Callable
@@ -33,10 +34,10 @@ def project_tokens(params, text: jax.Array, vision: jax.Array | None, dtype: jnp
         inputs |= {"to_k_vision": vision, "to_v_vision": vision}
 
     def project(name, kernel):
-        tokens, kernel = inputs[name].astype(dtype), kernel.astype(dtype)
-        if kernel.ndim == 2:
-            return tokens @ kernel
-        return jax.vmap(lambda layer: tokens @ layer)(kernel)
+        def layer(kernel):
+            return (inputs[name].astype(dtype) @ kernel.astype(dtype)).swapaxes(-1, -2)
+
+        return layer(kernel) if kernel.ndim == 2 else jax.vmap(layer)(kernel)
 
     return _at(params, "attn2", lambda layer: {name: project(name, layer[name]["kernel"]) for name in inputs})
 
