@@ -49,3 +49,20 @@ def test_an_error_on_the_subject_counts_more_the_less_noise_hides_it():
     assert 2 < ratio < 4
     nothing = loss(on_subject, coverage=jnp.zeros_like(coverage))
     assert nothing == pytest.approx(loss(on_subject), abs=1e-6)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_min_snr_weighs_by_the_timestep(prediction):
+    """Of an error of 1 everywhere, the loss is the mean of the weights."""
+    seen = []
+
+    def off_by_one(noisy, t):
+        seen.append(np.asarray(t))
+        noise = noise_of(noisy, t)
+        return 1 + (noise if prediction == "epsilon" else add_noise(noise, -LATENTS, t, BETAS))
+
+    value = loss(off_by_one, prediction=prediction, snr_limit=5.0)
+    alphas = np.cumprod(1 - np.asarray(BETAS, np.float64))[seen[0]]
+    ratio = alphas / (1 - alphas)
+    expected = np.minimum(ratio, 5) / (ratio if prediction == "epsilon" else ratio + 1)
+    assert value == pytest.approx(expected.mean(), rel=1e-3) and value < 0.9
