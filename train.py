@@ -21,6 +21,11 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of checkpoints, samples 
 _COMPILE_ONLY = flags.DEFINE_bool("compile_only", False, "Compile the step and report its memory; nothing is run.")
 _PRINT_SHARDING = flags.DEFINE_bool("print_sharding", False, "Print where each parameter lies; nothing is run.")
 _TOPOLOGY = flags.DEFINE_string("topology", None, "A TPU slice that is not there, e.g. v5e:4x4 (needs libtpu).")
+_DISTRIBUTED = flags.DEFINE_bool(
+    "distributed", False, "One of several processes, as a TPU pod, SLURM or GKE starts them; or give the next three.")
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0, the same for all processes.")
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes there are.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0 on.")
 _JSON = flags.DEFINE_string("json", None, "File to write the report of --compile_only to.")
 
 
@@ -32,6 +37,7 @@ def main(argv: list[str]) -> None:
         jax.config.update("jax_num_cpu_devices", math.gcd(os.cpu_count() or 1, 8))
     config = _CONFIG.value.lock()
     try:
+        _join()
         if _COMPILE_ONLY.value or _PRINT_SHARDING.value:
             _look_ahead(config)
         elif "stage" not in config:
@@ -45,6 +51,17 @@ def main(argv: list[str]) -> None:
             miniature.run(config, Path(_WORKDIR.value))
     except (ValueError, OSError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
+
+
+def _join() -> None:
+    """Waits for the other processes, if there are any."""
+    explicit = (_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+    if any(value is not None for value in explicit):
+        if None in explicit:
+            raise ValueError("--coordinator, --num_processes and --process_id belong together; give all three.")
+        jax.distributed.initialize(*explicit)
+    elif _DISTRIBUTED.value:
+        jax.distributed.initialize()
 
 
 def _look_ahead(config) -> None:

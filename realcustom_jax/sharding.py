@@ -153,6 +153,21 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def distribute(tree, placed):
+    """Arrays of every process's memory, laid out on the devices; every process must hold the same values."""
+    def array(x, where):
+        return jax.make_array_from_callback(np.shape(x), where, lambda at: x[at])
+
+    return jax.tree.map(array, tree, placed)
+
+
+def collect(tree, mesh: Mesh):
+    """The inverse of `distribute`: numpy arrays, whole in every process."""
+    if jax.process_count() > 1:
+        tree = jax.jit(lambda x: x, out_shardings=jax.tree.map(lambda _: replicated(mesh), tree))(tree)
+    return jax.device_get(tree)
+
+
 def describe(tree, placed, title: str) -> str:
     """A line for every array of a tree and its shardings: name, shape, where it lies, bytes on each device."""
     lines, total = [], 0

@@ -7,6 +7,7 @@ same numbers.
 
 import dataclasses
 import json
+import os
 import signal
 import sys
 import threading
@@ -20,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax.contrib
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from optax.contrib import MuonDimensionNumbers
 from PIL import Image
@@ -183,35 +185,49 @@ def fit(name: str, task: Task, settings: TrainSettings, workdir: Path, *, mesh: 
     with Checkpoints(workdir / "checkpoints", keep=settings.keep, keep_every=settings.keep_every,
                      on_existing=settings.on_existing) as checkpoints, Interruption() as interruption, \
             jax.set_mesh(mesh):
-        state = init_state(jax.jit(task.init)(jax.random.key(settings.seed)), settings)
-        state, frozen = (jax.device_put(tree, place(tree, mesh, rules)) for tree in (state, task.frozen))
-        state = checkpoints.restore(state)
+        state = checkpoints.restore(_first_state(task, settings, mesh, rules))
+        frozen = sharding.distribute(jax.tree.map(np.asarray, task.frozen), place(task.frozen, mesh, rules))
         start = int(state.step)
         train_step = make_train_step(task.loss, settings)
-        with tqdm(total=settings.steps, initial=start, desc=name, unit="step", smoothing=0.05, mininterval=2) as bar, \
-                (workdir / "metrics.jsonl").open("a") as log:
+        first = jax.process_index() == 0  # the process that writes and shows; the others only compute
+        with tqdm(total=settings.steps, initial=start, desc=name, unit="step", smoothing=0.05, mininterval=2,
+                  disable=not first) as bar, \
+                (workdir / "metrics.jsonl" if first else Path(os.devnull)).open("a") as log:
             pending = None
             for step in range(start, settings.steps):
-                state, metrics = train_step(state, frozen, jax.device_put(task.batch(step), shares))
+                batch = task.batch(step)
+                batch = sharding.distribute(batch, jax.tree.map(lambda _: shares, batch))
+                state, metrics = train_step(state, frozen, batch)
                 # The numbers of the step before are read while this one runs, so that dispatch never waits.
                 if pending is not None:
                     _report(*pending, settings, bar, log)
                 pending = (step, metrics)
                 bar.update()
                 done = step + 1
-                if done % settings.save_every == 0 or done == settings.steps or interruption.came:
+                stop = interruption.asks(done)
+                if done % settings.save_every == 0 or done == settings.steps or stop:
                     _report(*pending, settings, bar, log)
                     pending = None
                     checkpoints.save(done, state)
-                if interruption.came:
+                if stop:
                     checkpoints.wait()
                     print(f"\n{name}: stopped after step {done} of {settings.steps} as asked, and saved; the same "
                           "command continues.", file=sys.stderr)
                     sys.exit(0)
                 if done % settings.sample_every == 0 or done == settings.steps:
-                    (workdir / "samples").mkdir(exist_ok=True)
-                    task.preview(jax.device_get(state.ema)).save(workdir / "samples" / f"{done:06d}.png")
-    return jax.device_get(state.ema)
+                    averaged = sharding.collect(state.ema, mesh)
+                    if first:
+                        (workdir / "samples").mkdir(exist_ok=True)
+                        task.preview(averaged).save(workdir / "samples" / f"{done:06d}.png")
+        return sharding.collect(state.ema, mesh)
+
+
+def _first_state(task: Task, settings: TrainSettings, mesh: Mesh, rules: AxisRules) -> TrainState:
+    """The state before the first step, made where it lies."""
+    def make():
+        return init_state(task.init(jax.random.key(settings.seed)), settings)
+
+    return jax.jit(make, out_shardings=place(jax.eval_shape(make), mesh, rules))()
 
 
 def place(tree, mesh: Mesh, rules: AxisRules):
@@ -222,22 +238,27 @@ def place(tree, mesh: Mesh, rules: AxisRules):
 
 
 class Interruption:
-    """Notes SIGTERM instead of dying of it, within a `with` block of the main thread; `came` says whether it has."""
+    """Notes SIGTERM instead of dying of it, within a `with` block of the main thread."""
 
-    came = False
+    _came = False
 
     def __enter__(self):
-        self._main = threading.current_thread() is threading.main_thread()
-        if self._main:
+        # Of several processes, JAX's own service notes it and lets all stop after the same step.
+        self._listens = jax.process_count() == 1 and threading.current_thread() is threading.main_thread()
+        if self._listens:
             self._before = signal.signal(signal.SIGTERM, self._note)
         return self
 
     def __exit__(self, *exception):
-        if self._main:
+        if self._listens:
             signal.signal(signal.SIGTERM, self._before)
 
+    def asks(self, step: int) -> bool:
+        """Whether to stop after this step; the same answer in every process."""
+        return multihost_utils.reached_preemption_sync_point(step) if jax.process_count() > 1 else self._came
+
     def _note(self, *_):
-        self.came = True
+        self._came = True
 
 
 def _report(step: int, metrics: dict[str, jax.Array], settings: TrainSettings, bar: tqdm, log) -> None:

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -112,6 +113,36 @@ def test_devices_share_the_batch_and_the_parameters(tmp_path):
     longer = dataclasses.replace(SETTINGS, steps=13)
     assert fit("one", Layered(), longer, tmp_path / "divided")["to_q"]["kernel"].shape == (8, 4)
     assert len(losses(tmp_path / "divided")) == 13
+
+
+def test_two_processes_are_one(tmp_path):
+    """Two processes of two devices train as one process of four, and each reads the other's checkpoints."""
+    run_on_four_devices("fit('one', Layered(), SETTINGS, pathlib.Path(sys.argv[1]) / 'one', mesh=make_mesh(fsdp=2))",
+                        tmp_path)
+    script = """
+import pathlib, sys, jax
+jax.distributed.initialize(sys.argv[2], num_processes=2, process_id=int(sys.argv[3]))
+from test_training import *
+assert jax.device_count() == 4 and jax.local_device_count() == 2
+folder = pathlib.Path(sys.argv[1])
+fit('two', Layered(), SETTINGS, folder / 'two', mesh=make_mesh(fsdp=2))
+fit('on', Layered(), dataclasses.replace(SETTINGS, steps=16), folder / 'one', mesh=make_mesh(fsdp=2))
+"""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "2", "PYTHONPATH": os.pathsep.join(sys.path)}
+    processes = [
+        subprocess.Popen([sys.executable, "-c", script, str(tmp_path), address, str(i)], env=environment,
+                         cwd=Path(__file__).parent) for i in range(2)]
+    assert [process.wait(timeout=500) for process in processes] == [0, 0]
+    one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
+    assert one.keys() == set(range(16)) and two.keys() == set(range(12))
+    np.testing.assert_allclose([two[i] for i in range(12)], [one[i] for i in range(12)], rtol=1e-5)
+    # And the other way round: one process of one device continues what two wrote.
+    again = fit("on", Layered(), dataclasses.replace(SETTINGS, steps=16), tmp_path / "two")
+    np.testing.assert_allclose(list(losses(tmp_path / "two").values()), list(one.values()), rtol=1e-5)
+    assert again["to_q"]["kernel"].shape == (8, 4)
 
 
 def test_accumulated_parts_are_the_whole_batch():

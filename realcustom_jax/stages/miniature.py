@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 from tqdm import trange
 
@@ -30,7 +31,11 @@ def run(config: ConfigDict, workdir: Path) -> None:
     """Trains `config.stage`, or all stages; a stage that has written its part of the bundle is not trained again."""
     enable_compilation_cache()
     check_choice("stage", config.stage, ("all", *STAGES))
+    if jax.process_index() > 0:
+        multihost_utils.sync_global_devices("data set")  # which the first process writes, while the others wait
     data = builder.write(workdir / "data", **config.data)
+    if jax.process_index() == 0:
+        multihost_utils.sync_global_devices("data set")
     for name in STAGES if config.stage == "all" else (config.stage,):
         STAGES[name](config, workdir, data)
 
