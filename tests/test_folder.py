@@ -1,0 +1,139 @@
+"""A folder of pictures as a dataset: sizes, references, and rows that are broken in every way."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from realcustom_jax.data.cutouts import cut_out, recontextualised
+from realcustom_jax.data.folder import AUGMENTED, OTHER_VIEW, RECONSTRUCTION, bucket_of, buckets, fit, write
+from realcustom_jax.data.loader import Split
+from realcustom_jax.data.manifest import read_manifest
+
+
+def save(folder, name, size, colour):
+    Image.new("RGB", size, colour).save(folder / name)
+
+
+def save_mask(folder, name, size, box):
+    mask = Image.new("L", size, 0)
+    mask.paste(255, box)
+    mask.save(folder / name)
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    save(folder, "wide.png", (200, 100), "red")
+    save(folder, "tall.jpg", (90, 180), "blue")
+    save(folder, "other.png", (50, 60), "green")
+    save_mask(folder, "mask.png", (90, 180), (10, 20, 60, 70))
+    save_mask(folder, "small_mask.png", (9, 18), (1, 2, 6, 7))
+    save_mask(folder, "empty_mask.png", (90, 180), (0, 0, 0, 0))
+    (folder / "broken.png").write_bytes(b"\x89PNG but not really")
+    return folder
+
+
+def write_manifest(folder, *rows):
+    lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
+    (folder / "manifest.jsonl").write_text("\n".join(lines))
+
+
+GOOD = [
+    {"target": "wide.png", "caption": "a toy in the jungle", "word": "toy", "reference": "other.png"},
+    {"target": "tall.jpg", "caption": "a Dog on a sofa", "word": "dog", "mask": "mask.png"},
+    {"target": "wide.png", "caption": "a red car", "word": "red car", "box": [20, 10, 80, 60],
+     "reference": ["other.png"]},
+]
+
+
+def test_rows_become_targets_and_references(pictures, tmp_path):
+    write_manifest(pictures, *GOOD)
+    dataset = Split(write(pictures, tmp_path / "data", side=256, reference_side=64), "train")
+    rows, sizes = [dataset[i] for i in range(len(dataset))], buckets(256)
+    assert [str(row["caption"]) for row in rows] == [row["caption"] for row in GOOD]
+    for row in rows:
+        width, height = sizes[row["bucket"]]
+        assert row["target"].shape == (height, width, 3) and row["references"].shape[1:] == (64, 64, 3)
+    assert [row["difficulty"].tolist() for row in rows] == [
+        [OTHER_VIEW], [RECONSTRUCTION, AUGMENTED], [OTHER_VIEW, RECONSTRUCTION]]
+    assert rows[0]["original_size"].tolist() == [100, 200] and rows[1]["original_size"].tolist() == [180, 90]
+    assert rows[0]["target"].shape[1] > rows[0]["target"].shape[0]
+    np.testing.assert_array_equal(rows[0]["references"][0, 0, 0], [0, 128, 0])
+
+
+@pytest.mark.parametrize("row, words", [
+    ("{not json", "it is not JSON"),
+    ("[1]", "not a JSON object"),
+    ({"caption": "a toy", "word": "toy", "reference": "other.png"}, "'target' is missing"),
+    (GOOD[0] | {"colour": "red"}, "unknown key 'colour'"),
+    (GOOD[0] | {"word": "to"}, "the word 'to' is not in the caption 'a toy in the jungle'"),
+    (GOOD[0] | {"reference": "gone.png"}, "gone.png does not exist"),
+    (GOOD[0] | {"reference": 3}, "neither a file name nor a list"),
+    ({k: v for k, v in GOOD[0].items() if k != "reference"}, "none of 'reference', 'mask' and 'box'"),
+    (GOOD[0] | {"target": "broken.png"}, "broken.png cannot be read"),
+    (GOOD[1] | {"mask": "small_mask.png"}, "is 9 x 18, its target 90 x 180"),
+    (GOOD[1] | {"mask": "empty_mask.png"}, "is empty"),
+    (GOOD[2] | {"box": [5, 5, 5, 9]}, "left < right"),
+    (GOOD[2] | {"box": [500, 500, 600, 600]}, "lies outside its target of 200 x 100"),
+])
+def test_broken_rows_are_named_by_their_lines_and_skipped_up_to_a_limit(pictures, tmp_path, row, words, capsys):
+    write_manifest(pictures, GOOD[0], "", row)
+    with pytest.raises(ValueError, match=f"1 broken row.*max_broken is 0: line 3: .*{words}.* Mend them"):
+        write(pictures, tmp_path / "data", side=128, reference_side=64)
+    assert not list((tmp_path / "data").rglob("*array_record*"))
+    dataset = Split(write(pictures, tmp_path / "data", side=128, reference_side=64, max_broken=1), "train")
+    assert len(dataset) == 1
+    assert "skipped, line 3" in capsys.readouterr().out
+
+
+def test_a_made_dataset_is_found_and_a_changed_manifest_makes_another(pictures, tmp_path):
+    write_manifest(pictures, GOOD[0])
+    first = write(pictures, tmp_path, side=128, reference_side=64)
+    before = (first / "dataset_info.json").stat().st_mtime_ns
+    assert write(pictures, tmp_path, side=128, reference_side=64) == first
+    assert (first / "dataset_info.json").stat().st_mtime_ns == before
+    write_manifest(pictures, *GOOD)
+    assert write(pictures, tmp_path, side=128, reference_side=64) != first
+    with pytest.raises(FileNotFoundError, match="no manifest.jsonl"):
+        write(tmp_path, tmp_path)
+    with pytest.raises(FileNotFoundError, match="needs a manifest.jsonl"):
+        read_manifest(tmp_path / "manifest.jsonl")
+
+
+def test_buckets_have_about_the_area_and_the_nearest_shape_is_taken():
+    sizes = buckets(1024)
+    assert (1024, 1024) in sizes and (1152, 896) in sizes and (896, 1152) in sizes
+    assert all(w % 64 == h % 64 == 0 and 0.8 * 1024**2 < w * h <= 1024**2 for w, h in sizes)
+    assert sizes[bucket_of(500, 500, sizes)] == (1024, 1024)
+    width, height = sizes[bucket_of(1000, 10, sizes)]
+    assert width / height == max(w / h for w, h in sizes)
+    with pytest.raises(ValueError, match="multiple of 64"):
+        buckets(1000)
+
+
+def test_crops_keep_the_focus():
+    picture = Image.new("RGB", (400, 100), "black")
+    picture.paste("white", (360, 40, 380, 60))
+    cropped, (top, left) = fit(picture, (128, 128), focus=(370, 50))
+    assert cropped.size == (128, 128) and top == 0 and left == 512 - 128
+    assert np.asarray(cropped).max() == 255
+    cropped, corner = fit(picture, (128, 128), focus=(200, 50))
+    assert corner == (0, 192) and np.asarray(cropped).max() == 0
+
+
+def test_cutouts_show_the_subject_and_only_the_changed_ones_lose_the_background():
+    picture = Image.new("RGB", (100, 80), "blue")
+    picture.paste("red", (5, 20, 45, 60))
+    mask = np.zeros((80, 100), bool)
+    mask[20:60, 5:45] = True
+    plain = np.asarray(cut_out(picture, mask))
+    assert plain.shape[0] == plain.shape[1] and (plain == [255, 0, 0]).all(-1).mean() > 0.6
+    assert (plain == [0, 0, 255]).all(-1).any()
+    changed = [np.asarray(recontextualised(picture, mask, np.random.default_rng(i), 64)) for i in range(4)]
+    for view in changed:
+        assert view.shape == (64, 64, 3) and (view == [255, 0, 0]).all(-1).sum() > 100
+        assert not (view == [0, 0, 255]).all(-1).any()
+    assert len({view.tobytes() for view in changed}) == 4
