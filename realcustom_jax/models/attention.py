@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from realcustom_jax.models.attend import attend, attend_with_maps, attention_weights
+from realcustom_jax.models.norm import GroupNorm
 from realcustom_jax.models.resize import resize_bilinear
 from realcustom_jax.models.resnet import REMEMBERED
 
@@ -157,7 +158,7 @@ class SpatialTransformer(nn.Module):
             mask = resize_bilinear(mask.transpose(0, 2, 3, 1), (h, w)).transpose(0, 3, 1, 2)
             mask = mask.reshape(*mask.shape[:2], h * w)
 
-        hidden = nn.GroupNorm(self.groups, epsilon=1e-6, use_fast_variance=False, dtype=self.dtype, name="norm")(x)
+        hidden = GroupNorm(self.groups, 1e-6, self.dtype, name="norm")(x)
         hidden = project(name="proj_in")(hidden).reshape(batch, h * w, channels)
         blocks = nn.scan(
             TransformerBlock, length=self.layers, variable_axes={"params": 0, "context": 0},

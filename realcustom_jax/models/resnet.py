@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from realcustom_jax.models.norm import GroupNorm
+
 REMEMBERED = "block"
 """The name of what enters a transformer layer or leaves a residual block: what training on large models keeps for the
 backward pass (`jax.checkpoint_policies.save_only_these_names`), computing the rest of a block again."""
@@ -26,8 +28,7 @@ class ResnetBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x, time_embedding=None):
-        norm = functools.partial(nn.GroupNorm, self.groups, epsilon=self.epsilon, use_fast_variance=False,
-                                 dtype=self.dtype)
+        norm = functools.partial(GroupNorm, self.groups, self.epsilon, self.dtype)
         conv = functools.partial(nn.Conv, self.channels, dtype=self.dtype)
         hidden = conv((3, 3), padding=1, name="conv1")(nn.silu(norm(name="norm1")(x)))
         shift = self.get_variable("context", "shift")

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from realcustom_jax.models.attention import SpatialTransformer
+from realcustom_jax.models.norm import GroupNorm
 from realcustom_jax.models.resnet import Downsample, ResnetBlock, Upsample
 
 # Options of the original class that change the network; only these values are implemented.
@@ -233,8 +234,7 @@ class UNet(nn.Module):
             )(x, embedding, attention_inputs, used, skips[-1].shape[1:3] if level > 0 else None)
             maps, self_maps = maps + new[0], self_maps + new[1]
 
-        x = nn.GroupNorm(c.norm_num_groups, epsilon=c.norm_eps, use_fast_variance=False, dtype=self.dtype,
-                         name="conv_norm_out")(x)
+        x = GroupNorm(c.norm_num_groups, c.norm_eps, self.dtype, name="conv_norm_out")(x)
         noise = nn.Conv(c.out_channels, (3, 3), padding=1, dtype=self.dtype, name="conv_out")(nn.silu(x))
         return UNetOutput(noise, maps, self_maps)
 

@@ -10,9 +10,8 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from realcustom_jax.models.norm import GroupNorm
 from realcustom_jax.models.resnet import Downsample, ResnetBlock, Upsample
-
-GroupNorm = functools.partial(nn.GroupNorm, epsilon=1e-6, use_fast_variance=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +60,7 @@ class PixelAttention(nn.Module):
     def __call__(self, x):
         batch, h, w, channels = x.shape
         dense = functools.partial(nn.Dense, channels, dtype=self.dtype)
-        hidden = GroupNorm(self.groups, dtype=self.dtype, name="group_norm")(x)
+        hidden = GroupNorm(self.groups, 1e-6, self.dtype, name="group_norm")(x)
         hidden = hidden.reshape(batch, h * w, channels)
         query, key, value = (dense(name=n)(hidden)[:, :, None] for n in ("to_q", "to_k", "to_v"))
         out = jax.nn.dot_product_attention(query, key, value)[:, :, 0]
@@ -119,7 +118,7 @@ class Encoder(nn.Module):
             resample = "down" if i + 1 < len(c.block_out_channels) else None
             x = Stage(channels, c.layers_per_block, c.norm_num_groups, resample, self.dtype, name=f"down_blocks_{i}")(x)
         x = MidBlock(c.norm_num_groups, c.mid_block_add_attention, self.dtype, name="mid_block")(x)
-        x = GroupNorm(c.norm_num_groups, dtype=self.dtype, name="conv_norm_out")(x)
+        x = GroupNorm(c.norm_num_groups, 1e-6, self.dtype, name="conv_norm_out")(x)
         return conv(2 * c.latent_channels, name="conv_out")(nn.silu(x))
 
 
@@ -139,7 +138,7 @@ class Decoder(nn.Module):
             resample = "up" if i + 1 < len(c.block_out_channels) else None
             x = Stage(channels, c.layers_per_block + 1, c.norm_num_groups, resample, self.dtype,
                       name=f"up_blocks_{i}")(x)
-        x = GroupNorm(c.norm_num_groups, dtype=self.dtype, name="conv_norm_out")(x)
+        x = GroupNorm(c.norm_num_groups, 1e-6, self.dtype, name="conv_norm_out")(x)
         return conv(c.out_channels, name="conv_out")(nn.silu(x))
 
 
