@@ -18,6 +18,7 @@ import numpy as np
 
 from benchmarks.speed import CONFIGS, LATENT_SIDES, TOKENS
 from realcustom_jax.models.attend import attend
+from realcustom_jax.models.norm import GroupNorm
 from realcustom_jax.models.unet import UNetConfig
 
 ROWS = 3
@@ -32,7 +33,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=30)
     options = parser.parse_args()
     config = UNetConfig.from_config(CONFIGS[options.kind])
-    torch.set_num_threads(2)
 
     def first(x):  # torch's own order of axes, in torch's own layout
         return torch.from_numpy(np.ascontiguousarray(np.moveaxis(x, -1, 1)))
@@ -68,17 +68,13 @@ def main() -> None:
 _OURS: dict[str, Callable] = {
     "convolution": lambda c, x, w: jax.lax.conv_general_dilated(
         x, w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")),
-    "group norm, SiLU": lambda c, x: jax.nn.silu(_group_norm(x, c.norm_num_groups)),
+    "group norm, SiLU": lambda c, x: jax.nn.silu(GroupNorm(c.norm_num_groups).apply(
+        {"params": {"scale": jnp.ones(x.shape[-1]), "bias": jnp.zeros(x.shape[-1])}}, x)),
     "layer norm": lambda c, x: jax.nn.standardize(x, axis=-1, epsilon=1e-5),
     "linear": lambda c, x, w: x @ w,
     "gated GELU": lambda c, x: (lambda a, b: a * jax.nn.gelu(b, approximate=False))(*jnp.split(x, 2, axis=-1)),
     "attention": lambda c, *qkv: attend(*qkv),
 }
-
-
-def _group_norm(x, groups):
-    grouped = x.reshape(*x.shape[:-1], groups, -1)
-    return jax.nn.standardize(grouped, axis=(1, 2, 4), epsilon=1e-5).reshape(x.shape)
 
 
 def layers(config: UNetConfig, tokens: tuple[int, int], side: int) -> dict[tuple, int]:

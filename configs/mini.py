@@ -71,9 +71,9 @@ def get_config() -> ml_collections.ConfigDict:
                      "sample_every": 300},
         "judge": {"steps": 1500, "batch_size": 64, "learning_rate": 2e-3, "decay": 0.5, "ema": 0.995, "save_every": 100,
                   "sample_every": 500},
-        "base": {"steps": 6000, "batch_size": 64, "learning_rate": 1e-3, "decay": 0.2, "ema": 0.9985,
+        "base": {"steps": 6000, "batch_size": 64, "learning_rate": 1e-3, "decay": 0.5, "ema": 0.9985,
                  "optimizer": "muon", "save_every": 250, "sample_every": 500},
-        "adapter": {"steps": 1600, "batch_size": 64, "learning_rate": 2e-3, "decay": 0.3, "ema": 0.9985,
+        "adapter": {"steps": 2000, "batch_size": 64, "learning_rate": 2e-3, "decay": 0.6, "ema": 0.9985,
                     "optimizer": "muon", "save_every": 250, "sample_every": 250},
     }
     return config

@@ -18,13 +18,14 @@ from jax.sharding import Mesh
 from realcustom_jax import sharding, single_file, weights
 from realcustom_jax.adapter import split_unet
 from realcustom_jax.arithmetic import flops
+from realcustom_jax.choices import check_choice
 from realcustom_jax.files import write_json
 from realcustom_jax.models.projector import Projector, ProjectorConfig
 from realcustom_jax.models.unet import UNet, UNetConfig
 from realcustom_jax.sharding import AxisRules
 from realcustom_jax.stages.backbone import BackboneLoss
 from realcustom_jax.topology import tpu_devices
-from realcustom_jax.training import TrainSettings, init_state, make_train_step
+from realcustom_jax.training import TrainSettings, init_state, make_train_step, place
 
 _TOKENS, _VIEW_TOKENS, _VISION_DIM = 77, 729, 2176  # of CLIP, and of SigLIP and DINOv2 on 384 pixels, side by side
 _LAYERS, _PARTS = 4, 4  # layers that the `paper` projector reads, and parts that a reference is split into
@@ -45,9 +46,9 @@ class AdapterStep:
     side: int
     settings: TrainSettings
 
-    def function(self):
-        """The jitted step."""
-        return make_train_step(BackboneLoss(self._unet, self._projector), self.settings)
+    def function(self, placed: Any):
+        """The jitted step, whose state stays where `placed` says."""
+        return make_train_step(BackboneLoss(self._unet, self._projector), self.settings, placed)
 
     @property
     def _unet(self) -> UNet:
@@ -92,6 +93,7 @@ def from_config(config: Mapping[str, Any], topology: str | None) -> tuple[Adapte
     Raises ValueError for a slice that libtpu does not know, or a mesh that does not fit it.
     """
     devices = tpu_devices(topology) if topology else jax.devices()
+    check_choice("kind", config["kind"], single_file.CONFIGS)
     settings = TrainSettings(**config["optimization"])
     unet_config = single_file.CONFIGS[config["kind"]]["unet"]
     return AdapterStep(unet_config, config["side"], settings), sharding.make_mesh(**config["mesh"], devices=devices)
@@ -100,7 +102,7 @@ def from_config(config: Mapping[str, Any], topology: str | None) -> tuple[Adapte
 def describe(step: AdapterStep, mesh: Mesh, rules: AxisRules = AxisRules()) -> str:
     """Where every array of the state and every frozen one lies, and its bytes on each device."""
     state, frozen, _ = step.arguments()
-    placed = place(state, frozen, mesh, rules)
+    placed = [place(tree, mesh, rules) for tree in (state, frozen)]
     return "\n\n".join(sharding.describe(tree, where, title) for tree, where, title in (
         (state.params, placed[0].params, "trained parameters"), (state.opt_state, placed[0].opt_state, "optimizer"),
         (state.ema, placed[0].ema, "averaged parameters"), (frozen, placed[1], "frozen")))
@@ -119,20 +121,26 @@ def report(step: AdapterStep, mesh: Mesh, path: str | None) -> None:
 def compile_step(step: AdapterStep, mesh: Mesh, rules: AxisRules = AxisRules()) -> dict[str, Any]:
     """Compiles the step for the devices of `mesh`; bytes are of one device.
 
-    Raises ValueError where the mesh does not fit, and RuntimeError, in XLA's words, where the step does not fit into
-    the devices' memory.
+    Raises ValueError where the mesh does not fit, or the step does not fit into the devices' memory.
     """
     state, frozen, batch = step.arguments()
-    placed = place(state, frozen, mesh, rules)
+    placed = [place(tree, mesh, rules) for tree in (state, frozen)]
     rows = sharding.batch_sharding(mesh, step.settings.batch_size // step.settings.accumulate, rules)
     arguments = [_with(tree, where) for tree, where in zip((state, frozen), placed, strict=True)]
     arguments.append(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows), batch))
     start = time.monotonic()
     with jax.set_mesh(mesh):
-        traced = step.function().trace(*arguments)
+        traced = step.function(placed[0]).trace(*arguments)
         lowered = traced.lower()
         lowering = time.monotonic() - start
-        compiled = lowered.compile()
+        try:
+            compiled = lowered.compile()
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            raise ValueError(f"The step does not fit {mesh.size} devices of kind {mesh.devices.flat[0].device_kind} "
+                             f"({str(error).splitlines()[0]}); choose a larger slice, more fsdp or more accumulate.",
+                             ) from None
     operations = flops(traced.jaxpr.jaxpr)
     memory = compiled.memory_analysis()
     return {
@@ -149,22 +157,15 @@ def compile_step(step: AdapterStep, mesh: Mesh, rules: AxisRules = AxisRules()) 
         "trace_and_lower_seconds": round(lowering, 1), "seconds": round(time.monotonic() - start, 1)}
 
 
-def place(state, frozen, mesh: Mesh, rules: AxisRules):
-    """Shardings of the state and of what is frozen; embeddings of no prompt and no image are on every device."""
-    return sharding.shardings(state, mesh, rules), {
-        "unet": sharding.shardings(frozen["unet"], mesh, rules),
-        **{name: jax.tree.map(lambda _: sharding.replicated(mesh), frozen[name]) for name in ("empty", "no_image")}}
-
-
 def _with(tree, placed):
     return jax.tree.map(lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), tree, placed)
 
 
 def collectives(program: str) -> dict[str, Mapping[str, int]]:
     """How many collectives of each kind a compiled program's text holds, and the bytes that they make on a device; one
-    in a loop counts once."""
+    in a loop counts once, one in two halves where it is done."""
     found: dict[str, dict[str, int]] = {}
-    for shapes, kind in re.findall(rf" = (.*?) ({'|'.join(_COLLECTIVES)})(?:-start)?\(", program):
+    for shapes, kind in re.findall(rf" = (\S.*?) ({'|'.join(_COLLECTIVES)})(?:-done)?\(", program):
         entry = found.setdefault(kind, {"count": 0, "bytes": 0})
         entry["count"] += 1
         for dtype, sizes in re.findall(r"([a-z]+\d*)\[([\d,]*)\]", shapes):

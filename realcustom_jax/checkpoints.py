@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
 from realcustom_jax.choices import check_choice
 
@@ -35,7 +37,7 @@ class Checkpoints:
             if on_existing == "refuse":
                 raise FileExistsError(f"{self.folder} holds checkpoints of an earlier run: resume or overwrite it, or "
                                       "choose another folder.")
-            shutil.rmtree(self.folder)
+            _by_the_first(lambda: shutil.rmtree(self.folder))
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, keep_period=keep_every)
         self._manager = ocp.CheckpointManager(self.folder, options=options)
 
@@ -53,25 +55,71 @@ class Checkpoints:
 
     def restore(self, state: Any) -> Any:
         """The newest state that can be read, laid out as `state` (arrays, or shapes with shardings); `state` itself
-        where there is none. One that cannot be read is set aside with a warning, and the one before it is taken."""
+        where there is none. One that cannot be read is set aside with a warning, and the one before it is taken.
+
+        Raises:
+            ValueError: the newest was written by a run of other settings, or none can be read.
+        """
         wanted = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
-        for step in sorted(self._manager.all_steps(), reverse=True):
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        for step in steps:
+            restored, error = None, None
             try:
-                return self._manager.restore(step, args=ocp.args.StandardRestore(wanted))
-            except Exception as error:  # Orbax and TensorStore raise many kinds for a damaged file
-                self._set_aside(step, error)
+                self._check_shapes(step, wanted)
+                restored = self._manager.restore(step, args=ocp.args.StandardRestore(wanted))
+            except _OtherSettings:
+                raise
+            except Exception as caught:  # Orbax and TensorStore raise many kinds for a damaged file
+                if isinstance(caught, MemoryError) or "RESOURCE_EXHAUSTED" in str(caught):
+                    raise
+                error = caught
+            if _everywhere(error is None):
+                return restored
+            self._set_aside(step, error)
+        if steps:
+            raise ValueError(f"None of the checkpoints in {self.folder} can be read; they are kept as damaged-*. Run "
+                             "the same command again to begin anew.")
         return state
 
     def wait(self) -> None:
         """Until everything is written."""
         self._manager.wait_until_finished()
 
-    def _set_aside(self, step: int, error: Exception) -> None:
+    def _check_shapes(self, step: int, wanted: Any) -> None:
+        """Raises _OtherSettings if a checkpoint holds other arrays than are wanted, before a byte of them is read."""
+        metadata = ocp.PyTreeCheckpointer().metadata(self.folder / str(step) / "default").item_metadata.tree
+        held, expected = ({jax.tree_util.keystr(path, simple=True, separator="/"): tuple(x.shape) for path, x in
+                           jax.tree_util.tree_leaves_with_path(tree)} for tree in (metadata, wanted))
+        for name in sorted(held.keys() | expected.keys()):
+            if held.get(name) != expected.get(name):
+                raise _OtherSettings(
+                    f"The checkpoint {self.folder / str(step)} was written by a run of other settings: {name} has "
+                    f"shape {held.get(name, 'none')} there and {expected.get(name, 'none')} here. Choose another "
+                    "folder, or on_existing=overwrite.")
+
+    def _set_aside(self, step: int, error: Exception | None) -> None:
         damaged = self.folder / str(step)
-        aside = damaged.with_name(f"damaged-{step}")
+        taken = (damaged.with_name(f"damaged-{step}{suffix}") for suffix in ("", *(f"-{i}" for i in range(1, 1000))))
+        aside = next(path for path in taken if not path.exists())
         first_line = (str(error).splitlines() or [type(error).__name__])[0]
         warnings.warn(f"The checkpoint {damaged} cannot be read ({first_line[:200]}); it is kept as {aside.name}, and "
-                      "the one before it is taken.", stacklevel=3)
-        if jax.process_index() == 0:
-            damaged.rename(aside)
+                      "the one before it is looked at.", stacklevel=3)
+        _by_the_first(lambda: damaged.rename(aside))
         self._manager.reload()
+
+
+class _OtherSettings(ValueError):
+    pass
+
+
+def _everywhere(fine: bool) -> bool:
+    """Whether all processes say so."""
+    return bool(np.all(multihost_utils.process_allgather(np.array(fine))))
+
+
+def _by_the_first(change) -> None:
+    """A change of the shared disk, made by one process while the others wait."""
+    multihost_utils.sync_global_devices("before a change of checkpoints")
+    if jax.process_index() == 0:
+        change()
+    multihost_utils.sync_global_devices("after it")

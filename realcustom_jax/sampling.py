@@ -6,7 +6,8 @@ On the latent z_i of step i the UNet runs in up to three *lanes*:
     generation   text and image, the visual term weighted by a mask
     negative     negative text and image, the same mask; guided = negative + s · (generation − negative)
 
-With T steps and the mask frozen from step K on, [lanes | mask] being one vmapped UNet call:
+With T steps and the mask frozen from step K on, [lanes | mask] being one UNet call, vmapped over the images, whose rows
+are the lanes:
 
     step           sequential (as released)                           fused
     0              [guidance] → m_0, [generation negative | m_0]      the same

@@ -4,8 +4,8 @@
     fsdp      parameters are divided; so is the batch, and each device gathers a layer's parameters when it needs them
     tensor    the inner width of attention and feed-forward layers is divided; devices share the same examples
 
-Every parameter of every network has *logical* axes, found by its name; `AxisRules` says where those lie. Nothing else
-decides: what the rules do not know is an error, never a silent copy.
+Every parameter of the published networks has *logical* axes, found by its name; `AxisRules` says where those lie.
+Nothing else decides: what the rules do not know is an error, never a silent copy.
 """
 
 import dataclasses
@@ -77,6 +77,8 @@ _PARAMETERS: tuple[tuple[str, tuple[str, ...]], ...] = (
     (r"(pos_embed|cls_token|reg_token)", ("small",) * 3),
     (r".*/(bias|scale|gamma)", ("small",)),
     (r"ns_coeffs", ("small",)),  # of Muon's state
+    (r"(empty|no_image)/\w+", ("small",)),  # what replaces a dropped condition
+    (r"(empty|no_image)/\w+", ("small", "small")),
 )
 
 

@@ -7,6 +7,7 @@ same numbers.
 
 import dataclasses
 import json
+import math
 import os
 import signal
 import sys
@@ -30,6 +31,7 @@ from tqdm import tqdm
 from realcustom_jax import sharding
 from realcustom_jax.checkpoints import Checkpoints
 from realcustom_jax.choices import check_choice
+from realcustom_jax.files import write_file
 from realcustom_jax.sharding import AxisRules
 
 Params = Any
@@ -40,7 +42,8 @@ Batch = dict[str, np.ndarray]
 class TrainSettings:
     """How one stage is optimised. The learning rate warms up linearly, stays, and falls to 0 over the last `decay` of
     the steps. `accumulate` parts of a batch are computed one after the other, for batches that memory does not hold at
-    once; the rest is about checkpoints (module `checkpoints`) and what is written how often, in steps."""
+    once (a loss that compares examples, as a contrast does, then sees a part's only); the rest is about checkpoints
+    (module `checkpoints`) and what is written how often, in steps."""
 
     steps: int
     batch_size: int = 64
@@ -128,8 +131,9 @@ def _matrix_axes(path, parameter: jax.Array) -> MuonDimensionNumbers | None:
     return MuonDimensionNumbers(rows, parameter.ndim - 1)
 
 
-def make_train_step(loss: Callable, settings: TrainSettings) -> Callable:
-    """The jitted (state, frozen, batch) → (state, metrics); the state's buffers are donated."""
+def make_train_step(loss: Callable, settings: TrainSettings, placed: TrainState | None = None) -> Callable:
+    """The jitted (state, frozen, batch) → (state, metrics); the state's buffers are donated, and its arrays stay where
+    `placed`, a state of shardings, says."""
     optimizer = make_optimizer(settings)
     gradient = jax.value_and_grad(loss, has_aux=True)
 
@@ -158,7 +162,7 @@ def make_train_step(loss: Callable, settings: TrainSettings) -> Callable:
         metrics = {"loss": value, "gradient_norm": optax.tree.norm(gradients), **metrics}
         return TrainState(state.step + 1, params, ema, opt_state), metrics
 
-    return jax.jit(train_step, donate_argnums=0)
+    return jax.jit(train_step, donate_argnums=0, out_shardings=None if placed is None else (placed, None))
 
 
 def init_state(params: Params, settings: TrainSettings) -> TrainState:
@@ -183,12 +187,13 @@ def fit(name: str, task: Task, settings: TrainSettings, workdir: Path, *, mesh: 
     mesh = sharding.make_mesh() if mesh is None else mesh
     shares = sharding.batch_sharding(mesh, settings.batch_size // settings.accumulate, rules)
     with Checkpoints(workdir / "checkpoints", keep=settings.keep, keep_every=settings.keep_every,
-                     on_existing=settings.on_existing) as checkpoints, Interruption() as interruption, \
-            jax.set_mesh(mesh):
-        state = checkpoints.restore(_first_state(task, settings, mesh, rules))
+                     on_existing=settings.on_existing) as checkpoints, Interruption() as interruption:
+        make, placed = _first_state(task, settings, mesh, rules)
+        state = checkpoints.restore(make())
         frozen = sharding.distribute(jax.tree.map(np.asarray, task.frozen), place(task.frozen, mesh, rules))
         start = int(state.step)
-        train_step = make_train_step(task.loss, settings)
+        train_step = make_train_step(task.loss, settings, placed)
+        _forget(workdir / "metrics.jsonl", start)
         first = jax.process_index() == 0  # the process that writes and shows; the others only compute
         with tqdm(total=settings.steps, initial=start, desc=name, unit="step", smoothing=0.05, mininterval=2,
                   disable=not first) as bar, \
@@ -197,7 +202,8 @@ def fit(name: str, task: Task, settings: TrainSettings, workdir: Path, *, mesh: 
             for step in range(start, settings.steps):
                 batch = task.batch(step)
                 batch = sharding.distribute(batch, jax.tree.map(lambda _: shares, batch))
-                state, metrics = train_step(state, frozen, batch)
+                with jax.set_mesh(mesh):
+                    state, metrics = train_step(state, frozen, batch)
                 # The numbers of the step before are read while this one runs, so that dispatch never waits.
                 if pending is not None:
                     _report(*pending, settings, bar, log)
@@ -222,12 +228,27 @@ def fit(name: str, task: Task, settings: TrainSettings, workdir: Path, *, mesh: 
         return sharding.collect(state.ema, mesh)
 
 
-def _first_state(task: Task, settings: TrainSettings, mesh: Mesh, rules: AxisRules) -> TrainState:
-    """The state before the first step, made where it lies."""
+def _first_state(task: Task, settings: TrainSettings, mesh: Mesh, rules: AxisRules) -> tuple[Callable, TrainState]:
+    """(what makes the state before the first step, where that lies)."""
     def make():
         return init_state(task.init(jax.random.key(settings.seed)), settings)
 
-    return jax.jit(make, out_shardings=place(jax.eval_shape(make), mesh, rules))()
+    placed = place(jax.eval_shape(make), mesh, rules)
+    return jax.jit(make, out_shardings=placed), placed
+
+
+def _forget(log: Path, start: int) -> None:
+    """Drops from the metrics what a stopped run wrote after its last checkpoint: those steps are done again."""
+    if jax.process_index() == 0 and log.is_file():
+        kept = [line for line in log.read_text().splitlines(keepends=True) if _step_of(line) < start]
+        write_file(log, "".join(kept).encode())
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError):  # the half of a line that a kill leaves
+        return math.inf
 
 
 def place(tree, mesh: Mesh, rules: AxisRules):
@@ -249,9 +270,11 @@ class Interruption:
             self._before = signal.signal(signal.SIGTERM, self._note)
         return self
 
-    def __exit__(self, *exception):
+    def __exit__(self, kind, *exception):
         if self._listens:
             signal.signal(signal.SIGTERM, self._before)
+            if self._came and kind is None:
+                signal.raise_signal(signal.SIGTERM)  # it came too late for the loop to act on
 
     def asks(self, step: int) -> bool:
         """Whether to stop after this step; the same answer in every process."""
@@ -262,11 +285,11 @@ class Interruption:
 
 
 def _report(step: int, metrics: dict[str, jax.Array], settings: TrainSettings, bar: tqdm, log) -> None:
-    loss = float(metrics["loss"])
-    if not np.isfinite(loss):
+    loss, norm = float(metrics["loss"]), float(metrics["gradient_norm"])
+    if not (np.isfinite(loss) and np.isfinite(norm)):
         raise FloatingPointError(
-            f"the loss is {loss} at step {step}: training stopped; the last checkpoint is intact. Lower the learning "
-            f"rate ({settings.learning_rate:g}) and run the same command again.")
+            f"the loss is {loss} and its gradient's norm {norm} at step {step}: training stopped; the last checkpoint "
+            f"is intact. Lower the learning rate ({settings.learning_rate:g}) and run the same command again.")
     if step % settings.log_every == 0:
         rate = bar.format_dict["rate"] or 0.0
         bar.set_postfix(loss=f"{loss:.4f}", images_per_s=f"{rate * settings.batch_size:.0f}")

@@ -49,9 +49,28 @@ def test_collectives_are_read_from_the_program():
   %b = (f32[2]{0}, f32[3]{0}) all-reduce-start(%y), to_apply=%add
   %c = (f32[2]{0}, f32[3]{0}) all-reduce-done(%b)
   %d = f32[] all-reduce(%z), to_apply=%add
+  %e = (bf16[4,4]{1,0}, bf16[8,4]{1,0}) all-gather-start(%w), dimensions={0}
+  %f = bf16[8,4]{1,0} all-gather-done(%e)
 """
     assert ahead.collectives(text) == {
-        "all-gather": {"count": 1, "bytes": 64}, "all-reduce": {"count": 2, "bytes": 24}}
+        "all-gather": {"count": 2, "bytes": 128}, "all-reduce": {"count": 2, "bytes": 24}}
+
+
+def test_a_step_that_does_not_fit_is_one_sentence(monkeypatch):
+    class Lowered:
+        def compile(self):
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 17.1G of 15.75G\nand a long table")
+
+    class Traced:
+        def trace(self, *_):
+            return self
+
+        def lower(self):
+            return Lowered()
+
+    monkeypatch.setattr(ahead.AdapterStep, "function", lambda *_: Traced())
+    with pytest.raises(ValueError, match="does not fit 1 devices of kind cpu .*17.1G of 15.75G\\); choose a larger"):
+        ahead.compile_step(STEP, make_mesh(devices=jax.devices()[:1]))
 
 
 def test_without_libtpu_one_sentence_says_what_to_do(monkeypatch):

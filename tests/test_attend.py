@@ -6,10 +6,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax._src.cudnn import fused_attention_stablehlo
 from jax.experimental.pallas import tpu as pltpu
 
+from realcustom_jax import weights
+from realcustom_jax.diffusion import make_solver
 from realcustom_jax.models import attend
 from realcustom_jax.models.attend import attend_with_maps, attention_weights, tpu_attention
+from realcustom_jax.models.unet import UNet, UNetConfig
+from realcustom_jax.sampling import Conditioning, sample_latents
 
 from goldens import assert_close
 
@@ -48,14 +53,34 @@ def test_which_kernel_is_chosen(monkeypatch):
     assert of("tpu", *long) and of("tpu", (1, 1024, 2, 64), *[(1, 729, 2, 64)] * 2)
     assert not any([of("cpu", *long), of("tpu", *short), of("tpu", *wide), of("tpu", *odd)])
 
-    chosen = []
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(jax, "devices", lambda: [type("Gpu", (), {"compute_capability": "9.0"})])
-    monkeypatch.setattr(jax.nn, "dot_product_attention", lambda *args, **options: chosen.append(options))
-    for dtype, size in ((jnp.bfloat16, 64), (jnp.float16, 40), (jnp.float32, 64), (jnp.bfloat16, 160)):
-        attend.attend(*[jnp.zeros((1, 8, 2, size), dtype)] * 3)
-    cudnn = {"implementation": "cudnn"}
-    assert chosen == [cudnn, cudnn, {}, {}]
+    able = [attend._cudnn_can(jnp.zeros((1, 8, 2, size), dtype)) for dtype, size in (
+        (jnp.bfloat16, 64), (jnp.float16, 40), (jnp.float32, 64), (jnp.bfloat16, 160))]
+    assert able == [True, True, False, False]
+
+
+def test_the_sampler_traces_with_cudnn_where_there_is_one(monkeypatch):
+    """With JAX's own rules for cuDNN's kernel, of which vmap takes only some axes; two images of two references."""
+    machine = {
+        "check_cudnn_version": 91200, "check_compute_capability": True, "is_cuda_compute_capability_equal": False}
+    for check, answer in machine.items():
+        monkeypatch.setattr(fused_attention_stablehlo, check, lambda *_, answer=answer: answer)
+    monkeypatch.setattr(attend, "_cudnn_can", lambda query: True)
+    config = UNetConfig(
+        block_out_channels=(16,), layers_per_block=1, cross_attention=(True,), transformer_layers=(2,), heads=(2,),
+        cross_attention_dim=8, norm_num_groups=4, use_linear_projection=True, vision=True)
+    unet = UNet(config, jnp.bfloat16)
+    args, kwargs = weights.unet_inputs(config, size=(8, 8))
+    params = weights.parameter_shapes(unet, *args, **kwargs)
+    condition = Conditioning(jnp.zeros((2, 5, 8)), vision=jnp.zeros((2, 2, 6, 8)))
+
+    def sample(params):
+        return sample_latents(unet, params, jnp.zeros((2, 8, 8, 4)), condition, condition, jnp.ones((2, 2, 5)),
+                              solver=make_solver(steps=4), freeze_mask_step=3).latents
+
+    jaxpr = jax.make_jaxpr(sample)(params)
+    assert "dot_product_attention_fwd" in str(jaxpr)
 
 
 @pytest.mark.parametrize("pixels", [12, 2048, 1500])
@@ -69,11 +94,12 @@ def test_maps_are_the_mean_over_heads_of_the_targets_weights(pixels):
     np.testing.assert_allclose(maps[1, 1], 1, atol=1e-5)
 
 
-def test_weights_are_never_whole():
-    """Of 4096 pixels, no array holds all heads' weights."""
-    query, key, value = (jax.ShapeDtypeStruct((1, n, 10, 4), jnp.bfloat16) for n in (4096, 77, 77))
+@pytest.mark.parametrize("pixels, parts", [(64 * 64, 4), (72 * 56, 4)])
+def test_weights_are_never_whole(pixels, parts):
+    """Of the pixels of SDXL at 1024 x 1024 and at 1152 x 896, no array holds all heads' weights."""
+    query, key, value = (jax.ShapeDtypeStruct((1, n, 10, 4), jnp.bfloat16) for n in (pixels, 77, 77))
     target = jax.ShapeDtypeStruct((1, 1, 77), jnp.float32)
     jaxpr = jax.make_jaxpr(functools.partial(attend_with_maps))(query, key, value, target)
     sizes = [var.aval.size for eqn in jaxpr.jaxpr.eqns for var in eqn.outvars]
     loops = [eqn for eqn in jaxpr.jaxpr.eqns if eqn.primitive.name == "scan"]
-    assert max(sizes) < 10 * 4096 * 77 / 4 and [loop.params["length"] for loop in loops] == [4]
+    assert max(sizes) < 10 * pixels * 77 / 4 and [loop.params["length"] for loop in loops] == [parts]

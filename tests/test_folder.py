@@ -77,6 +77,8 @@ def test_rows_become_targets_and_references(pictures, tmp_path):
     (GOOD[1] | {"mask": "small_mask.png"}, "is 9 x 18, its target 90 x 180"),
     (GOOD[1] | {"mask": "empty_mask.png"}, "is empty"),
     (GOOD[2] | {"box": [5, 5, 5, 9]}, "left < right"),
+    (GOOD[1] | {"mask": "mask.png", "box": [0, 0, float("inf"), 5]}, "left < right"),
+    ({**GOOD[2], "box": None, "reference": []}, "none of 'reference', 'mask' and 'box'"),
     (GOOD[2] | {"box": [500, 500, 600, 600]}, "lies outside its target of 200 x 100"),
 ])
 def test_broken_rows_are_named_by_their_lines_and_skipped_up_to_a_limit(pictures, tmp_path, row, words, capsys):
@@ -97,6 +99,11 @@ def test_a_made_dataset_is_found_and_a_changed_manifest_makes_another(pictures, 
     assert (first / "dataset_info.json").stat().st_mtime_ns == before
     write_manifest(pictures, *GOOD)
     assert write(pictures, tmp_path, side=128, reference_side=64) != first
+    second = write(pictures, tmp_path, side=128, reference_side=64)
+    save(pictures, "other.png", (50, 60), "yellow")
+    assert write(pictures, tmp_path, side=128, reference_side=64) not in (first, second)
+    with pytest.raises(ValueError, match="into its own pictures"):
+        write(pictures, pictures / "data")
     with pytest.raises(FileNotFoundError, match="no manifest.jsonl"):
         write(tmp_path, tmp_path)
     with pytest.raises(FileNotFoundError, match="needs a manifest.jsonl"):

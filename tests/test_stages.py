@@ -10,7 +10,9 @@ import pytest
 
 from realcustom_jax import bundle, weights
 from realcustom_jax.data import sprites
-from realcustom_jax.stages import miniature
+from realcustom_jax.models.clip_text import ClipText, ClipTextConfig
+from realcustom_jax.models.unet import UNetOutput
+from realcustom_jax.stages import base, miniature
 from realcustom_jax.tensors import read_tensors
 
 CONFIG = Path(__file__).parents[1] / "configs" / "mini.py"
@@ -134,3 +136,27 @@ def test_a_masked_pair_teaches_inside_its_region_only(fresh_task, masked, learns
     gradients = jax.jit(jax.grad(lambda params: task.loss(params, task.frozen, batch, jax.random.key(0))[0]))(
         task.init(None))
     assert any(np.abs(x).max() > 0 for x in jax.tree.leaves(gradients["vision"])) == learns
+
+def test_attributes_reach_the_base_model_through_its_tokens(config):
+    """With descriptions always, and never in the pooled text: tokens of the description, pooled text of the caption."""
+    ids = np.array([[1, 2, 3, 0], [1, 4, 3, 0]]), np.array([[1, 5, 2, 3], [1, 6, 4, 3]])
+    mapping = config.models.text_encoder.to_dict() | {"vocab_size": 8, "eos_token_id": 0}
+    text_config, seen = ClipTextConfig.from_config(mapping), {}
+
+    class Recorder:
+        def apply(self, variables, noisy, t, text, *, pooled, time_ids):
+            seen.update(text=text, pooled=pooled)
+            return UNetOutput(noisy, (), ())
+
+    batch = {"latents": np.zeros((2, 4, 4, 8), np.float32), "coverage": np.zeros((2, 4, 4)), "input_ids": ids[0],
+             "description_ids": ids[1]}
+    task = base.BaseTask(
+        config.models.unet.to_dict(), ClipText(text_config), [batch], np.zeros(4, int), None, 16, "v_prediction",
+        described=1.0, pooled_described=0.0, text_dropout=0.0)
+    task.unet = Recorder()
+    params = {"unet": {}, "text_encoder": task.text_encoder.init(jax.random.key(0), ids[0])["params"]}
+    task.loss(params, None, batch, jax.random.key(1))
+    caption, description = (task.conditioning(params, x) for x in ids)
+    np.testing.assert_allclose(seen["text"], description.text, atol=1e-6)
+    np.testing.assert_allclose(seen["pooled"], caption.pooled, atol=1e-6)
+    assert not np.allclose(caption.pooled, description.pooled)

@@ -16,8 +16,15 @@ import pytest
 from jax.sharding import AbstractMesh
 from PIL import Image
 
-from realcustom_jax.sharding import MESH_AXES, make_mesh  # noqa: F401  (make_mesh: of the scripts below)
-from realcustom_jax.training import TrainSettings, fit, init_state, make_optimizer, make_train_step
+from realcustom_jax.sharding import MESH_AXES, AxisRules, make_mesh  # noqa: F401  (of the scripts below)
+from realcustom_jax.training import (  # noqa: F401
+    TrainSettings,
+    fit,
+    init_state,
+    make_optimizer,
+    make_train_step,
+    place,
+)
 
 SETTINGS = TrainSettings(steps=12, batch_size=4, learning_rate=0.1, warmup=2, save_every=4, sample_every=6, log_every=1)
 
@@ -42,11 +49,13 @@ class Regression:
         return ((predicted - batch["y"]) ** 2).mean(), {"w0": params["w"][0]}
 
     def preview(self, params):
+        jax.jit(lambda x: x * 2)(jnp.ones(3)).block_until_ready()  # by one process of several alone
         return Image.new("RGB", (4, 4))
 
 
 def losses(folder):
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert len({r["step"] for r in records}) == len(records)
     return {r["step"]: r["loss"] for r in records}
 
 
@@ -152,13 +161,13 @@ def test_accumulated_parts_are_the_whole_batch():
     def loss(params, frozen, batch, key):
         return ((batch["x"] @ params["w"] - batch["y"]) ** 2).mean(), {}
 
-    states = []
+    found = []
     for accumulate in (1, 2):
-        settings = dataclasses.replace(SETTINGS, accumulate=accumulate)
+        settings = dataclasses.replace(SETTINGS, accumulate=accumulate, warmup=0)
         state, metrics = make_train_step(loss, settings)(init_state({"w": jnp.ones(3)}, settings), {}, task.batch(0))
-        states.append((state.params["w"], metrics["loss"]))
-    np.testing.assert_allclose(states[0][0], states[1][0], rtol=1e-6)
-    np.testing.assert_allclose(states[0][1], states[1][1], rtol=1e-6)
+        assert np.abs(state.params["w"] - 1).min() > 0.01
+        found.append(np.array([*state.params["w"], metrics["loss"], metrics["gradient_norm"]]))
+    np.testing.assert_allclose(*found, rtol=1e-5)
     with pytest.raises(ValueError, match="accumulate=3 does not divide batch_size=4"):
         TrainSettings(steps=1, batch_size=4, accumulate=3)
 
@@ -209,10 +218,56 @@ def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(tmp_path, damage):
     for file in sorted(newest.rglob("*")):
         if file.is_file() and (damage == "emptied" or file.stat().st_size > 200):
             file.write_bytes(file.read_bytes()[:20] if damage == "truncated" else b"")
-    with pytest.warns(UserWarning, match="12 cannot be read .* is kept as damaged-12"):
+    with pytest.warns(UserWarning, match="12 cannot be read .* is kept as damaged-12, and the one before"):
         again = fit("whole", Regression(), SETTINGS, tmp_path)
     np.testing.assert_array_equal(again["w"], whole["w"])
     assert {"8", "12", "damaged-12"} <= {p.name for p in (tmp_path / "checkpoints").iterdir()}
+
+
+def test_another_runs_checkpoint_is_refused_and_kept(tmp_path):
+    class Wider(Regression):
+        def init(self, key):
+            return {"w": jnp.zeros(5)}
+
+    fit("first", Regression(), SETTINGS, tmp_path)
+    with pytest.raises(ValueError, match=r"12 was written by a run of other settings: ema/w has shape \(3,\) there and "
+                                         r"\(5,\) here"):
+        fit("wider", Wider(), SETTINGS, tmp_path)
+    assert (tmp_path / "checkpoints" / "12").is_dir()
+
+
+def test_when_nothing_can_be_read_nothing_is_begun(tmp_path):
+    fit("first", Regression(), dataclasses.replace(SETTINGS, keep=1), tmp_path)
+    for file in (tmp_path / "checkpoints" / "12").rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"")
+    with pytest.warns(UserWarning), pytest.raises(ValueError, match="None of the checkpoints .* can be read"):
+        fit("again", Regression(), SETTINGS, tmp_path)
+
+
+def test_an_infinite_gradient_stops_before_it_is_saved(tmp_path):
+    class Cliff(Regression):
+        def loss(self, params, frozen, batch, key):
+            return jnp.sqrt(jnp.maximum(params["w"][0] - params["w"][0], 0)), {}
+
+    with pytest.raises(FloatingPointError, match="its gradient's norm nan at step 0"):
+        fit("cliff", Cliff(), SETTINGS, tmp_path)
+    assert not [p for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()]
+
+
+def test_a_divided_step_is_compiled_once_and_its_state_stays_in_place(tmp_path):
+    run_on_four_devices("""
+settings, task, mesh = dataclasses.replace(SETTINGS, optimizer='adamw'), Layered(), make_mesh(fsdp=2, tensor=2)
+make = lambda: init_state({'to_q': {'kernel': jnp.ones((8, 4)), 'bias': jnp.ones(4)}}, settings)
+placed = place(jax.eval_shape(make), mesh, AxisRules())
+state = jax.jit(make, out_shardings=placed)()
+loss = lambda p, f, b, k: (((b['x'] @ p['to_q']['kernel'] + p['to_q']['bias']) ** 2).mean(), {})
+step = make_train_step(loss, settings, placed)
+for i in range(3):
+    state, _ = step(state, {}, {'x': np.ones((4, 8), np.float32)})
+assert step._cache_size() == 1
+assert all(jax.tree.leaves(jax.tree.map(lambda x, s: x.sharding.is_equivalent_to(s, x.ndim), state, placed)))
+""", tmp_path)
 
 
 def test_which_checkpoints_stay_and_what_happens_to_old_ones(tmp_path):

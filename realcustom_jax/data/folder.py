@@ -53,7 +53,7 @@ def fit(picture: Image.Image, size: tuple[int, int], focus: tuple[float, float])
 
 @dataclasses.dataclass(kw_only=True)
 class FolderConfig(tfds.core.BuilderConfig):
-    """What is made of which folder; the name follows from the manifest's content."""
+    """What is made of which folder; the name follows from these and from all files of the folder."""
 
     folder: str
     side: int = 1024
@@ -63,9 +63,11 @@ class FolderConfig(tfds.core.BuilderConfig):
     name: str = ""
 
     def __post_init__(self):
-        content = (Path(self.folder) / "manifest.jsonl").read_bytes()
-        digest = hashlib.sha256(content).hexdigest()[:12]
-        self.name = f"side{self.side}_reference{self.reference_side}_seed{self.seed}_{digest}"
+        digest = hashlib.sha256(f"{self.max_broken}".encode())
+        for path in sorted(Path(self.folder).absolute().rglob("*")):
+            if path.is_file():
+                digest.update(f"{path} {path.stat().st_size} {path.stat().st_mtime_ns}".encode())
+        self.name = f"side{self.side}_reference{self.reference_side}_seed{self.seed}_{digest.hexdigest()[:12]}"
 
 
 class Folder(tfds.core.GeneratorBasedBuilder):
@@ -163,7 +165,8 @@ def _mask(row: Row, size: tuple[int, int]) -> np.ndarray | None:
 
 def write(folder: str | os.PathLike, data_dir: str | os.PathLike, *, side: int = 1024, reference_side: int = 768,
           max_broken: int = 0, seed: int = 0) -> Path:
-    """Makes the dataset of a folder under `data_dir`, or finds it made, and returns its own folder in there.
+    """Makes the dataset of a folder under `data_dir`, or finds it made, and returns its own folder in there. A file
+    that changed makes another dataset; `data_dir` lies outside of `folder`.
 
     Raises:
         FileNotFoundError: the folder has no manifest.jsonl.
@@ -171,6 +174,8 @@ def write(folder: str | os.PathLike, data_dir: str | os.PathLike, *, side: int =
     """
     if not (Path(folder) / "manifest.jsonl").is_file():
         raise FileNotFoundError(f"There is no manifest.jsonl in {folder}; it lists the pictures, one object a line.")
+    if Path(data_dir).absolute().is_relative_to(Path(folder).absolute()):
+        raise ValueError(f"The dataset cannot be written into its own pictures: {data_dir} lies in {folder}.")
     config = FolderConfig(folder=os.fspath(folder), side=side, reference_side=reference_side, max_broken=max_broken,
                           seed=seed)
     finished = Path(data_dir) / Folder.name / config.name / str(Folder.VERSION)

@@ -12,6 +12,7 @@ Files are relative to the manifest's folder.
 
 import dataclasses
 import json
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -42,7 +43,7 @@ def read_manifest(file: Path) -> tuple[list[Row], list[str]]:
     if not file.is_file():
         raise FileNotFoundError(f"There is no {file}; a data folder needs a manifest.jsonl, an object on each line.")
     rows, broken = [], []
-    for number, line in enumerate(file.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+    for number, line in enumerate(file.read_bytes().split(b"\n"), 1):
         if line.strip():
             try:
                 rows.append(_parse(line, file.parent, f"line {number}"))
@@ -51,11 +52,11 @@ def read_manifest(file: Path) -> tuple[list[Row], list[str]]:
     return rows, broken
 
 
-def _parse(line: str, folder: Path, where: str) -> Row:
+def _parse(line: bytes, folder: Path, where: str) -> Row:
     try:
         given: Any = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"it is not JSON ({error.msg})") from None
+    except ValueError as error:  # JSONDecodeError, UnicodeDecodeError
+        raise ValueError(f"it is not JSON ({error})") from None
     if not isinstance(given, dict):
         raise ValueError("it is not a JSON object")
     if unknown := sorted(given.keys() - _KEYS):
@@ -72,7 +73,7 @@ def _parse(line: str, folder: Path, where: str) -> Row:
     word, caption = given["word"], given["caption"]
     if not re.search(rf"(?<!\w){re.escape(word)}(?!\w)", caption, re.IGNORECASE):
         raise ValueError(f"the word {word!r} is not in the caption {caption!r}")
-    if not (references or "mask" in given or "box" in given):
+    if not (references or "mask" in given or given.get("box") is not None):
         raise ValueError("it has none of 'reference', 'mask' and 'box': there is no picture of the subject")
     mask = folder / given["mask"] if "mask" in given else None
     files = [folder / given["target"], *(folder / name for name in references), *([mask] if mask else [])]
@@ -84,7 +85,8 @@ def _parse(line: str, folder: Path, where: str) -> Row:
 def _box(given: Sequence[float] | None) -> tuple[float, float, float, float] | None:
     if given is None:
         return None
-    numbers = isinstance(given, list) and len(given) == 4 and all(isinstance(x, (int, float)) for x in given)
+    numbers = isinstance(given, list) and len(given) == 4 and all(
+        isinstance(x, (int, float)) and not isinstance(x, bool) and math.isfinite(x) for x in given)
     if not numbers or not (0 <= given[0] < given[2] and 0 <= given[1] < given[3]):
         raise ValueError(f"the box {given} is not [left, top, right, bottom] with left < right and top < bottom")
     return tuple(given)

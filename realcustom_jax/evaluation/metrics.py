@@ -29,6 +29,12 @@ def roc_area(values: np.ndarray, positive: np.ndarray) -> float:
     return float((ranks[positive].sum() - count * (count + 1) / 2) / (count * others))
 
 
+def overlap(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Intersection over union of regions, bool [N,H,W] twice → float [N]; 1 where both are empty."""
+    shared, either = (f(a, b).sum((1, 2)) for f in (np.logical_and, np.logical_or))
+    return np.where(either == 0, 1.0, shared / np.maximum(either, 1))
+
+
 def bootstrap_interval(
     values: np.ndarray, clusters: np.ndarray, *, resamples: int = 1000, level: float = 0.95, seed: int = 0
 ) -> tuple[float, float]:

@@ -16,7 +16,7 @@ import numpy as np
 from realcustom_jax.data.sprites import NOUNS, SCENES
 from realcustom_jax.evaluation.cases import Case, Exam
 from realcustom_jax.evaluation.judge import ATTRIBUTES, TrainedJudge
-from realcustom_jax.evaluation.metrics import agreement, bootstrap_interval, roc_area, summarize
+from realcustom_jax.evaluation.metrics import agreement, bootstrap_interval, overlap, roc_area, summarize
 from realcustom_jax.models.resize import resize_bilinear
 
 METRICS: tuple[str, ...] = ("subject_similarity", "text_controllability", "mask_auc")
@@ -78,14 +78,15 @@ def compare(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray], cases: Seq
 def distance(a: Generated, b: Generated, cases: Sequence[Case]) -> dict[str, Any]:
     """How far two methods' results are apart on the same cases.
 
-    *mask_overlap*: of the places that either mask keeps, the share that both do (IoU). *latent_difference*: root mean
+    *mask_overlap*: of the places that either mask keeps, the share that both do; `generate` says which mask, of methods
+    that use none. *latent_difference*: root mean
     square of the latents' difference, in units of `b`'s standard deviation; two unrelated pictures differ by √2.
     """
     subjects = np.array([case.subject for case in cases])
     kept = a.masks > 0, b.masks > 0
     axes = tuple(range(1, a.latents.ndim))
     values = {
-        "mask_overlap": np.logical_and(*kept).sum((1, 2)) / np.maximum(np.logical_or(*kept).sum((1, 2)), 1),
+        "mask_overlap": overlap(*kept),
         "latent_difference": np.sqrt(((a.latents - b.latents) ** 2).mean(axes)) / b.latents.std(axes)}
     return {name: _with_interval(value, subjects) for name, value in values.items()}
 
@@ -98,8 +99,6 @@ def _with_interval(values: np.ndarray, subjects: np.ndarray) -> dict[str, Any]:
 def examine(judge: TrainedJudge, exam: Exam) -> dict[str, float]:
     """The judge's own accuracy on painted pictures: of each head, and the overlap (IoU) of its segmentation."""
     opinions = judge(exam.images)
-    marked = opinions.subject > 0.5
-    shared, either = (f(marked, exam.subject).sum((1, 2)) for f in (np.logical_and, np.logical_or))
     accuracy = {name: float((opinions.labels[name] == truth).mean()) for name, truth in exam.labels.items()}
-    accuracy["segmentation_iou"] = float((shared / either).mean())
+    accuracy["segmentation_iou"] = float(overlap(opinions.subject > 0.5, exam.subject).mean())
     return {name: round(value, 4) for name, value in accuracy.items()}

@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from realcustom_jax.sharding import AxisRules
+
 _LONG = 2**18
 """N·L from which a TPU's fused kernel pays; the weights of less are small."""
 _TPU_BLOCKS = (512, 384, 256, 128)
@@ -23,16 +25,18 @@ def attend(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
     """Attention [B,N,heads,d], of the inputs' dtype.
 
     cuDNN's fused attention on NVIDIA GPUs from Ampere on (half precision only), JAX's Pallas kernel on TPUs, and XLA's
-    products elsewhere. The TPU is recognised when the program is lowered, so that compiling ahead of time for another
-    machine's TPU takes its kernel too.
+    products elsewhere. The choice falls when the program is lowered, so that compiling ahead of time for another
+    machine's TPU takes its kernel too; cuDNN is only asked where this machine has it.
     """
+    kernels = {}
     if _cudnn_can(query):
-        return jax.nn.dot_product_attention(query, key, value, implementation="cudnn")
+        kernels["cuda"] = functools.partial(jax.nn.dot_product_attention, implementation="cudnn")
     pixels, tokens, head_size = query.shape[-3], key.shape[-3], query.shape[-1]
-    if pixels * tokens < _LONG or pixels % _TPU_BLOCKS[-1] or head_size > 128:
+    if pixels * tokens >= _LONG and pixels % _TPU_BLOCKS[-1] == 0 and head_size <= 128:
+        kernels["tpu"] = _on_every_device(tpu_attention, query.shape)
+    if not kernels:
         return jax.nn.dot_product_attention(query, key, value)
-    return jax.lax.platform_dependent(
-        query, key, value, tpu=_on_every_device(tpu_attention, query.shape), default=jax.nn.dot_product_attention)
+    return jax.lax.platform_dependent(query, key, value, **kernels, default=jax.nn.dot_product_attention)
 
 
 def _cudnn_can(query: jax.Array) -> bool:
@@ -45,14 +49,14 @@ def _cudnn_can(query: jax.Array) -> bool:
 
 def _on_every_device(kernel, shape: tuple[int, ...]):
     """`kernel`, on a mesh (`jax.set_mesh`) run by each device on its own rows and heads: XLA cannot divide it."""
-    mesh = jax.sharding.get_abstract_mesh()
+    mesh, rules = jax.sharding.get_abstract_mesh(), AxisRules()
     if mesh.empty or mesh.size == 1:
         return kernel
-    along = {axis: tuple(name for name in names if name in mesh.shape)
-             for axis, names in ((0, ("data", "fsdp")), (2, ("tensor",)))}
-    if any(shape[axis] % math.prod(mesh.shape[name] for name in names) for axis, names in along.items()):
-        return jax.nn.dot_product_attention
-    spec = PartitionSpec(along[0], None, along[2])
+
+    def along(axes, length):  # all devices compute what does not divide evenly
+        return axes if length % math.prod(mesh.shape[name] for name in axes) == 0 else None
+
+    spec = PartitionSpec(along(rules.batch, shape[0]), None, along(rules.heads, shape[2]))
     return jax.shard_map(kernel, mesh=mesh, in_specs=(spec,) * 3, out_specs=spec, check_vma=False)
 
 
@@ -96,10 +100,11 @@ def attend_with_maps(
         return out, jnp.einsum("bhqk,brk->bqr", weights, marked)
 
     batch, pixels = query.shape[:2]
-    if pixels <= _QUERIES_AT_ONCE or pixels % _QUERIES_AT_ONCE:
+    part = max(size for size in range(1, _QUERIES_AT_ONCE + 1) if pixels % size == 0)
+    if part == pixels:
         out, maps = some(query)
     else:
-        parts = query.reshape(batch, -1, _QUERIES_AT_ONCE, *query.shape[2:]).swapaxes(0, 1)
+        parts = query.reshape(batch, -1, part, *query.shape[2:]).swapaxes(0, 1)
         whole = functools.partial(jax.tree.map, lambda x: x.swapaxes(0, 1).reshape(batch, pixels, *x.shape[3:]))
         out, maps = whole(jax.lax.map(some, parts))
     return out, maps.swapaxes(1, 2)

@@ -86,8 +86,11 @@ class CrossAttention(nn.Module):
             key = project("to_k_vision", vision)
             # Zero values: a fresh adapter starts as the text-only model.
             value = project("to_v_vision", vision, kernel_init=nn.initializers.zeros)
-            plain = len(x) - len(vision)
-            visual = jax.vmap(attend, in_axes=(None, 1, 1), out_axes=1)(query[plain:], key, value)
+            plain, references = len(x) - len(vision), vision.shape[1]
+            # References as rows: cuDNN's kernel cannot be vmapped over another axis.
+            each = jnp.repeat(query[plain:], references, axis=0)
+            visual = attend(each, *(tokens.reshape(-1, *tokens.shape[2:]) for tokens in (key, value)))
+            visual = visual.reshape(-1, references, *visual.shape[1:])
             if mask is not None:
                 visual = visual * mask[..., None, None].astype(visual.dtype)
             out = jnp.concatenate([out[:plain], out[plain:] + visual.sum(axis=1)])

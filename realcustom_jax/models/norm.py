@@ -1,4 +1,4 @@
-"""Group normalisation as all networks here use it."""
+"""Group normalisation, of UNet and autoencoder."""
 
 import flax.linen as nn
 import jax.numpy as jnp

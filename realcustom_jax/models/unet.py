@@ -205,7 +205,7 @@ class UNet(nn.Module):
             ValueError: inputs that the configuration wants are missing, or shapes disagree.
         """
         c = self.config
-        self._check(sample, timestep, text, pooled, time_ids, vision, mask, target, guidance_rows)
+        self._check(sample, timestep, text, pooled, time_ids, vision, mask, target, self_maps_at, guidance_rows)
         width, embedding = c.block_out_channels[0], None
         if timestep is not None:
             timestep = jnp.broadcast_to(jnp.asarray(timestep), sample.shape[:1])
@@ -238,10 +238,13 @@ class UNet(nn.Module):
         noise = nn.Conv(c.out_channels, (3, 3), padding=1, dtype=self.dtype, name="conv_out")(nn.silu(x))
         return UNetOutput(noise, maps, self_maps)
 
-    def _check(self, sample, timestep, text, pooled, time_ids, vision, mask, target, guidance_rows):
+    def _check(self, sample, timestep, text, pooled, time_ids, vision, mask, target, self_maps_at,
+               guidance_rows):
         c, batch = self.config, sample.shape[0]
         if guidance_rows is not None and not 0 <= guidance_rows <= batch:
             raise ValueError(f"guidance_rows is {guidance_rows}; expected 0 to {batch}, the number of rows of sample.")
+        if guidance_rows is not None and self_maps_at is not None and target is None:
+            raise ValueError("self_maps_at is given for guidance rows without a target; give the target of their maps.")
         guided = batch if guidance_rows is None else guidance_rows
         visual = batch if guidance_rows is None else batch - guidance_rows
         if sample.ndim != 4 or sample.shape[-1] != c.in_channels:

@@ -37,15 +37,15 @@ class BackboneLoss:
         text_key, image_key, noise_key = jax.random.split(key, 3)
         size = len(batch["latents"])
 
-        def dropped(key, share, value, instead):
-            chosen = jax.random.bernoulli(key, share, (size,) + (1,) * (value.ndim - 1))
-            return jnp.where(chosen, instead.astype(value.dtype), value)
+        def dropped(key, share, values, instead):  # of one example all values or none
+            chosen = jax.random.bernoulli(key, share, (size,))
+            return jax.tree.map(
+                lambda value, other: jnp.where(
+                    chosen.reshape(size, *(1,) * (value.ndim - 1)), other.astype(value.dtype), value), values, instead)
 
-        text = {name: dropped(text_key, self.text_dropout, batch[name], frozen["empty"][name])
-                for name in ("text", "pooled") if name in batch}
-        features = jax.tree.map(
-            lambda value, instead: dropped(image_key, self.image_dropout, value, instead),
-            batch["features"], frozen["no_image"])
+        text = {name: batch[name] for name in frozen["empty"]}
+        text = dropped(text_key, self.text_dropout, text, frozen["empty"])
+        features = dropped(image_key, self.image_dropout, batch["features"], frozen["no_image"])
 
         def predict(params, base, text, features, noisy, t):
             vision = self.projector.apply({"params": params["projector"]}, features)[:, None]

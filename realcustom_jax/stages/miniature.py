@@ -1,7 +1,7 @@
 """Runs the stages of a miniature in order; each reads the parts that the earlier ones wrote to `workdir/bundle`."""
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import jax
@@ -31,13 +31,21 @@ def run(config: ConfigDict, workdir: Path) -> None:
     """Trains `config.stage`, or all stages; a stage that has written its part of the bundle is not trained again."""
     enable_compilation_cache()
     check_choice("stage", config.stage, ("all", *STAGES))
-    if jax.process_index() > 0:
-        multihost_utils.sync_global_devices("data set")  # which the first process writes, while the others wait
+    _by_the_first(lambda: builder.write(workdir / "data", **config.data))
     data = builder.write(workdir / "data", **config.data)
-    if jax.process_index() == 0:
-        multihost_utils.sync_global_devices("data set")
     for name in STAGES if config.stage == "all" else (config.stage,):
         STAGES[name](config, workdir, data)
+
+
+def _by_the_first(write: Callable[[], object]) -> None:
+    """Something that several processes share a disk for: the first writes it, the others wait."""
+    if jax.process_index() == 0:
+        write()
+    multihost_utils.sync_global_devices("written")
+
+
+def _save_part(workdir: Path, part: str, config: Mapping, tensors: Mapping[str, np.ndarray]) -> None:
+    _by_the_first(lambda: bundle.save_part(workdir / "bundle", part, config, bundle.to_half(tensors)))
 
 
 def _fit(name: str, task, config: ConfigDict, workdir: Path):
@@ -57,7 +65,7 @@ def _autoencoder(config: ConfigDict, workdir: Path, data: Path) -> None:
     means = task.encode(params, from_uint8(arrays["target"][:512]))
     # The diffusion model sees latents of unit variance.
     model["scaling_factor"] = float(1 / means.std())
-    bundle.save_part(workdir / "bundle", "vae", model, bundle.to_half(weights.to_torch(params)))
+    _save_part(workdir, "vae", model, weights.to_torch(params))
 
 
 def _tokenizer(config: ConfigDict):
@@ -87,7 +95,7 @@ def _encoders(config: ConfigDict, workdir: Path, data: Path) -> None:
     params = _fit("encoders", task, config, workdir)
     for name in ("siglip", "dinov2"):
         part = f"image_encoder_{name}"
-        bundle.save_part(workdir / "bundle", part, models[part], bundle.to_half(weights.to_torch(params[name])))
+        _save_part(workdir, part, models[part], weights.to_torch(params[name]))
 
 
 def _base(config: ConfigDict, workdir: Path, data: Path) -> None:
@@ -103,10 +111,9 @@ def _base(config: ConfigDict, workdir: Path, data: Path) -> None:
         decode=_decoder(workdir), image_size=config.models.vae.sample_size, prediction=config.prediction,
         start=start)
     params = _fit("base", task, config, workdir)
-    folder = workdir / "bundle"
-    tokenizer.save_pretrained(folder / "tokenizer")
-    bundle.save_part(folder, "text_encoder", text_config, bundle.to_half(weights.to_torch(params["text_encoder"])))
-    bundle.save_part(folder, "unet", task.unet_config, bundle.to_half(weights.to_torch(params["unet"])))
+    _by_the_first(lambda: tokenizer.save_pretrained(workdir / "bundle" / "tokenizer"))
+    _save_part(workdir, "text_encoder", text_config, weights.to_torch(params["text_encoder"]))
+    _save_part(workdir, "unet", task.unet_config, weights.to_torch(params["unet"]))
 
 
 def _warm_start(config: ConfigDict, tokenizer) -> dict:
@@ -154,9 +161,8 @@ def _adapter(config: ConfigDict, workdir: Path, data: Path) -> None:
         decode=_decoder(workdir), image_size=config.models.vae.sample_size, prediction=config.prediction,
         masked=config.masked)
     params = _fit("adapter", task, config, workdir)
-    tensors = adapter_tensors(params["projector"], params["vision"])
-    bundle.save_part(folder, "adapter", adapter_config, bundle.to_half(tensors))
-    _describe(folder, config.prediction)
+    _save_part(workdir, "adapter", adapter_config, adapter_tensors(params["projector"], params["vision"]))
+    _by_the_first(lambda: _describe(folder, config.prediction))
 
 
 def _judge(config: ConfigDict, workdir: Path, data: Path) -> None:
@@ -164,7 +170,7 @@ def _judge(config: ConfigDict, workdir: Path, data: Path) -> None:
     model = config.models.judge.to_dict()
     task = judge.JudgeTask(model, _batches(arrays, "judge", config, judge.single_subject_rows(arrays["nouns"])))
     params = _fit("judge", task, config, workdir)
-    save_judge(workdir / "bundle", JudgeConfig.from_config(model), params)
+    _by_the_first(lambda: save_judge(workdir / "bundle", JudgeConfig.from_config(model), params))
 
 
 def _describe(folder: Path, prediction: str) -> None:
@@ -185,7 +191,8 @@ def _latents(workdir: Path, data: Path) -> dict[str, np.ndarray]:
     """latents: of all training pictures, float16 [N,h,w,C] of unit variance, encoded once per run folder;
     coverage, region: how much of each latent pixel all subjects fill, and the first, float16 [N,h,w]."""
     file = workdir / "cache" / "latents.npy"
-    if not file.is_file():
+
+    def write():
         module, params = bundle.load_autoencoder(workdir / "bundle")
         images = loader.load_arrays(data, "train", fields=("target",))["target"]
         encode = jax.jit(lambda x: module.apply({"params": params}, from_uint8(x), method="encode").mean)
@@ -194,6 +201,8 @@ def _latents(workdir: Path, data: Path) -> dict[str, np.ndarray]:
         buffer = io.BytesIO()
         np.save(buffer, np.concatenate(parts))
         write_file(file, buffer.getvalue())
+
+    _by_the_first(lambda: file.is_file() or write())
     latents = np.load(file)
     masks = loader.load_arrays(data, "train", fields=("masks",))["masks"]
     count, height, width = latents.shape[:3]
