@@ -24,7 +24,7 @@ from benchmarks.speed import CONFIGS, LATENT_SIDES, TOKENS
 from realcustom_jax import weights
 from realcustom_jax.files import write_json
 from realcustom_jax.models import attention
-from realcustom_jax.models.attend import attend_with_maps, attention_weights
+from realcustom_jax.models.attend import attention_weights, target_maps
 from realcustom_jax.models.unet import UNet, UNetConfig
 from realcustom_jax.topology import tpu_devices
 
@@ -41,10 +41,10 @@ def main() -> None:
 
     figures = {"kind": options.kind, "side": side, "topology": options.topology}
     for name, target, collect in (
-        ("without maps", False, attend_with_maps), ("with maps", True, attend_with_maps),
+        ("without maps", False, target_maps), ("with maps", True, target_maps),
         ("whole weights", True, whole_weights),
     ):
-        with mock.patch.object(attention, "attend_with_maps", collect):
+        with mock.patch.object(attention, "target_maps", collect):
             figures[name] = compiled(options.kind, side, target, chip)
         print(json.dumps({name: figures[name]}), flush=True)
     plain = figures["without maps"]
@@ -84,11 +84,9 @@ def compiled(kind: str, side: int, target: bool, chip: SingleDeviceSharding) -> 
             "outputs": memory.output_size_in_bytes, "compile_seconds": round(time.monotonic() - start, 1)}
 
 
-def whole_weights(query, key, value, target):
-    """`attend_with_maps` with every head's and token's weights [B,heads·T,N] as the maps."""
-    weights = attention_weights(query, key)
-    out = jnp.einsum("bhqk,bkhd->bqhd", weights.astype(value.dtype), value)
-    return out, weights.swapaxes(2, 3).reshape(len(query), -1, query.shape[1])
+def whole_weights(query, key, target):
+    """`target_maps` with every head's and token's weights [B,heads·T,N] as the maps."""
+    return attention_weights(query, key).swapaxes(2, 3).reshape(len(query), -1, query.shape[1])
 
 
 if __name__ == "__main__":

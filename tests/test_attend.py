@@ -1,7 +1,5 @@
 """Attention by its kernels: all give the numbers of the plain formula."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +10,7 @@ from jax.experimental.pallas import tpu as pltpu
 from realcustom_jax import weights
 from realcustom_jax.diffusion import make_solver
 from realcustom_jax.models import attend
-from realcustom_jax.models.attend import attend_with_maps, attention_weights, tpu_attention
+from realcustom_jax.models.attend import attention_weights, target_maps, tpu_attention
 from realcustom_jax.models.unet import UNet, UNetConfig
 from realcustom_jax.sampling import Conditioning, sample_latents
 
@@ -85,10 +83,9 @@ def test_the_sampler_traces_with_cudnn_where_there_is_one(monkeypatch):
 
 @pytest.mark.parametrize("pixels", [12, 2048, 1500])
 def test_maps_are_the_mean_over_heads_of_the_targets_weights(pixels):
-    query, key, value = inputs(pixels, 5)
+    query, key, _ = inputs(pixels, 5)
     target = np.array([[[0, 1, 1, 0, 0], [0, 0, 0, 0, 1]], [[0, 0, 0, 0, 0], [1, 1, 1, 1, 1]]])
-    out, maps = jax.jit(attend_with_maps)(query, key, value, target)
-    assert_close(out, plain(query, key, value), 1e-5)
+    maps = jax.jit(target_maps)(query, key, target)
     weights = attention_weights(query, key).mean(axis=1)
     assert_close(maps, jnp.einsum("bqk,brk->brq", weights, target.astype(np.float32)), 1e-5)
     np.testing.assert_allclose(maps[1, 1], 1, atol=1e-5)
@@ -97,9 +94,9 @@ def test_maps_are_the_mean_over_heads_of_the_targets_weights(pixels):
 @pytest.mark.parametrize("pixels, parts", [(64 * 64, 4), (72 * 56, 4)])
 def test_weights_are_never_whole(pixels, parts):
     """Of the pixels of SDXL at 1024 x 1024 and at 1152 x 896, no array holds all heads' weights."""
-    query, key, value = (jax.ShapeDtypeStruct((1, n, 10, 4), jnp.bfloat16) for n in (pixels, 77, 77))
+    query, key = (jax.ShapeDtypeStruct((1, n, 10, 4), jnp.bfloat16) for n in (pixels, 77))
     target = jax.ShapeDtypeStruct((1, 1, 77), jnp.float32)
-    jaxpr = jax.make_jaxpr(functools.partial(attend_with_maps))(query, key, value, target)
+    jaxpr = jax.make_jaxpr(target_maps)(query, key, target)
     sizes = [var.aval.size for eqn in jaxpr.jaxpr.eqns for var in eqn.outvars]
     loops = [eqn for eqn in jaxpr.jaxpr.eqns if eqn.primitive.name == "scan"]
     assert max(sizes) < 10 * pixels * 77 / 4 and [loop.params["length"] for loop in loops] == [parts]

@@ -1,7 +1,7 @@
 """Dot-product attention, softmax(Q Kᵀ/√d) V, by the kernel that suits the device.
 
-    attend              of many keys: fused ("flash") kernels that never hold the weights, where there is one
-    attend_with_maps    of few keys, with the mean over heads of chosen keys' weights: the target word's maps
+    attend         by fused ("flash") kernels that never hold the weights, where there is one
+    target_maps    the mean over heads of chosen keys' weights: the target word's maps
 
 Shapes: query [B,N,heads,d], key and value [B,L,heads,d]. Softmax is in float32 everywhere.
 """
@@ -84,30 +84,23 @@ def tpu_attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Arr
     return out.swapaxes(1, 2)
 
 
-def attend_with_maps(
-    query: jax.Array, key: jax.Array, value: jax.Array, target: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Attention [B,N,heads,d] and its maps: the weights of the tokens that target [B,R,L] marks, summed over them and
-    averaged over heads, float32 [B,R,N].
+def target_maps(query: jax.Array, key: jax.Array, target: jax.Array) -> jax.Array:
+    """The weights of the tokens that target [B,R,L] marks, summed over them and averaged over heads, float32 [B,R,N].
 
-    The weights [B,heads,N,L] are never whole: queries are taken so many at a time.
+    The weights [B,heads,N,L] are never whole: queries are taken so many at a time. That `attend` makes them once more,
+    inside its kernel, costs next to nothing; a second way of making its output would cost memory.
     """
     marked = target.astype(jnp.float32) / query.shape[-2]
 
     def some(query):
-        weights = attention_weights(query, key)
-        out = jnp.einsum("bhqk,bkhd->bqhd", weights.astype(value.dtype), value)
-        return out, jnp.einsum("bhqk,brk->bqr", weights, marked)
+        return jnp.einsum("bhqk,brk->brq", attention_weights(query, key), marked)
 
     batch, pixels = query.shape[:2]
     part = max(size for size in range(1, _QUERIES_AT_ONCE + 1) if pixels % size == 0)
     if part == pixels:
-        out, maps = some(query)
-    else:
-        parts = query.reshape(batch, -1, part, *query.shape[2:]).swapaxes(0, 1)
-        whole = functools.partial(jax.tree.map, lambda x: x.swapaxes(0, 1).reshape(batch, pixels, *x.shape[3:]))
-        out, maps = whole(jax.lax.map(some, parts))
-    return out, maps.swapaxes(1, 2)
+        return some(query)
+    parts = query.reshape(batch, -1, part, *query.shape[2:]).swapaxes(0, 1)
+    return jnp.moveaxis(jax.lax.map(some, parts), 0, 2).reshape(batch, target.shape[1], pixels)
 
 
 def attention_weights(query: jax.Array, key: jax.Array) -> jax.Array:

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from realcustom_jax.models.attend import attend, attend_with_maps, attention_weights
+from realcustom_jax.models.attend import attend, attention_weights, target_maps
 from realcustom_jax.models.norm import GroupNorm
 from realcustom_jax.models.resize import resize_bilinear
 from realcustom_jax.models.resnet import REMEMBERED
@@ -73,14 +73,9 @@ class CrossAttention(nn.Module):
 
         query = split_heads(nn.Dense(x.shape[-1], use_bias=False, dtype=self.dtype, name="to_q")(x), self.heads)
         key, value = project("to_k", text), project("to_v", text)
-        guided = 0 if target is None else len(target)
-        parts, maps = [], None
-        if guided:
-            out, maps = attend_with_maps(query[:guided], key[:guided], value[:guided], target)
-            parts.append(out)
-        if guided < len(x):
-            parts.append(attend(query[guided:], key[guided:], value[guided:]))
-        out = jnp.concatenate(parts)
+        out, maps = attend(query, key, value), None
+        if target is not None:
+            maps = target_maps(query[:len(target)], key[:len(target)], target)
 
         if self.vision and vision is not None:
             key = project("to_k_vision", vision)
