@@ -41,7 +41,7 @@ def main(argv: list[str]) -> None:
         if _COMPILE_ONLY.value or _PRINT_SHARDING.value:
             _look_ahead(config)
         elif "stage" not in config:
-            raise ValueError("this configuration is of a published model, whose training has no data loader yet; "
+            raise ValueError("this configuration is of a published model, which no stage trains yet; "
                              "--compile_only and --print_sharding work.")
         elif _WORKDIR.value is None:
             raise ValueError("--workdir is missing: the folder that checkpoints and bundle are written to.")
@@ -59,9 +59,16 @@ def _join() -> None:
     if any(value is not None for value in explicit):
         if None in explicit:
             raise ValueError("--coordinator, --num_processes and --process_id belong together; give all three.")
-        jax.distributed.initialize(*explicit)
+        given = explicit
     elif _DISTRIBUTED.value:
-        jax.distributed.initialize()
+        given = ()
+    else:
+        return
+    try:
+        jax.distributed.initialize(*given)
+    except RuntimeError as error:
+        raise ValueError(f"the other processes cannot be reached ({str(error).splitlines()[0]}); are all of them "
+                         "started, and with the same --coordinator and --num_processes?") from None
 
 
 def _look_ahead(config) -> None:

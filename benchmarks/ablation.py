@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.speed import CONFIGS, LATENT_SIDES, TOKENS, make_unet, measure
+from benchmarks.speed import CONFIGS, TOKENS, latent_side, make_unet, measure
 from realcustom_jax.files import write_json
 from realcustom_jax.models import attention, context
 
@@ -37,7 +37,7 @@ def main() -> None:
     add("--rounds", type=int, default=15)
     add("--json", type=Path, help="where to write the figures")
     options = parser.parse_args()
-    side = options.side // (4 if options.kind == "mini" else 8) if options.side else LATENT_SIDES[options.kind]
+    side = latent_side(options.kind, options.side)
 
     seconds = measure(variants(*make_unet(options.kind, options.dtype), TOKENS[options.kind], side), options.rounds)
     figures = {
@@ -105,6 +105,7 @@ def variants(unet, params, tokens, side: int) -> dict:
     ):
         contenders[name] = functools.partial(_run, jax.jit(function), params, known, inputs)
     with mock.patch.object(attention, "attend", jax.nn.dot_product_attention):
+        # A function of its own: JAX would take what it has traced of `step`.
         plain = jax.jit(lambda *args: step(*args)).lower(params, kept, inputs).compile()
     contenders["XLA's attention"] = functools.partial(_run, plain, params, kept, inputs)
     return contenders

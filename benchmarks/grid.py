@@ -12,7 +12,7 @@ from pathlib import Path
 import jax
 import matplotlib.pyplot as plt
 
-from benchmarks.speed import CONFIGS, make_unet, measure, ours
+from benchmarks.speed import CONFIGS, latent_side, make_unet, measure, ours
 from realcustom_jax.files import write_json
 
 
@@ -50,7 +50,7 @@ def main() -> None:
 def point(model, options: argparse.Namespace, side: int, batch: int) -> dict:
     """The fused loop at one size and batch."""
     inputs = argparse.Namespace(**vars(options) | {"batch": batch})
-    contenders, figures = ours(*model, inputs, side // (4 if options.kind == "mini" else 8))
+    contenders, figures = ours(*model, inputs, latent_side(options.kind, side))
     seconds = measure({"fused": contenders["fused"]}, options.rounds)["fused"]
     return {"side": side, "batch": batch, "seconds": round(seconds, 4),
             "tflops": round(figures["flop"]["fused"] / seconds / 1e12, 4),

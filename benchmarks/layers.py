@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.speed import CONFIGS, LATENT_SIDES, TOKENS
+from benchmarks.speed import CONFIGS, TOKENS, latent_side
 from realcustom_jax.models.attend import attend
 from realcustom_jax.models.norm import GroupNorm
 from realcustom_jax.models.unet import UNetConfig
@@ -49,7 +49,7 @@ def main() -> None:
     }
     totals: dict[str, np.ndarray] = {}
     print(f"| {'layer':16} | {'inputs':36} | count | XLA ms | torch ms | XLA/torch |\n|---|---|--:|--:|--:|--:|")
-    for (name, *shapes), count in layers(config, TOKENS[options.kind], LATENT_SIDES[options.kind]).items():
+    for (name, *shapes), count in layers(config, TOKENS[options.kind], latent_side(options.kind, None)).items():
         arrays = [np.random.default_rng(0).standard_normal(shape, np.float32) for shape in shapes]
         function, *inputs = torchs[name](*arrays)
         ours = jax.jit(functools.partial(_OURS[name], config))

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import SingleDeviceSharding
 
-from benchmarks.speed import CONFIGS, LATENT_SIDES, TOKENS
+from benchmarks.speed import CONFIGS, TOKENS, latent_side
 from realcustom_jax import weights
 from realcustom_jax.files import write_json
 from realcustom_jax.models import attention
@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--topology", default="v5e:2x2", help="whose first chip the step is compiled for")
     parser.add_argument("--json", type=Path, help="where to write the figures")
     options = parser.parse_args()
-    side = options.side // (4 if options.kind == "mini" else 8) if options.side else LATENT_SIDES[options.kind]
+    side = latent_side(options.kind, options.side)
     chip = SingleDeviceSharding(tpu_devices(options.topology)[0])
 
     figures = {"kind": options.kind, "side": side, "topology": options.topology}

@@ -44,7 +44,7 @@ CONFIGS = {
     "sdxl": _SDXL,
     "sd15": single_file.CONFIGS["sd15"]["unet"],
 }
-LATENT_SIDES = {"mini": 16, "sdxl50m": 32, "sdxl": 128, "sd15": 64}
+_LATENT_SIDES = {"mini": 16, "sdxl50m": 32, "sdxl": 128, "sd15": 64}
 TOKENS = {"mini": (24, 128), "sdxl50m": (77, 729), "sdxl": (77, 729), "sd15": (77, 729)}  # of text, of vision
 
 
@@ -63,8 +63,7 @@ def main() -> None:
     add("--peak-tflops", type=float, help="of the device in this dtype, to say what share of it is reached")
     add("--json", type=Path, help="where to write the figures")
     options = parser.parse_args()
-    factor = 4 if options.kind == "mini" else 8
-    side = options.side // factor if options.side else LATENT_SIDES[options.kind]
+    side = latent_side(options.kind, options.side)
 
     unet, params = make_unet(options.kind, options.dtype)
     contenders, figures = ours(unet, params, options, side)
@@ -83,6 +82,11 @@ def main() -> None:
     print(json.dumps(figures, indent=2))
     if options.json:
         write_json(options.json, figures)
+
+
+def latent_side(kind: str, side: int | None) -> int:
+    """Of latents for pictures of `side` pixels; None: what the model was made for."""
+    return side // (4 if kind == "mini" else 8) if side else _LATENT_SIDES[kind]
 
 
 def measure(contenders: dict[str, Callable[[], None]], rounds: int) -> dict[str, float]:

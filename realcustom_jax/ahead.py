@@ -109,7 +109,9 @@ def describe(step: AdapterStep, mesh: Mesh, rules: AxisRules = AxisRules()) -> s
 
 
 def report(step: AdapterStep, mesh: Mesh, path: str | None) -> None:
-    """Compiles, prints what `compile_step` finds and writes it to `path`."""
+    """Compiles, prints what `compile_step` finds and writes it to `path`, whose folder must be there beforehand."""
+    if path and not Path(path).absolute().parent.is_dir():
+        raise FileNotFoundError(f"{path} cannot be written: its folder does not exist.")
     found = compile_step(step, mesh)
     if path:
         write_json(Path(path), found)
@@ -126,8 +128,8 @@ def compile_step(step: AdapterStep, mesh: Mesh, rules: AxisRules = AxisRules()) 
     state, frozen, batch = step.arguments()
     placed = [place(tree, mesh, rules) for tree in (state, frozen)]
     rows = sharding.batch_sharding(mesh, step.settings.batch_size // step.settings.accumulate, rules)
-    arguments = [_with(tree, where) for tree, where in zip((state, frozen), placed, strict=True)]
-    arguments.append(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows), batch))
+    placed.append(jax.tree.map(lambda _: rows, batch))
+    arguments = [sharding.shapes(tree, where) for tree, where in zip((state, frozen, batch), placed, strict=True)]
     start = time.monotonic()
     with jax.set_mesh(mesh):
         traced = step.function(placed[0]).trace(*arguments)
@@ -155,10 +157,6 @@ def compile_step(step: AdapterStep, mesh: Mesh, rules: AxisRules = AxisRules()) 
         "flop": operations, "flop_per_device": operations // mesh.size,
         "collectives": collectives(compiled.as_text()),
         "trace_and_lower_seconds": round(lowering, 1), "seconds": round(time.monotonic() - start, 1)}
-
-
-def _with(tree, placed):
-    return jax.tree.map(lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), tree, placed)
 
 
 def collectives(program: str) -> dict[str, Mapping[str, int]]:

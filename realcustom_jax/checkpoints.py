@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 
 from realcustom_jax.choices import check_choice
+from realcustom_jax.processes import by_the_first, everywhere
 
 ON_EXISTING: tuple[str, ...] = ("resume", "overwrite", "refuse")
 """What a run does with the checkpoints that it finds in its folder."""
@@ -37,7 +36,7 @@ class Checkpoints:
             if on_existing == "refuse":
                 raise FileExistsError(f"{self.folder} holds checkpoints of an earlier run: resume or overwrite it, or "
                                       "choose another folder.")
-            _by_the_first(lambda: shutil.rmtree(self.folder))
+            by_the_first(lambda: shutil.rmtree(self.folder))
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, keep_period=keep_every)
         self._manager = ocp.CheckpointManager(self.folder, options=options)
 
@@ -53,14 +52,13 @@ class Checkpoints:
         if step not in self._manager.all_steps():
             self._manager.save(step, args=ocp.args.StandardSave(state), force=True)
 
-    def restore(self, state: Any) -> Any:
-        """The newest state that can be read, laid out as `state` (arrays, or shapes with shardings); `state` itself
-        where there is none. One that cannot be read is set aside with a warning, and the one before it is taken.
+    def restore(self, wanted: Any) -> Any | None:
+        """The newest state that can be read, laid out as `wanted`, shapes with shardings; None where there is none. One
+        that cannot be read is set aside with a warning, and the one before it is taken.
 
         Raises:
             ValueError: the newest was written by a run of other settings, or none can be read.
         """
-        wanted = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
         steps = sorted(self._manager.all_steps(), reverse=True)
         for step in steps:
             restored, error = None, None
@@ -73,13 +71,13 @@ class Checkpoints:
                 if isinstance(caught, MemoryError) or "RESOURCE_EXHAUSTED" in str(caught):
                     raise
                 error = caught
-            if _everywhere(error is None):
+            if everywhere(error is None):
                 return restored
             self._set_aside(step, error)
         if steps:
             raise ValueError(f"None of the checkpoints in {self.folder} can be read; they are kept as damaged-*. Run "
                              "the same command again to begin anew.")
-        return state
+        return None
 
     def wait(self) -> None:
         """Until everything is written."""
@@ -104,22 +102,9 @@ class Checkpoints:
         first_line = (str(error).splitlines() or [type(error).__name__])[0]
         warnings.warn(f"The checkpoint {damaged} cannot be read ({first_line[:200]}); it is kept as {aside.name}, and "
                       "the one before it is looked at.", stacklevel=3)
-        _by_the_first(lambda: damaged.rename(aside))
+        by_the_first(lambda: damaged.rename(aside))
         self._manager.reload()
 
 
 class _OtherSettings(ValueError):
     pass
-
-
-def _everywhere(fine: bool) -> bool:
-    """Whether all processes say so."""
-    return bool(np.all(multihost_utils.process_allgather(np.array(fine))))
-
-
-def _by_the_first(change) -> None:
-    """A change of the shared disk, made by one process while the others wait."""
-    multihost_utils.sync_global_devices("before a change of checkpoints")
-    if jax.process_index() == 0:
-        change()
-    multihost_utils.sync_global_devices("after it")

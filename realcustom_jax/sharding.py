@@ -163,6 +163,11 @@ def distribute(tree, placed):
     return jax.tree.map(array, tree, placed)
 
 
+def shapes(tree, placed):
+    """The shapes of a tree's arrays, each with its sharding: what a compilation or a restored checkpoint asks for."""
+    return jax.tree.map(lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), tree, placed)
+
+
 def collect(tree, mesh: Mesh):
     """The inverse of `distribute`: numpy arrays, whole in every process."""
     if jax.process_count() > 1:
@@ -174,7 +179,7 @@ def describe(tree, placed, title: str) -> str:
     """A line for every array of a tree and its shardings: name, shape, where it lies, bytes on each device."""
     lines, total = [], 0
     for (path, leaf), sharding in zip(jax.tree_util.tree_leaves_with_path(tree), jax.tree.leaves(placed), strict=True):
-        size = math.prod(sharding.shard_shape(tuple(leaf.shape))) * np.dtype(leaf.dtype).itemsize
+        size = _shard_bytes(leaf, sharding)
         total += size
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         where = ", ".join("×".join(_along(entry)) or "–" for entry in sharding.spec) or "–"
@@ -184,5 +189,8 @@ def describe(tree, placed, title: str) -> str:
 
 def bytes_per_device(tree, placed) -> int:
     """Bytes of a tree of arrays (or shapes) on each device."""
-    return sum(math.prod(s.shard_shape(tuple(x.shape))) * np.dtype(x.dtype).itemsize
-               for x, s in zip(jax.tree.leaves(tree), jax.tree.leaves(placed), strict=True))
+    return sum(map(_shard_bytes, jax.tree.leaves(tree), jax.tree.leaves(placed)))
+
+
+def _shard_bytes(array, sharding: NamedSharding) -> int:
+    return math.prod(sharding.shard_shape(tuple(array.shape))) * np.dtype(array.dtype).itemsize

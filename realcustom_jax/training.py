@@ -188,8 +188,14 @@ def fit(name: str, task: Task, settings: TrainSettings, workdir: Path, *, mesh: 
     shares = sharding.batch_sharding(mesh, settings.batch_size // settings.accumulate, rules)
     with Checkpoints(workdir / "checkpoints", keep=settings.keep, keep_every=settings.keep_every,
                      on_existing=settings.on_existing) as checkpoints, Interruption() as interruption:
-        make, placed = _first_state(task, settings, mesh, rules)
-        state = checkpoints.restore(make())
+        def make():
+            return init_state(task.init(jax.random.key(settings.seed)), settings)
+
+        fresh = jax.eval_shape(make)
+        placed = place(fresh, mesh, rules)
+        state = checkpoints.restore(sharding.shapes(fresh, placed))
+        if state is None:
+            state = jax.jit(make, out_shardings=placed)()
         frozen = sharding.distribute(jax.tree.map(np.asarray, task.frozen), place(task.frozen, mesh, rules))
         start = int(state.step)
         train_step = make_train_step(task.loss, settings, placed)
@@ -226,15 +232,6 @@ def fit(name: str, task: Task, settings: TrainSettings, workdir: Path, *, mesh: 
                         (workdir / "samples").mkdir(exist_ok=True)
                         task.preview(averaged).save(workdir / "samples" / f"{done:06d}.png")
         return sharding.collect(state.ema, mesh)
-
-
-def _first_state(task: Task, settings: TrainSettings, mesh: Mesh, rules: AxisRules) -> tuple[Callable, TrainState]:
-    """(what makes the state before the first step, where that lies)."""
-    def make():
-        return init_state(task.init(jax.random.key(settings.seed)), settings)
-
-    placed = place(jax.eval_shape(make), mesh, rules)
-    return jax.jit(make, out_shardings=placed), placed
 
 
 def _forget(log: Path, start: int) -> None:

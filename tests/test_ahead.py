@@ -1,10 +1,6 @@
 """The training step of a published model's shape, compiled for devices and divided over them, without a weight."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import pytest
@@ -12,6 +8,8 @@ import pytest
 from realcustom_jax import ahead, topology
 from realcustom_jax.sharding import make_mesh
 from realcustom_jax.training import TrainSettings
+
+from fresh_process import run
 
 UNET = {
     "in_channels": 4, "out_channels": 4, "block_out_channels": [16, 32], "layers_per_block": 1, "norm_num_groups": 4,
@@ -24,10 +22,7 @@ STEP = ahead.AdapterStep(UNET, 64, TrainSettings(steps=10, batch_size=4))
 def compile_on_four(**sizes):
     """In a process of four simulated devices."""
     script = f"import json; from test_ahead import *; print(json.dumps(ahead.compile_step(STEP, make_mesh(**{sizes}))))"
-    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "4", "PYTHONPATH": os.pathsep.join(sys.path)}
-    run = subprocess.run([sys.executable, "-c", script], check=True, env=environment, cwd=Path(__file__).parent,
-                         capture_output=True, text=True)
-    return json.loads(run.stdout.splitlines()[-1])
+    return json.loads(run(script, devices=4).splitlines()[-1])
 
 
 def test_a_mesh_divides_the_memory_and_the_work():

@@ -249,6 +249,19 @@ def test_cases_are_sampled_from_what_the_pipeline_samples_from(generator, monkey
     assert generate.SAMPLER == {name: options[name] for name in generate.SAMPLER}
 
 
+def test_described_names_the_attributes_in_the_tokens_alone(generator, monkeypatch):
+    """Of the text that the base model gets; its picture is made as that of text_only."""
+    case, calls = some_cases()[0], []
+    shapes = jnp.zeros((1, 8, 8, 4)), jnp.zeros((1, 1, 4, 4)), jnp.zeros((1, 1, 4, 4))
+    monkeypatch.setattr(generate, "_generate", lambda *arguments, **_: calls.append(arguments) or shapes)
+    monkeypatch.setattr(Case, "description", "a dog in the snow")  # other words, known to the little model
+    for method in ("text_only", "described"):
+        generator([case], method)
+    plain, described = (arguments[3] for arguments in calls)
+    assert np.array_equal(plain.pooled, described.pooled) and not np.allclose(plain.text, described.text)
+    assert np.allclose(described.text, generator.pipeline.encode_prompts("a dog in the snow").text)
+
+
 def test_methods_differ_only_by_the_reference(generator):
     cases = some_cases()
     text_only = generator(cases, "text_only")

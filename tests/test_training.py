@@ -5,9 +5,6 @@ import json
 import os
 import signal
 import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +22,8 @@ from realcustom_jax.training import (  # noqa: F401
     make_train_step,
     place,
 )
+
+from fresh_process import run, start
 
 SETTINGS = TrainSettings(steps=12, batch_size=4, learning_rate=0.1, warmup=2, save_every=4, sample_every=6, log_every=1)
 
@@ -102,9 +101,8 @@ class Layered(Regression):
 
 
 def run_on_four_devices(script, folder):
-    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "4", "PYTHONPATH": os.pathsep.join(sys.path)}
-    script = "import sys, pathlib, jax; from test_training import *; assert jax.device_count() == 4;" + script
-    subprocess.run([sys.executable, "-c", script, str(folder)], check=True, env=environment, cwd=Path(__file__).parent)
+    prelude = "import sys, pathlib, jax; from test_training import *; assert jax.device_count() == 4;"
+    run(prelude + script, folder, devices=4)
 
 
 def test_devices_share_the_batch_and_the_parameters(tmp_path):
@@ -140,10 +138,7 @@ fit('on', Layered(), dataclasses.replace(SETTINGS, steps=16), folder / 'one', me
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
-    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "2", "PYTHONPATH": os.pathsep.join(sys.path)}
-    processes = [
-        subprocess.Popen([sys.executable, "-c", script, str(tmp_path), address, str(i)], env=environment,
-                         cwd=Path(__file__).parent) for i in range(2)]
+    processes = [start(script, tmp_path, address, i, devices=2) for i in range(2)]
     assert [process.wait(timeout=500) for process in processes] == [0, 0]
     one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
     assert one.keys() == set(range(16)) and two.keys() == set(range(12))
@@ -202,10 +197,7 @@ class Killed(Regression):
         return super().batch(step)
 fit("killed", Killed(), SETTINGS, pathlib.Path(sys.argv[1]))
 """
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    code = subprocess.run([sys.executable, "-c", script, str(tmp_path / "killed")], env=environment,
-                          cwd=Path(__file__).parent).returncode
-    assert code == -signal.SIGKILL
+    assert start(script, tmp_path / "killed").wait(timeout=500) == -signal.SIGKILL
     resumed = fit("again", Regression(), SETTINGS, tmp_path / "killed")
     assert whole["w"].tobytes() == resumed["w"].tobytes()
     assert losses(tmp_path / "killed") == losses(tmp_path / "whole")

@@ -108,19 +108,17 @@ def _encoded_example(seed: int, split: str, index: int) -> dict:
     return example | encoded | {"references": [png(Image.fromarray(picture)) for picture in example["references"]]}
 
 
-def _finished(folder: Path, wanted: dict[str, int]) -> bool:
-    """Whether every file of the dataset is there, whole, and holds the rows it should."""
+def finished(folder: Path) -> bool:
+    """Whether every file of a dataset is there, whole, and holds the rows that the dataset says it has."""
     if not (folder / "dataset_info.json").is_file():
         return False
-    splits = tfds.builder_from_directory(folder).info.splits
+    splits = tfds.builder_from_directory(folder).info.splits.values()
     try:
-        held = {
-            split: sum(ArrayRecordReader(str(path)).num_records() for path in splits[split].filepaths)
-            for split in wanted
-        }
+        return all(
+            sum(ArrayRecordReader(str(path)).num_records() for path in split.filepaths) == split.num_examples
+            for split in splits)
     except (FileNotFoundError, RuntimeError, ValueError):
         return False
-    return held == wanted
 
 
 def write(data_dir: str | os.PathLike, *, num_train: int, num_test: int, seed: int = 0) -> Path:
@@ -134,7 +132,7 @@ def write(data_dir: str | os.PathLike, *, num_train: int, num_test: int, seed: i
     options = {"data_dir": os.fspath(data_dir), "config": config, "file_format": "array_record"}
     parent = Path(data_dir) / Sprites.name / config.name
     folder = parent / str(Sprites.VERSION)
-    if _finished(folder, _wanted_rows(config)):
+    if finished(folder):
         return folder
     shutil.rmtree(parent, ignore_errors=True)
     tfds.display_progress_bar(False)

@@ -16,6 +16,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from tqdm import tqdm
 
+from realcustom_jax.data.builder import finished
 from realcustom_jax.data.cutouts import cut_out, recontextualised
 from realcustom_jax.data.manifest import Row, read_manifest
 from realcustom_jax.files import png
@@ -178,9 +179,9 @@ def write(folder: str | os.PathLike, data_dir: str | os.PathLike, *, side: int =
         raise ValueError(f"The dataset cannot be written into its own pictures: {data_dir} lies in {folder}.")
     config = FolderConfig(folder=os.fspath(folder), side=side, reference_side=reference_side, max_broken=max_broken,
                           seed=seed)
-    finished = Path(data_dir) / Folder.name / config.name / str(Folder.VERSION)
-    if (finished / "dataset_info.json").is_file():
-        return finished
-    shutil.rmtree(finished.parent, ignore_errors=True)
+    made = Path(data_dir) / Folder.name / config.name / str(Folder.VERSION)
+    if finished(made):
+        return made
+    shutil.rmtree(made.parent, ignore_errors=True)
     Folder(data_dir=os.fspath(data_dir), config=config, file_format="array_record").download_and_prepare()
-    return finished
+    return made

@@ -11,6 +11,7 @@ from realcustom_jax.data.sprites import (
     SCENES,
     Identity,
     caption,
+    describe,
     paint,
     paint_reference,
     random_identity,
@@ -41,6 +42,11 @@ class Case:
     @property
     def prompt(self) -> str:
         return caption([self.identity.noun], self.scene)
+
+    @property
+    def description(self) -> str:
+        """The prompt with the attributes named."""
+        return describe(self.identity, (), self.scene)
 
     @property
     def held_out_noun(self) -> bool:

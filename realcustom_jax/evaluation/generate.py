@@ -1,6 +1,8 @@
-"""The four methods that are compared, on batches of cases: the same prompts, references and noise for each.
+"""The methods that are compared, on batches of cases: the same prompts, references and noise for each.
 
     text_only    the base model: no reference
+    described    the base model, told the attributes in words instead: what its cross-attention can draw of them, and so
+                 about what an adapter can ask it for (the pooled text stays the prompt's)
     no_mask      the reference acts everywhere (M = 1)
     sequential   RealCustom++ in the released order
     fused        RealCustom++ with one UNet call a step
@@ -32,7 +34,7 @@ from realcustom_jax.pipeline import ASSETS, Pipeline
 from realcustom_jax.sampling import Conditioning, MaskConfig, sample_latents, sample_text_only
 from realcustom_jax.text import target_tokens
 
-METHODS: tuple[str, ...] = ("text_only", "no_mask", "sequential", "fused")
+METHODS: tuple[str, ...] = ("text_only", "described", "no_mask", "sequential", "fused")
 
 SAMPLER = {"guidance_scale": 3.5, "freeze_mask_step": 12, "mask": MaskConfig()}
 """How sequential and fused sample: the pipeline's defaults."""
@@ -56,15 +58,17 @@ class Generator:
         """Makes one picture of each case. Batches of one length share a compilation."""
         check_choice("method", method, METHODS)
         pipeline = self.pipeline
-        prompts = [case.prompt for case in cases]
-        positive = pipeline.encode_prompts(prompts)
+        positive = pipeline.encode_prompts([case.prompt for case in cases])
+        texts = [case.description if method == "described" else case.prompt for case in cases]
+        positive = positive.replace(text=pipeline.encode_prompts(texts).text)
         negative = pipeline.encode_prompts([""] * len(cases), allow_empty=True)
         references = [case.reference.astype(np.float32) / 255 for case in cases]
         *tokens, nothing = pipeline.encode_references([*references, np.zeros_like(references[0])])
         vision = jnp.stack(tokens)[:, None]
         positive = positive.replace(vision=vision)
         negative = negative.replace(vision=jnp.broadcast_to(nothing, vision.shape))
-        target = np.stack([target_tokens(pipeline.tokenizer, case.prompt, case.identity.noun) for case in cases])
+        target = np.stack([target_tokens(pipeline.tokenizer, text, case.identity.noun)
+                           for text, case in zip(texts, cases, strict=True)])
 
         solver = make_solver(steps=_STEPS, betas=pipeline.betas, prediction=pipeline.prediction)
         time = int(solver.timesteps[SAMPLER["freeze_mask_step"] - 1])
@@ -103,7 +107,7 @@ def _generate(
     inputs = unet, params, noise, positive, negative
     options = {"solver": solver, "guidance_scale": SAMPLER["guidance_scale"]}
     used = None
-    if method == "text_only":
+    if method in ("text_only", "described"):
         latents = sample_text_only(*inputs, **options)
     elif method == "no_mask":
         latents = sample_latents(*inputs, target, mask=None, **options).latents

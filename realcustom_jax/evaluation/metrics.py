@@ -51,6 +51,11 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
+def mean_with_interval(values: np.ndarray, subjects: np.ndarray) -> dict[str, Any]:
+    """value, the mean of values [N], and ci95 [low, high], its interval over subjects [N]."""
+    return {"value": _rounded(np.mean(values)), "ci95": [_rounded(x) for x in bootstrap_interval(values, subjects)]}
+
+
 def summarize(values: np.ndarray, subjects: np.ndarray, held_out_noun: np.ndarray) -> dict[str, Any]:
     """One entry of the report, from the values [N] of all cases.
 
@@ -64,8 +69,7 @@ def summarize(values: np.ndarray, subjects: np.ndarray, held_out_noun: np.ndarra
     values = np.asarray(values, float)
     groups = {"held_out_identities": values[~held_out_noun], "held_out_nouns": values[held_out_noun]}
     return {
-        "value": _rounded(values.mean()),
-        "ci95": [_rounded(x) for x in bootstrap_interval(values, subjects)],
+        **mean_with_interval(values, subjects),
         **{name: _rounded(group.mean()) if group.size else None for name, group in groups.items()},
     }
 

@@ -12,7 +12,8 @@ from realcustom_jax.evaluation.cases import Case
 from realcustom_jax.evaluation.scores import METRICS, Generated
 from realcustom_jax.models.resize import resize_bilinear
 
-METHOD_TITLES = {"text_only": "text only", "no_mask": "no mask", "sequential": "sequential", "fused": "fused"}
+METHOD_TITLES = {"text_only": "text only", "described": "described", "no_mask": "no mask",
+                 "sequential": "sequential", "fused": "fused"}
 _CELL, _GAP, _LABEL = 128, 6, 150
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from realcustom_jax.data.sprites import NOUNS, SCENES
 from realcustom_jax.evaluation.cases import Case, Exam
 from realcustom_jax.evaluation.judge import ATTRIBUTES, TrainedJudge
-from realcustom_jax.evaluation.metrics import agreement, bootstrap_interval, overlap, roc_area, summarize
+from realcustom_jax.evaluation.metrics import agreement, mean_with_interval, overlap, roc_area, summarize
 from realcustom_jax.models.resize import resize_bilinear
 
 METRICS: tuple[str, ...] = ("subject_similarity", "text_controllability", "mask_auc")
@@ -72,7 +72,7 @@ def compare(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray], cases: Seq
     """How much higher method `a` scores than `b` on the same cases: the paired difference and its interval."""
     subjects = np.array([case.subject for case in cases])
     differences = {name: a[name] - b[name] for name in METRICS[:2]}
-    return {name: _with_interval(difference, subjects) for name, difference in differences.items()}
+    return {name: mean_with_interval(difference, subjects) for name, difference in differences.items()}
 
 
 def distance(a: Generated, b: Generated, cases: Sequence[Case]) -> dict[str, Any]:
@@ -88,12 +88,7 @@ def distance(a: Generated, b: Generated, cases: Sequence[Case]) -> dict[str, Any
     values = {
         "mask_overlap": overlap(*kept),
         "latent_difference": np.sqrt(((a.latents - b.latents) ** 2).mean(axes)) / b.latents.std(axes)}
-    return {name: _with_interval(value, subjects) for name, value in values.items()}
-
-
-def _with_interval(values: np.ndarray, subjects: np.ndarray) -> dict[str, Any]:
-    interval = bootstrap_interval(values, subjects)
-    return {"value": round(float(values.mean()), 4), "ci95": [round(x, 4) for x in interval]}
+    return {name: mean_with_interval(value, subjects) for name, value in values.items()}
 
 
 def examine(judge: TrainedJudge, exam: Exam) -> dict[str, float]:

@@ -7,7 +7,6 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 from tqdm import trange
 
@@ -22,6 +21,7 @@ from realcustom_jax.evaluation.judge import JudgeConfig, save_judge
 from realcustom_jax.files import write_file, write_json
 from realcustom_jax.images import VisionSettings, from_uint8
 from realcustom_jax.models.clip_text import ClipText, ClipTextConfig
+from realcustom_jax.processes import by_the_first
 from realcustom_jax.stages import adapter, autoencoder, base, encoders, judge
 from realcustom_jax.text import build_tokenizer, encode_prompt
 from realcustom_jax.training import TrainSettings, fit
@@ -31,21 +31,14 @@ def run(config: ConfigDict, workdir: Path) -> None:
     """Trains `config.stage`, or all stages; a stage that has written its part of the bundle is not trained again."""
     enable_compilation_cache()
     check_choice("stage", config.stage, ("all", *STAGES))
-    _by_the_first(lambda: builder.write(workdir / "data", **config.data))
+    by_the_first(lambda: builder.write(workdir / "data", **config.data))
     data = builder.write(workdir / "data", **config.data)
     for name in STAGES if config.stage == "all" else (config.stage,):
         STAGES[name](config, workdir, data)
 
 
-def _by_the_first(write: Callable[[], object]) -> None:
-    """Something that several processes share a disk for: the first writes it, the others wait."""
-    if jax.process_index() == 0:
-        write()
-    multihost_utils.sync_global_devices("written")
-
-
 def _save_part(workdir: Path, part: str, config: Mapping, tensors: Mapping[str, np.ndarray]) -> None:
-    _by_the_first(lambda: bundle.save_part(workdir / "bundle", part, config, bundle.to_half(tensors)))
+    by_the_first(lambda: bundle.save_part(workdir / "bundle", part, config, bundle.to_half(tensors)))
 
 
 def _fit(name: str, task, config: ConfigDict, workdir: Path):
@@ -111,7 +104,7 @@ def _base(config: ConfigDict, workdir: Path, data: Path) -> None:
         decode=_decoder(workdir), image_size=config.models.vae.sample_size, prediction=config.prediction,
         start=start)
     params = _fit("base", task, config, workdir)
-    _by_the_first(lambda: tokenizer.save_pretrained(workdir / "bundle" / "tokenizer"))
+    by_the_first(lambda: tokenizer.save_pretrained(workdir / "bundle" / "tokenizer"))
     _save_part(workdir, "text_encoder", text_config, weights.to_torch(params["text_encoder"]))
     _save_part(workdir, "unet", task.unet_config, weights.to_torch(params["unet"]))
 
@@ -162,7 +155,7 @@ def _adapter(config: ConfigDict, workdir: Path, data: Path) -> None:
         masked=config.masked)
     params = _fit("adapter", task, config, workdir)
     _save_part(workdir, "adapter", adapter_config, adapter_tensors(params["projector"], params["vision"]))
-    _by_the_first(lambda: _describe(folder, config.prediction))
+    by_the_first(lambda: _describe(folder, config.prediction))
 
 
 def _judge(config: ConfigDict, workdir: Path, data: Path) -> None:
@@ -170,7 +163,7 @@ def _judge(config: ConfigDict, workdir: Path, data: Path) -> None:
     model = config.models.judge.to_dict()
     task = judge.JudgeTask(model, _batches(arrays, "judge", config, judge.single_subject_rows(arrays["nouns"])))
     params = _fit("judge", task, config, workdir)
-    _by_the_first(lambda: save_judge(workdir / "bundle", JudgeConfig.from_config(model), params))
+    by_the_first(lambda: save_judge(workdir / "bundle", JudgeConfig.from_config(model), params))
 
 
 def _describe(folder: Path, prediction: str) -> None:
@@ -202,7 +195,7 @@ def _latents(workdir: Path, data: Path) -> dict[str, np.ndarray]:
         np.save(buffer, np.concatenate(parts))
         write_file(file, buffer.getvalue())
 
-    _by_the_first(lambda: file.is_file() or write())
+    by_the_first(lambda: file.is_file() or write())
     latents = np.load(file)
     masks = loader.load_arrays(data, "train", fields=("masks",))["masks"]
     count, height, width = latents.shape[:3]
