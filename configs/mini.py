@@ -13,6 +13,7 @@ def get_config() -> ml_collections.ConfigDict:
     # A bundle whose UNet and text encoder the base stage starts from, and whose adapter the adapter stage does, instead
     # of random ones.
     config.warm_start = ""
+    config.on_existing = "resume"  # what a stage does with checkpoints that it finds: resume, overwrite or refuse
     config.seed = 0
     config.data = {"num_train": 36_000, "num_test": 1_500, "seed": 0}
 
@@ -76,4 +77,6 @@ def get_config() -> ml_collections.ConfigDict:
         "adapter": {"steps": 2000, "batch_size": 64, "learning_rate": 2e-3, "decay": 0.6, "ema": 0.9985,
                     "optimizer": "muon", "save_every": 250, "sample_every": 250},
     }
+    for settings in config.optimization.values():
+        settings.update({"accumulate": 1, "keep": 2, "keep_every": 0, "clip": 1.0, **settings})
     return config

@@ -23,21 +23,21 @@ class Checkpoints:
     """The checkpoints in `folder`, newest last; a context manager that waits for the last write.
 
     Args:
-        keep: how many of the newest stay. keep_every: those of steps divisible by it stay too.
+        keep: how many of the newest stay. keep_every: those of steps divisible by it stay too; 0: none.
         on_existing: "resume" continues from them, "overwrite" deletes them, "refuse" is an error.
     Raises:
         FileExistsError: there are checkpoints, and `on_existing` refuses.
     """
 
-    def __init__(self, folder: Path, *, keep: int = 2, keep_every: int | None = None, on_existing: str = "resume"):
+    def __init__(self, folder: Path, *, keep: int = 2, keep_every: int = 0, on_existing: str = "resume"):
         check_choice("on_existing", on_existing, ON_EXISTING)
         self.folder = folder.absolute()
         if on_existing != "resume" and any(self.folder.glob("[0-9]*")):
             if on_existing == "refuse":
-                raise FileExistsError(f"{self.folder} holds checkpoints of an earlier run: resume or overwrite it, or "
-                                      "choose another folder.")
+                raise FileExistsError(f"{self.folder} holds checkpoints of an earlier run: resume or overwrite it "
+                                      "(on_existing), or choose another folder.")
             by_the_first(lambda: shutil.rmtree(self.folder))
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, keep_period=keep_every)
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, keep_period=keep_every or None)
         self._manager = ocp.CheckpointManager(self.folder, options=options)
 
     def __enter__(self):

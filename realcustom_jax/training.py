@@ -59,7 +59,7 @@ class TrainSettings:
     sample_every: int = 500
     log_every: int = 20
     keep: int = 2
-    keep_every: int | None = None
+    keep_every: int = 0
     on_existing: str = "resume"
     accumulate: int = 1
 

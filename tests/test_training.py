@@ -266,7 +266,7 @@ def test_which_checkpoints_stay_and_what_happens_to_old_ones(tmp_path):
     settings = dataclasses.replace(SETTINGS, save_every=2, keep=1, keep_every=6)
     fit("first", Regression(), settings, tmp_path)
     assert sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()) == [6, 12]
-    with pytest.raises(FileExistsError, match="resume or overwrite it"):
+    with pytest.raises(FileExistsError, match="resume or overwrite it \\(on_existing\\)"):
         fit("refused", Regression(), dataclasses.replace(settings, on_existing="refuse"), tmp_path)
     fit("anew", Regression(), dataclasses.replace(settings, steps=4, on_existing="overwrite"), tmp_path)
     assert [p.name for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()] == ["4"]

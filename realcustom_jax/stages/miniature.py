@@ -42,7 +42,7 @@ def _save_part(workdir: Path, part: str, config: Mapping, tensors: Mapping[str, 
 
 
 def _fit(name: str, task, config: ConfigDict, workdir: Path):
-    settings = TrainSettings(seed=config.seed, **config.optimization[name])
+    settings = TrainSettings(seed=config.seed, on_existing=config.on_existing, **config.optimization[name])
     return fit(name, task, settings, workdir / name)
 
 
