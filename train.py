@@ -1,7 +1,9 @@
-"""Trains the miniature, all stages or one: python train.py --config=configs/mini.py --workdir=runs/mini
+"""Trains the miniature, all stages or one, or the adapter of a published model on your own pictures:
 
-Of a published model (configs/sdxl.py, configs/sd15.py) it says, without running it, how the adapter's training step
-lies on a mesh and whether it fits:
+    python train.py --config=configs/mini.py --workdir=runs/mini
+    python train.py --config=configs/sdxl.py --workdir=runs/toys --config.train.data.folder=toys
+
+and says of the latter, without running it, how its step lies on a mesh and whether it fits:
 
     python train.py --config=configs/sdxl.py --print_sharding --topology=v5e:4x4
     python train.py --config=configs/sdxl.py --compile_only --topology=v5e:4x4 --json=FILE
@@ -40,11 +42,12 @@ def main(argv: list[str]) -> None:
         _join()
         if _COMPILE_ONLY.value or _PRINT_SHARDING.value:
             _look_ahead(config)
-        elif "stage" not in config:
-            raise ValueError("this configuration is of a published model, which no stage trains yet; "
-                             "--compile_only and --print_sharding work.")
         elif _WORKDIR.value is None:
-            raise ValueError("--workdir is missing: the folder that checkpoints and bundle are written to.")
+            raise ValueError("--workdir is missing: the folder that checkpoints and results are written to.")
+        elif "train" in config:
+            from realcustom_jax.stages import published
+
+            published.run(config, Path(_WORKDIR.value))
         else:
             from realcustom_jax.stages import miniature
 

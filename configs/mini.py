@@ -10,8 +10,8 @@ import ml_collections
 def get_config() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
     config.stage = "all"
-    # A bundle whose UNet and text encoder the base stage starts from, and whose adapter the adapter stage does, instead
-    # of random ones.
+    # A bundle whose image encoders the encoders stage starts from, whose UNet and text encoder the base stage does, and
+    # whose adapter the adapter stage does, instead of random ones.
     config.warm_start = ""
     config.on_existing = "resume"  # what a stage does with checkpoints that it finds: resume, overwrite or refuse
     config.seed = 0
@@ -58,12 +58,13 @@ def get_config() -> ml_collections.ConfigDict:
         },
         "vision_settings": {
             "size": 64, "encoder_size": 32, "split": 2, "local": "tiles", "quantize": True,
-            "siglip_layers": [0, 1, 2], "dino_layers": [0, 1, 2],
+            "siglip_layers": [1, 2, 3], "dino_layers": [1, 2, 3],
         },
     }
     config.models.judge = {"widths": [32, 64, 96], "hidden": 192, "groups": 8}
     config.prediction = "v_prediction"
     config.masked = 0.5  # share of the adapter's pairs that are trained with a mask; the paper's is 0
+    config.taught = 0.75  # how much of the adapter's target is the base model's, told in words; the paper's is 0
     config.curriculum = {"recipe": "curriculum", "start": 0.05, "end": 0.3, "final_reconstruction": 0.1}
     config.optimization = {
         "autoencoder": {"steps": 1100, "batch_size": 16, "learning_rate": 2e-3, "decay": 0.3, "save_every": 200,

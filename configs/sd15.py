@@ -30,12 +30,30 @@ def get_config() -> ml_collections.ConfigDict:
             "negative_prompt": "blurry, deformed, watermark, text, low quality",
         },
     }
-    # The adapter's training step, for --compile_only and --print_sharding; a mesh size of -1 is as many as are left.
+    # The adapter's training on your own pictures (docs/scale.md); --compile_only and --print_sharding look at its step.
     config.train = {
         "kind": "sd15",
+        "model": "stable-diffusion-v1-5/stable-diffusion-v1-5",
+        "vision": "ckpts",
+        "tokenizer": "",  # a folder, where the model is a single file
+        "adapter": "",  # one to continue from; none: a fresh one, as `fresh` says
+        "dtype": "bfloat16",  # of everything frozen, and of computation
+        "on_existing": "resume",  # or overwrite, refuse
         "side": 512,
-        "mesh": {"data": 1, "fsdp": -1, "tensor": 1},
+        "data": {"folder": "", "max_broken": 0, "seed": 0},
+        "preset": {},
+        "fresh": {
+            "variant": "paper",
+            "dim_head": 64,
+            "vision_settings": {
+                "size": 768, "encoder_size": 384, "split": 2, "local": "tiles", "quantize": True,
+                "siglip_layers": [7, 13, 19, 25], "dino_layers": [4, 10, 16, 22]},
+        },
+        "curriculum": {"recipe": "curriculum", "start": 0.05, "end": 0.5, "final_reconstruction": 0.1},
+        "snr_limit": 0.0,  # of min-SNR weights, e.g. 5.0; 0: none
+        "mesh": {"data": 1, "fsdp": -1, "tensor": 1},  # -1: as many as are left
         "optimization": {"steps": 100_000, "batch_size": 16, "accumulate": 1, "learning_rate": 1e-5, "warmup": 1000,
-                         "decay": 0.1, "weight_decay": 0.01, "ema": 0.9999, "save_every": 1000, "sample_every": 1000},
+                         "decay": 0.1, "weight_decay": 0.01, "ema": 0.9999, "clip": 1.0, "seed": 0, "save_every": 1000,
+                         "sample_every": 1000, "keep": 2, "keep_every": 10_000},
     }
     return config

@@ -45,12 +45,12 @@ class Curriculum:
             step, steps: where training is.
             difficulty: of each reference; 0 is reconstruction, (0, 1] re-contextualisation.
         Returns:
-            float64 [len(difficulty)], sums to 1.
+            float64 [len(difficulty)], sums to 1. Where there is one kind of references only, they are equally likely.
         """
         difficulty = np.asarray(difficulty)
         easy = difficulty == 0
         if not easy.any() or easy.all():
-            raise ValueError(f"difficulty {difficulty.tolist()}: both kinds of references are needed (0 and above 0).")
+            return np.full(len(difficulty), 1 / len(difficulty))
         if self.recipe == "reconstruction":
             return easy / easy.sum()
         if self.recipe == "recontextualisation":

@@ -37,7 +37,9 @@ def sigmoid_contrastive_loss(a: jax.Array, b: jax.Array, positive: jax.Array, lo
 
 def denoising_loss(predict: Callable[[jax.Array, jax.Array], jax.Array], latents: jax.Array, key: jax.Array, *,
                    betas: ArrayLike, prediction: str, coverage: jax.Array | None = None,
-                   emphasis: float = 3.0, snr_limit: float | None = None) -> jax.Array:
+                   emphasis: float = 3.0, snr_limit: float | None = None,
+                   teacher: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
+                   teaching: float = 0.75) -> jax.Array:
     """Mean squared error of the predicted noise or velocity, at one timestep for each latent.
 
     The timesteps are T·sigmoid(n), n ~ N(0, 1) (arXiv 2403.03206, section 3.1: most are in the middle, where a picture
@@ -52,6 +54,8 @@ def denoising_loss(predict: Callable[[jax.Array, jax.Array], jax.Array], latents
             where noise hides the subject, more weight for it would only make the model see subjects everywhere.
         snr_limit: γ of the min-SNR weights (arXiv 2303.09556), min(SNR, γ)/SNR of the noise's error and
             min(SNR, γ)/(SNR + 1) of the velocity's; None weighs all timesteps alike.
+        teacher: as `predict`, of a model that knows more; a share `teaching` of the target is what it predicts, which
+            has none of a sample's noise, so that a student learns in far fewer steps.
     """
     check_choice("prediction", prediction, ("epsilon", "v_prediction"))
     noise_key, time_key = jax.random.split(key)
@@ -61,7 +65,10 @@ def denoising_loss(predict: Callable[[jax.Array, jax.Array], jax.Array], latents
     strata = (jnp.arange(batch) + jax.random.uniform(time_key, (batch,))) / batch
     t = jnp.clip(num_steps * jax.nn.sigmoid(jax.scipy.special.ndtri(strata)), 0, num_steps - 1).astype(jnp.int32)
     target = noise if prediction == "epsilon" else diffusion.velocity(latents, noise, t, betas)
-    predicted = predict(diffusion.add_noise(latents, noise, t, betas), t)
+    noisy = diffusion.add_noise(latents, noise, t, betas)
+    if teacher is not None:
+        target = (1 - teaching) * target + teaching * jax.lax.stop_gradient(teacher(noisy, t))
+    predicted = predict(noisy, t)
     error = ((predicted.astype(jnp.float32) - target) ** 2).mean(axis=-1)
     snr = diffusion.snr(betas)[t]
     if snr_limit is not None:

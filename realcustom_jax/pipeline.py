@@ -33,6 +33,7 @@ from realcustom_jax.images import VisionSettings, load_image, reference_features
 from realcustom_jax.locate import local_model
 from realcustom_jax.models.clip_text import TextOutput
 from realcustom_jax.models.resize import resize_bilinear
+from realcustom_jax.models.unet import UNetConfig
 from realcustom_jax.presets import PRESETS, Preset, find_preset
 from realcustom_jax.sampling import Conditioning, MaskConfig, Samples, sample_latents
 from realcustom_jax.text import encode_prompt, target_tokens
@@ -253,11 +254,7 @@ class Pipeline:
     def encode_prompts(
         self, prompts: str | Sequence[str], *, size: tuple[int, int] | None = None, allow_empty: bool = False
     ) -> Conditioning:
-        """Text conditioning of B prompts for pictures of `size` (width, height); no vision tokens yet.
-
-        SD-1.5's kind of UNet reads the last states of its one encoder; SDXL's the penultimate ones of all encoders,
-        side by side, and the last encoder's pooled text.
-        """
+        """Text conditioning of B prompts for pictures of `size` (width, height); no vision tokens yet."""
         outputs = []
         for i, encoder in enumerate(self.text_encoders):
             with warnings.catch_warnings():
@@ -265,13 +262,9 @@ class Pipeline:
                     warnings.simplefilter("ignore")  # the first tokenizer has already said what is cut
                 ids = encode_prompt(encoder.tokenizer, prompts, allow_empty=allow_empty)
             outputs.append(_encode_text(encoder.network.module, encoder.network.params, ids))
-        if not self.unet.module.config.addition_embed:
-            return Conditioning(outputs[0].last)
-        tokens = jnp.concatenate([output.penultimate for output in outputs], axis=-1)
-        pooled = outputs[-1].projected if self.preset.pooled == "projected" else outputs[-1].pooled
+        tokens, pooled = text_states(outputs, self.unet.module.config, self.preset.pooled)
         if pooled is None:
-            raise ValueError('the preset asks for pooled="projected" text, but the last text encoder has no '
-                             'text_projection; choose pooled="unprojected".')
+            return Conditioning(tokens)
         width, height = self.picture_size(*(size or (None, None)))
         first, second = (width, height) if self.preset.size_order == "width_first" else (height, width)
         time_ids = jnp.tile(jnp.array([first, second, 0, 0, first, second], jnp.float32), (len(tokens), 1))
@@ -404,6 +397,21 @@ def _check_numbers(seed: int, num_images: int, guidance_scale: float, scope: flo
         raise ValueError(f"guidance_scale is {guidance_scale}; expected a finite number.")
     if not 0 < scope <= 1:
         raise ValueError(f"scope is {scope}; expected the share of the picture that a mask covers, in (0, 1].")
+
+
+def text_states(outputs: Sequence[TextOutput], unet: UNetConfig, pooled: str) -> tuple[jax.Array, jax.Array | None]:
+    """(tokens [B, T, D], pooled [B, P] or None) that a UNet reads of what each text encoder gives.
+
+    SD-1.5's kind reads the last states of its one encoder; SDXL's the penultimate ones of all encoders, side by side,
+    and the last encoder's pooled text, `pooled` "unprojected" or "projected".
+    """
+    if not unet.addition_embed:
+        return outputs[0].last, None
+    chosen = outputs[-1].projected if pooled == "projected" else outputs[-1].pooled
+    if chosen is None:
+        raise ValueError('the preset asks for pooled="projected" text, but the last text encoder has no '
+                         'text_projection; choose pooled="unprojected".')
+    return jnp.concatenate([output.penultimate for output in outputs], axis=-1), chosen
 
 
 @functools.partial(jax.jit, static_argnums=0)

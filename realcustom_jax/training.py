@@ -43,7 +43,7 @@ class TrainSettings:
     """How one stage is optimised. The learning rate warms up linearly, stays, and falls to 0 over the last `decay` of
     the steps. `accumulate` parts of a batch are computed one after the other, for batches that memory does not hold at
     once (a loss that compares examples, as a contrast does, then sees a part's only); the rest is about checkpoints
-    (module `checkpoints`) and what is written how often, in steps."""
+    (module `checkpoints`) and what is written how often, in steps; no sample grids where `sample_every` is 0."""
 
     steps: int
     batch_size: int = 64
@@ -226,7 +226,7 @@ def fit(name: str, task: Task, settings: TrainSettings, workdir: Path, *, mesh: 
                     print(f"\n{name}: stopped after step {done} of {settings.steps} as asked, and saved; the same "
                           "command continues.", file=sys.stderr)
                     sys.exit(0)
-                if done % settings.sample_every == 0 or done == settings.steps:
+                if settings.sample_every and (done % settings.sample_every == 0 or done == settings.steps):
                     averaged = sharding.collect(state.ema, mesh)
                     if first:
                         (workdir / "samples").mkdir(exist_ok=True)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from realcustom_jax.curriculum import Curriculum
+from realcustom_jax.curriculum import RECIPES, Curriculum
 
 DIFFICULTY = np.array([0, 1 / 3, 2 / 3, 1], np.float32)
 
@@ -34,5 +34,9 @@ def test_bad_settings_are_named():
         Curriculum("curiculum")
     with pytest.raises(ValueError, match="start=0.6"):
         Curriculum(start=0.6, end=0.5)
-    with pytest.raises(ValueError, match="both kinds"):
-        Curriculum().weights(0, 10, [1, 1])
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_where_there_is_one_kind_of_references_it_is_taken(recipe):
+    for difficulty in ([0, 0], [1, 1]):
+        np.testing.assert_allclose(Curriculum(recipe).weights(0, 10, difficulty), [0.5, 0.5])

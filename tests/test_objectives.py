@@ -66,3 +66,15 @@ def test_min_snr_weighs_by_the_timestep(prediction):
     ratio = alphas / (1 - alphas)
     expected = np.minimum(ratio, 0.5) / (ratio if prediction == "epsilon" else ratio + 1)
     assert value == pytest.approx(expected.mean(), rel=1e-3) and value < 0.9
+
+
+def test_a_teacher_takes_its_share_of_the_target():
+    """Of a target that is 1 off in the share that a teacher gives, that share is what the right answer misses by."""
+    def taught(teaching):
+        return loss(noise_of, teacher=lambda noisy, t: noise_of(noisy, t) + 1, teaching=teaching)
+
+    assert taught(0.0) < 1e-6 and taught(0.5) == pytest.approx(0.25, abs=1e-3)
+    assert loss(noise_of, teacher=noise_of, teaching=1.0) < 1e-6
+    gradient = jax.grad(lambda shift: denoising_loss(
+        noise_of, LATENTS, KEY, betas=BETAS, prediction="epsilon", teacher=lambda noisy, t: noise_of(noisy, t) + shift))
+    assert gradient(1.0) == 0, "the teacher learns nothing"

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import optax
 import pytest
 
 from realcustom_jax import bundle, weights
 from realcustom_jax.data import sprites
 from realcustom_jax.models.clip_text import ClipText, ClipTextConfig
 from realcustom_jax.models.unet import UNetOutput
-from realcustom_jax.stages import base, miniature
+from realcustom_jax.stages import base, encoders, miniature
 from realcustom_jax.tensors import read_tensors
 
 CONFIG = Path(__file__).parents[1] / "configs" / "mini.py"
@@ -136,6 +137,56 @@ def test_a_masked_pair_teaches_inside_its_region_only(fresh_task, masked, learns
     gradients = jax.jit(jax.grad(lambda params: task.loss(params, task.frozen, batch, jax.random.key(0))[0]))(
         task.init(None))
     assert any(np.abs(x).max() > 0 for x in jax.tree.leaves(gradients["vision"])) == learns
+
+
+def test_a_taught_adapter_learns_the_words_of_its_reference(fresh_task):
+    """Taught by the base model alone, other descriptions make another loss; by the data alone they do not."""
+    batch = fresh_task.batch(0)
+    other = batch | {"description_ids": np.roll(batch["description_ids"], 1, axis=0)}
+    for taught, differs in ((1.0, True), (0.0, False)):
+        task = dataclasses.replace(fresh_task, taught=taught, image_dropout=0.0)
+        first, second = (float(task.loss(task.init(None), task.frozen, each, jax.random.key(0))[0])
+                         for each in (batch, other))
+        assert (first != second) == differs
+
+
+def test_image_encoders_continue_from_a_bundle(trained, config, monkeypatch):
+    started = []
+
+    def stop(name, task, *_):
+        started.append(task.init(jax.random.key(1)))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(miniature, "fit", stop)
+    again = config.copy_and_resolve_references()
+    again.stage, again.warm_start = "encoders", str(trained / "bundle")
+    with pytest.raises(KeyboardInterrupt):
+        miniature.run(again, trained)
+    for name in ("siglip", "dinov2"):
+        _, kept = bundle.load_vision_encoder(trained / "bundle", f"image_encoder_{name}")
+        jax.tree.map(np.testing.assert_array_equal, started[0][name], kept)
+
+
+def test_the_captioner_reads_what_the_tokens_say():
+    """Rows of tokens that are codes of words: a few steps teach it to say them, each in its place."""
+    words = np.random.default_rng(0).integers(0, 5, (32, 3))
+    tokens = np.eye(5)[words].reshape(32, 1, 15).repeat(2, axis=1)
+    captioner = encoders.Captioner(length=3, vocab_size=5)
+    params, optimizer = captioner.init(jax.random.key(0), tokens), optax.adam(1e-2)
+
+    def loss(params):
+        return optax.softmax_cross_entropy_with_integer_labels(captioner.apply(params, tokens), words).mean()
+
+    @jax.jit
+    def step(params, state):
+        updates, state = optimizer.update(jax.grad(loss)(params), state)
+        return optax.apply_updates(params, updates), state
+
+    state = optimizer.init(params)
+    for _ in range(60):
+        params, state = step(params, state)
+    assert (captioner.apply(params, tokens).argmax(-1) == words).mean() > 0.95
+
 
 def test_attributes_reach_the_base_model_through_its_tokens(config):
     """With descriptions always, and never in the pooled text: tokens of the description, pooled text of the caption."""

@@ -28,8 +28,12 @@ _WEAKEST_MASK = 0.4  # what max_norm leaves of a subject's less attended half
 class AdapterTask:
     """Trains {"projector", "vision"}: the projector and the UNet's visual keys and values.
 
-    `batches` give latents, coverage, region, input_ids, references [B,4,H,W,3] (uint8) and difficulty [B,4]; `frozen`
-    holds the parameters of unet (without its visual layers), text_encoder, siglip and dinov2; `fresh` those at step 0.
+    `batches` give latents, coverage, region, input_ids, description_ids, references [B,4,H,W,3] (uint8) and difficulty
+    [B,4]; `frozen` holds the parameters of unet (without its visual layers), text_encoder, siglip and dinov2; `fresh`
+    those at step 0.
+
+    A share `taught` of what is to be predicted is the frozen model's own prediction, told in words what the reference
+    shows (description_ids, but for the pooled text); the rest is the data, as in the paper, where `taught` is 0.
 
     The paper trains without masks (M = 1) and samples with soft ones. Here a share `masked` of the pairs is trained
     with a mask as sampling makes them, about where the subject is (region [B,h,w] in [0, 1]) and of any strength.
@@ -53,6 +57,7 @@ class AdapterTask:
     image_dropout: float = 0.1
     text_dropout: float = 0.05
     masked: float = 0.5
+    taught: float = 0.75
 
     def __post_init__(self):
         self.betas = diffusion.betas()
@@ -66,7 +71,8 @@ class AdapterTask:
         weights = self.curriculum.weights(step, self.steps, batch["difficulty"][0])
         chosen = rng.choice(len(weights), size=len(batch["latents"]), p=weights)
         reference = batch["references"][np.arange(len(chosen)), chosen]
-        return {key: batch[key] for key in ("latents", "coverage", "region", "input_ids")} | {"reference": reference}
+        kept = ("latents", "coverage", "region", "input_ids", "description_ids")
+        return {key: batch[key] for key in kept} | {"reference": reference}
 
     def conditioning(self, params, frozen, input_ids, references) -> Conditioning:
         """references: [B,H,W,3] in [0, 1]; zeros for none."""
@@ -81,8 +87,10 @@ class AdapterTask:
         size = len(batch["input_ids"])
         no_text = jax.random.bernoulli(keys[0], self.text_dropout, (size, 1))
         no_image = jax.random.bernoulli(keys[1], self.image_dropout, (size, 1, 1, 1))
-        c = self.conditioning(params, frozen, jnp.where(no_text, self.empty_ids, batch["input_ids"]),
-                              jnp.where(no_image, 0.0, batch["reference"] / 255.0))
+        ids = jnp.where(no_text, self.empty_ids, batch["input_ids"])
+        c = self.conditioning(params, frozen, ids, jnp.where(no_image, 0.0, batch["reference"] / 255.0))
+        told = jnp.where(no_image[..., 0, 0], ids, batch["description_ids"])
+        told = self.text_encoder.apply({"params": frozen["text_encoder"]}, told).penultimate
         unet_params = merge_unet(params["vision"], frozen["unet"])
         masked = jax.random.bernoulli(keys[3], self.masked, (size, 1, 1, 1))
         strength = jax.random.uniform(keys[4], (size, 1, 1, 1), minval=_WEAKEST_MASK)
@@ -92,8 +100,12 @@ class AdapterTask:
             return self.unet.apply({"params": unet_params}, noisy, t, c.text, pooled=c.pooled, time_ids=c.time_ids,
                                    vision=c.vision, mask=mask).noise
 
+        def teacher(noisy, t):
+            return self.unet.apply({"params": unet_params}, noisy, t, told, pooled=c.pooled,
+                                   time_ids=c.time_ids).noise
+
         return denoising_loss(predict, batch["latents"], keys[2], betas=self.betas, prediction=self.prediction,
-                              coverage=batch["coverage"]), {}
+                              coverage=batch["coverage"], teacher=teacher, teaching=self.taught), {}
 
     def preview(self, params) -> Image.Image:
         """References (odd rows) and the pictures made of them (even rows), for the hardest pairs of the first batch."""

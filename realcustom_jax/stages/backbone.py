@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from realcustom_jax import diffusion
 from realcustom_jax.adapter import merge_unet
@@ -22,7 +23,7 @@ class BackboneLoss:
     parameters `unet` (without its visual layers) and what replaces a condition that is dropped, for classifier-free
     guidance: `empty` {text, pooled} of the empty prompt and `no_image`, the features of a black image, without batch.
 
-    The backward pass keeps what enters each block and computes the rest again.
+    The backward pass keeps what enters each block and computes the rest again. `betas` None are Stable Diffusion's.
     """
 
     unet: UNet
@@ -31,6 +32,7 @@ class BackboneLoss:
     image_dropout: float = 0.1
     text_dropout: float = 0.05
     snr_limit: float | None = None
+    betas: np.ndarray | None = None
 
     def __call__(self, params, frozen, batch, key) -> tuple[jax.Array, dict[str, jax.Array]]:
         """(loss, nothing else to report), as `training.make_train_step` wants it."""
@@ -46,15 +48,20 @@ class BackboneLoss:
         text = {name: batch[name] for name in frozen["empty"]}
         text = dropped(text_key, self.text_dropout, text, frozen["empty"])
         features = dropped(image_key, self.image_dropout, batch["features"], frozen["no_image"])
+        batch = {**batch, **text, "features": features}
+        return self.denoising(params, frozen["unet"], batch, noise_key), {}
 
+    def denoising(self, params, base, batch, key) -> jax.Array:
+        """The loss of a batch of which nothing is dropped any more; `base` are the UNet's frozen parameters."""
         def predict(params, base, text, features, noisy, t):
             vision = self.projector.apply({"params": params["projector"]}, features)[:, None]
             return self.unet.apply(
-                {"params": merge_unet(params["vision"], base)}, noisy, t, text["text"], pooled=text.get("pooled"),
+                {"params": merge_unet(params["vision"], base)}, noisy, t, text, pooled=batch.get("pooled"),
                 time_ids=batch.get("time_ids"), vision=vision).noise
 
         keep = jax.checkpoint_policies.save_only_these_names(REMEMBERED)
         predict = jax.checkpoint(predict, policy=keep)
         return denoising_loss(
-            lambda noisy, t: predict(params, frozen["unet"], text, features, noisy, t), batch["latents"], noise_key,
-            betas=diffusion.betas(), prediction=self.prediction, snr_limit=self.snr_limit), {}
+            lambda noisy, t: predict(params, base, batch["text"], batch["features"], noisy, t), batch["latents"], key,
+            betas=diffusion.betas() if self.betas is None else self.betas, prediction=self.prediction,
+            snr_limit=self.snr_limit)

@@ -1,8 +1,11 @@
 """Stage 2: the two image encoders, by contrast, as their models are at full size.
 
 The SigLIP-style encoder tells which description belongs to a picture (arXiv 2303.15343), against a small text tower
-that is dropped afterwards. The DINOv2-style encoder tells which two pictures show the same subject: a whole picture and
-either another whole one or a full-resolution part of it, the two scales at which the projector reads references.
+that is dropped afterwards. It also says the description of a reference, whole and in parts, through a small decoder
+that is dropped too, as SigLIP 2 does (arXiv 2502.14786): contrast alone needs only what tells a batch's subjects apart,
+and leaves patterns and second colours out. The DINOv2-style encoder tells which two pictures show the same subject: a
+whole picture and either another whole one or a full-resolution part of it, the two scales at which the projector reads
+references.
 """
 
 import dataclasses
@@ -13,6 +16,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from PIL import Image
 
 from realcustom_jax.images import DINO_MEAN, DINO_STD, SIGLIP_MEAN, SIGLIP_STD, grid, normalize, prepare_reference
@@ -31,23 +35,48 @@ class Head(nn.Module):
         return nn.Dense(self.width)(nn.LayerNorm()(tokens.mean(axis=1)))
 
 
+class Captioner(nn.Module):
+    """All tokens of a caption at once (parallel prediction: CapPa, arXiv 2306.07915): image tokens [B,L,C] →
+    logits [B,length,vocab_size]."""
+
+    length: int
+    vocab_size: int
+    width: int = 64
+
+    @nn.compact
+    def __call__(self, tokens):
+        places = self.param("places", nn.initializers.normal(1.0), (self.length, self.width))
+        tokens = nn.LayerNorm()(tokens)
+        q, k, v = (nn.Dense(self.width)(x).reshape(*x.shape[:-1], 4, -1) for x in (places[None], tokens, tokens))
+        q = jnp.broadcast_to(q, (len(tokens), *q.shape[1:]))
+        x = places + nn.Dense(self.width)(nn.dot_product_attention(q, k, v).reshape(*q.shape[:2], self.width))
+        x = x + nn.Dense(self.width)(nn.gelu(nn.Dense(2 * self.width)(nn.LayerNorm()(x))))
+        return nn.Dense(self.vocab_size)(nn.LayerNorm()(x))
+
+
 @dataclasses.dataclass
 class EncodersTask:
-    """Trains both encoders on `batches` of target, references [B,4,…] (uint8) and description_ids."""
+    """Trains both encoders on `batches` of target, references [B,4,…] (uint8) and description_ids.
+
+    `start` holds parameters of siglip and dinov2 to start from instead of random ones.
+    """
 
     siglip_config: Mapping[str, Any]
     dinov2_config: Mapping[str, Any]
     text_tower: ClipText
     batches: Sequence[dict[str, np.ndarray]]
+    start: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     frozen: None = None
 
     def __post_init__(self):
         self.siglip = VisionTransformer(VitConfig.from_config(self.siglip_config))
         self.dinov2 = VisionTransformer(VitConfig.from_config(self.dinov2_config))
         self.size = self.siglip.config.img_size[0]
+        length = self.batches[0]["description_ids"].shape[1]
+        self.captioner = Captioner(length, self.text_tower.config.vocab_size)
 
     def init(self, key):
-        keys = jax.random.split(key, 6)
+        keys = jax.random.split(key, 7)
         image, ids = jnp.zeros((1, self.size, self.size, 3)), jnp.asarray(self.batches[0]["description_ids"][:1])
         width, text_width = self.siglip.config.embed_dim, self.text_tower.config.hidden_size
         scale = {"log_scale": jnp.log(10.0), "bias": jnp.asarray(-5.0)}
@@ -58,8 +87,9 @@ class EncodersTask:
             "siglip_head": Head().init(keys[3], jnp.zeros((1, 1, width)))["params"],
             "dinov2_head": Head().init(keys[4], jnp.zeros((1, 1, self.dinov2.config.embed_dim)))["params"],
             "text_head": Head().init(keys[5], jnp.zeros((1, 1, text_width)))["params"],
+            "captioner": self.captioner.init(keys[6], jnp.zeros((1, 1, width)))["params"],
             "siglip_logits": scale, "dinov2_logits": scale,
-        }
+        } | self.start
 
     def batch(self, step):
         batch = self.batches[step]
@@ -88,14 +118,27 @@ class EncodersTask:
         same_subject = jnp.eye(len(first), dtype=bool)
         dinov2 = scaled("dinov2", self._embed(params, "dinov2", whole(first)), self._embed(params, "dinov2", second),
                         same_subject)
-        return siglip + dinov2, {"siglip": siglip, "dinov2": dinov2}
+        caption = self._caption_loss(params, batch["views"][:half, 0] / 255.0, ids[:half])
+        return siglip + dinov2 + caption, {"siglip": siglip, "dinov2": dinov2, "caption": caption}
 
-    def _embed(self, params, name, images):
+    def _caption_loss(self, params, references, ids):
+        """Cross-entropy of the description's tokens together, from the whole reference and its parts."""
+        whole, parts = prepare_reference(references, size=2 * self.size, encoder_size=self.size, local="tiles")
+        count = len(references)
+        views = jnp.concatenate([whole[:, None], parts.reshape(count, -1, *whole.shape[1:])], axis=1)
+        tokens = self._tokens(params, "siglip", views.reshape(-1, *whole.shape[1:]))
+        tokens = tokens.reshape(count, -1, tokens.shape[-1])
+        logits = self.captioner.apply({"params": params["captioner"]}, tokens)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, ids).sum(axis=-1).mean()
+
+    def _tokens(self, params, name, images):
         module, mean, std = {"siglip": (self.siglip, SIGLIP_MEAN, SIGLIP_STD),
                              "dinov2": (self.dinov2, DINO_MEAN, DINO_STD)}[name]
         last = module.config.depth - 1
-        tokens, = module.apply({"params": params[name]}, normalize(images, mean, std), layers=(last,))
-        return Head().apply({"params": params[f"{name}_head"]}, tokens)
+        return module.apply({"params": params[name]}, normalize(images, mean, std), layers=(last,))[0]
+
+    def _embed(self, params, name, images):
+        return Head().apply({"params": params[f"{name}_head"]}, self._tokens(params, name, images))
 
     def preview(self, params) -> Image.Image:
         """Queries (first column) and, left to right, the pictures most like them to the DINOv2-style encoder; the

@@ -84,11 +84,16 @@ def _encoders(config: ConfigDict, workdir: Path, data: Path) -> None:
     task = encoders.EncodersTask(
         siglip_config=models["image_encoder_siglip"], dinov2_config=models["image_encoder_dinov2"],
         text_tower=ClipText(ClipTextConfig.from_config(_text_config(config, tokenizer))),
-        batches=_batches(arrays, "encoders", config))
+        batches=_batches(arrays, "encoders", config), start=_trained_encoders(Path(config.warm_start))
+        if config.warm_start else {})
     params = _fit("encoders", task, config, workdir)
     for name in ("siglip", "dinov2"):
         part = f"image_encoder_{name}"
         _save_part(workdir, part, models[part], weights.to_torch(params[name]))
+
+
+def _trained_encoders(folder: Path) -> dict:
+    return {name: bundle.load_vision_encoder(folder, f"image_encoder_{name}")[1] for name in ("siglip", "dinov2")}
 
 
 def _base(config: ConfigDict, workdir: Path, data: Path) -> None:
@@ -143,7 +148,9 @@ def _adapter(config: ConfigDict, workdir: Path, data: Path) -> None:
 
     arrays = loader.load_arrays(data, "train", fields=("references", "difficulty", "nouns"))
     rows = loader.rows_without(arrays.pop("nouns"), [sprites.NOUNS.index(noun) for noun in sprites.HELD_OUT_NOUNS])
-    arrays |= _latents(workdir, data) | {"input_ids": _encoded(tokenizer, data, "caption")}
+    arrays |= _latents(workdir, data) | {
+        "input_ids": _encoded(tokenizer, data, "caption"),
+        "description_ids": _encoded(tokenizer, data, "description")}
     task = adapter.AdapterTask(
         unet=unet, projector=projector, text_encoder=text_encoder, siglip=siglip, dinov2=dinov2,
         settings=VisionSettings.from_config(adapter_config["vision_settings"]),
@@ -152,7 +159,7 @@ def _adapter(config: ConfigDict, workdir: Path, data: Path) -> None:
         batches=_batches(arrays, "adapter", config, rows), curriculum=Curriculum(**config.curriculum),
         steps=config.optimization.adapter.steps, empty_ids=encode_prompt(tokenizer, "", allow_empty=True)[0],
         decode=_decoder(workdir), image_size=config.models.vae.sample_size, prediction=config.prediction,
-        masked=config.masked)
+        masked=config.masked, taught=config.taught)
     params = _fit("adapter", task, config, workdir)
     _save_part(workdir, "adapter", adapter_config, adapter_tensors(params["projector"], params["vision"]))
     by_the_first(lambda: _describe(folder, config.prediction))

@@ -1,0 +1,143 @@
+"""Training the adapter of a model in the published layouts, on a folder of pictures."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from realcustom_jax.curriculum import Curriculum
+from realcustom_jax.data import folder
+from realcustom_jax.data.bucketed import BucketBatches
+from realcustom_jax.pipeline import Pipeline
+from realcustom_jax.stages import published
+from realcustom_jax.tensors import read_files
+
+from mini_bundle import ENCODER_SIDE, SIDE, write_mini_bundle
+
+ROWS = 7
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    path, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+    lines = []
+    for i in range(ROWS):
+        size = ((96, 96), (200, 100))[i % 3 == 0]
+        for name in (f"{i}.png", f"{i}-other.png"):
+            Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), np.uint8)).save(path / name)
+        lines.append({"target": f"{i}.png", "caption": f"a {'dog cat'.split()[i % 2]} on the beach",
+                      "word": "dog cat".split()[i % 2], "reference": f"{i}-other.png", "box": [10, 10, 80, 80]})
+    (path / "manifest.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    return path
+
+
+def get_config(kind: str, model: Path, pictures: Path):
+    spec = importlib.util.spec_from_file_location("sdxl", Path(__file__).parents[1] / "configs" / "sdxl.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.get_config()
+    train = config.train
+    train.model, train.vision, train.adapter, train.side, train.dtype = str(model), "", "", 128, "float32"
+    train.data.folder = str(pictures)
+    train.preset.pooled = "projected" if kind == "sdxl" else "unprojected"
+    train.fresh.update(dim_head=8)
+    train.fresh.vision_settings.update(size=SIDE, encoder_size=ENCODER_SIDE, siglip_layers=[0, 1], dino_layers=[0, 1])
+    train.mesh.update(data=-1, fsdp=1)
+    train.optimization.update(steps=3, batch_size=2, warmup=1, learning_rate=1e-3, save_every=2, sample_every=3)
+    return config
+
+
+@pytest.fixture(scope="module", params=["sdxl", "sd15"])
+def run(request, tmp_path_factory, pictures):
+    """(kind, model folder, configuration, run folder after 3 steps)."""
+    workdir = tmp_path_factory.mktemp(request.param)
+    model = write_mini_bundle(workdir / "model", request.param)
+    config = get_config(request.param, model, pictures)
+    published.run(config, workdir / "run")
+    return request.param, model, config, workdir / "run"
+
+
+def test_the_adapter_is_written_where_a_pipeline_reads_it(run, pictures):
+    _, model, _, workdir = run
+    pipeline = Pipeline.load(model, workdir / "adapter")
+    assert pipeline(pictures / "0.png", "a dog on the beach", "dog", steps=2).images[0].size == (SIDE, SIDE)
+    assert Image.open(workdir / "samples" / "000003.png").size[0] > SIDE
+    fresh, trained = (read_files([next((workdir / name).glob("*.safetensors"))])
+                      for name in ("fresh/adapter", "adapter"))
+    assert sorted(fresh) == sorted(trained)
+    assert any(np.abs(np.float32(fresh[name]) - np.float32(trained[name])).max() > 1e-3 for name in fresh)
+
+
+def test_a_fresh_adapter_starts_with_the_keys_and_values_of_the_text(run):
+    _, model, _, workdir = run
+    fresh = read_files([next((workdir / "fresh/adapter").glob("*.safetensors"))])
+    unet = read_files([next((model / "unet").glob("*.safetensors"))])
+    visual = [name for name in fresh if "_vision." in name]
+    assert visual
+    for name in visual:
+        np.testing.assert_array_equal(fresh[name], unet[name.replace("_vision", "")], err_msg=name)
+
+
+def test_training_that_stopped_goes_on_to_the_same_bytes(run, tmp_path, pictures, monkeypatch):
+    kind, model, config, workdir = run
+    asked = []
+
+    def batch(self, step, whole=published.PublishedTask.batch):
+        asked.append(step)
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        return whole(self, step)
+
+    monkeypatch.setattr(published.PublishedTask, "batch", batch)
+    with pytest.raises(KeyboardInterrupt):
+        published.run(config, tmp_path)
+    published.run(config, tmp_path)
+    assert asked == [0, 1, 2, 2], "the checkpoint after two steps was taken"
+    first, second = (next((at / "adapter").glob("*.safetensors")).read_bytes() for at in (workdir, tmp_path))
+    assert first == second
+
+
+def test_an_epoch_shows_every_row_in_batches_of_one_size(pictures, tmp_path):
+    dataset = folder.write(pictures, tmp_path / "data", side=128, reference_side=16)
+    batches = BucketBatches(dataset, batch_size=2, seed=0, curriculum=Curriculum(), steps=10)
+    assert len(batches) == 4  # 3 wide rows and 4 square ones
+    seen = [batches[step] for step in range(len(batches))]
+    assert len({batch["target"].shape for batch in seen}) == 2
+    targets = {row.tobytes() for batch in seen for row in batch["target"]}
+    assert len(targets) == ROWS
+    again = BucketBatches(dataset, batch_size=2, seed=0, curriculum=Curriculum(), steps=10)
+    for step in (5, 2, 9):
+        jax.tree.map(np.testing.assert_array_equal, again[step], batches[step])
+
+
+def test_size_conditioning_is_ordered_as_the_preset_says(run):
+    kind, model, config, workdir = run
+    data = next(path.parent for path in (workdir / "data").rglob("dataset_info.json"))
+    batches = BucketBatches(data, batch_size=2, seed=0, curriculum=Curriculum(), steps=3)
+    ids = {}
+    for order in ("width_first", "height_first"):
+        pipeline = Pipeline.load(model, workdir / "adapter", preset={"size_order": order})
+        ids[order] = published.PublishedTask(pipeline, batches).batch(0)["time_ids"]
+    np.testing.assert_array_equal(ids["width_first"][:, [1, 0, 3, 2, 5, 4]], ids["height_first"])
+    np.testing.assert_array_equal(ids["height_first"][:, 4:], [batches[0]["target"].shape[1:3]] * 2)
+
+
+@pytest.mark.parametrize("change, words", [
+    ({"data.folder": ""}, "config.train.data.folder is empty"),
+    ({"data.folder": "/nowhere"}, "no manifest.jsonl in /nowhere"),
+    ({"model": "/nowhere/model"}, "/nowhere/model"),
+    ({"adapter": "/nowhere/adapter.pth"}, "/nowhere/adapter.pth"),
+    ({"dtype": "float16"}, "float16"),
+])
+def test_what_cannot_be_used_is_named(change, words, pictures, tmp_path):
+    model = write_mini_bundle(tmp_path / "model")
+    config = get_config("mini", model, pictures)
+    for key, value in change.items():
+        config.update_from_flattened_dict({f"train.{key}": value})
+    with pytest.raises((ValueError, OSError), match=words):
+        published.run(config, tmp_path / "run")
+    assert not (tmp_path / "run" / "adapter").exists()
