@@ -79,5 +79,5 @@ def get_config() -> ml_collections.ConfigDict:
                     "optimizer": "muon", "save_every": 250, "sample_every": 250},
     }
     for settings in config.optimization.values():
-        settings.update({"accumulate": 1, "keep": 2, "keep_every": 0, "clip": 1.0, **settings})
+        settings.update({"accumulate": 1, "keep": 2, "keep_every": 0, "clip": 1.0, "log_every": 20, **settings})
     return config

@@ -54,6 +54,6 @@ def get_config() -> ml_collections.ConfigDict:
         "mesh": {"data": 1, "fsdp": -1, "tensor": 1},  # -1: as many as are left
         "optimization": {"steps": 100_000, "batch_size": 16, "accumulate": 1, "learning_rate": 1e-5, "warmup": 1000,
                          "decay": 0.1, "weight_decay": 0.01, "ema": 0.9999, "clip": 1.0, "seed": 0, "save_every": 1000,
-                         "sample_every": 1000, "keep": 2, "keep_every": 10_000},
+                         "sample_every": 1000, "log_every": 20, "keep": 2, "keep_every": 10_000},
     }
     return config

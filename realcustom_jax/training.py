@@ -5,14 +5,11 @@ the random key of a step are pure functions of the step, so that a run that is s
 same numbers.
 """
 
+import contextlib
 import dataclasses
-import json
-import math
-import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -29,9 +26,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from realcustom_jax import sharding
+from realcustom_jax.arithmetic import flops
 from realcustom_jax.checkpoints import Checkpoints
 from realcustom_jax.choices import check_choice
-from realcustom_jax.files import write_file
+from realcustom_jax.metrics import Log, peak_flops
 from realcustom_jax.sharding import AxisRules
 
 Params = Any
@@ -43,7 +41,7 @@ class TrainSettings:
     """How one stage is optimised. The learning rate warms up linearly, stays, and falls to 0 over the last `decay` of
     the steps. `accumulate` parts of a batch are computed one after the other, for batches that memory does not hold at
     once (a loss that compares examples, as a contrast does, then sees a part's only); the rest is about checkpoints
-    (module `checkpoints`) and what is written how often, in steps; no sample grids where `sample_every` is 0."""
+    (module `checkpoints`) and what is written how often, in steps; 0 for `sample_every`: no sample grids."""
 
     steps: int
     batch_size: int = 64
@@ -177,7 +175,8 @@ def fit(name: str, task: Task, settings: TrainSettings, workdir: Path, *, mesh: 
     """Trains (or resumes) one stage to its last step and returns the averaged (EMA) parameters, on the host.
 
     On `mesh` (by default all devices, along `data`) arrays lie as `rules` say. Writes to `workdir`: `checkpoints/`
-    (Orbax), `metrics.jsonl`, `samples/STEP.png`. On SIGTERM, as a machine that goes away sends, it saves and exits.
+    (Orbax), what `metrics.Log` writes, `samples/STEP.png`. On SIGTERM, as a machine that goes away sends, it saves and
+    exits.
 
     Raises:
         FloatingPointError: the loss is not finite; names the step. The last checkpoint before it is intact.
@@ -199,15 +198,23 @@ def fit(name: str, task: Task, settings: TrainSettings, workdir: Path, *, mesh: 
         frozen = sharding.distribute(jax.tree.map(np.asarray, task.frozen), place(task.frozen, mesh, rules))
         start = int(state.step)
         train_step = make_train_step(task.loss, settings, placed)
-        _forget(workdir / "metrics.jsonl", start)
         first = jax.process_index() == 0  # the process that writes and shows; the others only compute
+        peak = peak_flops(mesh.devices.flat[0].device_kind)
+
+        def load(step):
+            batch = task.batch(step)
+            return sharding.distribute(batch, jax.tree.map(lambda _: shares, batch))
+
+        def operations():
+            return flops(train_step.trace(state, frozen, load(start)).jaxpr.jaxpr)
+
         with tqdm(total=settings.steps, initial=start, desc=name, unit="step", smoothing=0.05, mininterval=2,
                   disable=not first) as bar, \
-                (workdir / "metrics.jsonl" if first else Path(os.devnull)).open("a") as log:
+                Log(workdir, start, peak=peak and peak * mesh.size, operations=operations) if first \
+                else contextlib.nullcontext() as log:
             pending = None
             for step in range(start, settings.steps):
-                batch = task.batch(step)
-                batch = sharding.distribute(batch, jax.tree.map(lambda _: shares, batch))
+                batch = load(step)
                 with jax.set_mesh(mesh):
                     state, metrics = train_step(state, frozen, batch)
                 # The numbers of the step before are read while this one runs, so that dispatch never waits.
@@ -221,6 +228,8 @@ def fit(name: str, task: Task, settings: TrainSettings, workdir: Path, *, mesh: 
                     _report(*pending, settings, bar, log)
                     pending = None
                     checkpoints.save(done, state)
+                    if log:
+                        log.pause()
                 if stop:
                     checkpoints.wait()
                     print(f"\n{name}: stopped after step {done} of {settings.steps} as asked, and saved; the same "
@@ -231,21 +240,8 @@ def fit(name: str, task: Task, settings: TrainSettings, workdir: Path, *, mesh: 
                     if first:
                         (workdir / "samples").mkdir(exist_ok=True)
                         task.preview(averaged).save(workdir / "samples" / f"{done:06d}.png")
+                        log.pause()
         return sharding.collect(state.ema, mesh)
-
-
-def _forget(log: Path, start: int) -> None:
-    """Drops from the metrics what a stopped run wrote after its last checkpoint: those steps are done again."""
-    if jax.process_index() == 0 and log.is_file():
-        kept = [line for line in log.read_text().splitlines(keepends=True) if _step_of(line) < start]
-        write_file(log, "".join(kept).encode())
-
-
-def _step_of(line: str) -> float:
-    try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError):  # the half of a line that a kill leaves
-        return math.inf
 
 
 def place(tree, mesh: Mesh, rules: AxisRules):
@@ -281,15 +277,16 @@ class Interruption:
         self._came = True
 
 
-def _report(step: int, metrics: dict[str, jax.Array], settings: TrainSettings, bar: tqdm, log) -> None:
+def _report(step: int, metrics: dict[str, jax.Array], settings: TrainSettings, bar: tqdm, log: Log | None) -> None:
     loss, norm = float(metrics["loss"]), float(metrics["gradient_norm"])
     if not (np.isfinite(loss) and np.isfinite(norm)):
         raise FloatingPointError(
             f"the loss is {loss} and its gradient's norm {norm} at step {step}: training stopped; the last checkpoint "
             f"is intact. Lower the learning rate ({settings.learning_rate:g}) and run the same command again.")
+    if log is None:
+        return
+    log.finished()
     if step % settings.log_every == 0:
         rate = bar.format_dict["rate"] or 0.0
         bar.set_postfix(loss=f"{loss:.4f}", images_per_s=f"{rate * settings.batch_size:.0f}")
-        record = {"step": step, "time": round(time.time(), 1), **{k: float(v) for k, v in metrics.items()}}
-        log.write(json.dumps(record) + "\n")
-        log.flush()
+        log.write(step, {name: float(value) for name, value in metrics.items()})
