@@ -102,7 +102,7 @@ def test_training_that_stopped_goes_on_to_the_same_bytes(run, tmp_path, pictures
 
 
 def test_an_epoch_shows_every_row_in_batches_of_one_size(pictures, tmp_path):
-    dataset = folder.write(pictures, tmp_path / "data", side=128, reference_side=16)
+    dataset = folder.write(pictures, tmp_path / "data", side=256, reference_side=16)
     batches = BucketBatches(dataset, batch_size=2, seed=0, curriculum=Curriculum(), steps=10)
     assert len(batches) == 4  # 3 wide rows and 4 square ones
     seen = [batches[step] for step in range(len(batches))]
