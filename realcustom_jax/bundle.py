@@ -2,6 +2,7 @@
 
     model_index.json  tokenizer/  text_encoder/  vae/  unet/  image_encoder_siglip/  image_encoder_dinov2/
     adapter/ (the released RealCustom JSON: projector, image preparation; weights of projector and to_*_vision)
+    vocabulary.json (a small model's words)  preset.json (how it is best used, where that is not the default)
 
 That is what this project writes; it reads whatever `locate` finds.
 """
@@ -20,6 +21,7 @@ from realcustom_jax.adapter import Adapter, check_backbone
 from realcustom_jax.choices import check_choice
 from realcustom_jax.diffusion import betas
 from realcustom_jax.files import naming, write_file, write_json
+from realcustom_jax.presets import PRESETS, Preset, find_preset
 from realcustom_jax.tensors import LazyTensors, identify, read_tensors
 from realcustom_jax.vocabulary import Vocabulary
 
@@ -189,6 +191,16 @@ def load_vocabulary(bundle: Path) -> Vocabulary | None:
         return None
     with naming(file):
         return Vocabulary.from_config(weights.read_config(file))
+
+
+def load_preset(model: Path) -> Preset:
+    """How the model is best used, from its `preset.json`, choices of `presets.Preset`; the default where there is
+    none."""
+    file = model / "preset.json"
+    if not file.is_file():
+        return PRESETS["default"]
+    with naming(file):
+        return find_preset(weights.read_config(file))
 
 
 def to_half(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -113,7 +113,7 @@ class Pipeline:
         *,
         vision: str | Path | None = None,
         tokenizer: str | Path | None = None,
-        preset: str | Preset | Mapping[str, Any] = "default",
+        preset: str | Preset | Mapping[str, Any] | None = None,
         dtype=jnp.float32,
         offload: bool = False,
     ) -> "Pipeline":
@@ -125,7 +125,7 @@ class Pipeline:
             adapter: an adapter's folder or file, see `adapter.find_adapter`; by default the model's own `adapter/`.
             vision: the folder that holds the image encoders, by default the model's.
             tokenizer: the folder that holds `tokenizer/` (and SDXL's `tokenizer_2/`), by default the model's.
-            preset: how the model is used, see module `presets`.
+            preset: how the model is used, see module `presets`; None: as its `preset.json` says, or the default.
             dtype: of parameters and computation: float32, bfloat16 or float16. Softmax, norms and the solver's state
                 are float32 always, and the autoencoder is where `dtype` is float16, which SDXL's overflows. The CPU
                 has no float16.
@@ -148,7 +148,8 @@ class Pipeline:
             if place.is_file():
                 raise FileNotFoundError(f"{place} is a single file, which holds no {what}; give their folder too.")
         check_choice("dtype", dtype if isinstance(dtype, str) else jnp.dtype(dtype).name, DTYPES)
-        preset, dtype = find_preset(preset), jnp.dtype(dtype)
+        preset = bundle.load_preset(model) if preset is None else find_preset(preset)
+        dtype = jnp.dtype(dtype)
         if dtype == jnp.float16 and jax.default_backend() == "cpu":
             raise ValueError("XLA has no float16 attention on the CPU; choose bfloat16 or float32 there.")
         given = find_adapter(model / "adapter" if adapter is None else adapter)

@@ -71,6 +71,17 @@ def test_projected_text_needs_a_projection(mini_folder):
         pipeline.encode_prompts(PROMPT)
 
 
+def test_a_model_says_how_it_is_best_used(tmp_path):
+    folder = write_mini_bundle(tmp_path / "model")
+    assert Pipeline.load(folder).preset == Preset()
+    (folder / "preset.json").write_text('{"scope": 0.5}')
+    assert Pipeline.load(folder).preset == Preset(scope=0.5)
+    assert Pipeline.load(folder, preset="default").preset == Preset()
+    (folder / "preset.json").write_text('{"skope": 0.5}')
+    with pytest.raises(ValueError, match="preset.json.*did you mean 'scope'"):
+        Pipeline.load(folder)
+
+
 def test_presets_are_found_by_name_by_choices_and_misspellings_are_named():
     assert find_preset({"scope": 0.5}) == Preset(scope=0.5)
     for wrong, message in (("papper", "did you mean 'paper'"), ({"scpoe": 1}, "did you mean 'scope'"),

@@ -19,6 +19,7 @@ import dataclasses
 import functools
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -36,9 +37,14 @@ from realcustom_jax.text import target_tokens
 
 METHODS: tuple[str, ...] = ("text_only", "described", "no_mask", "sequential", "fused")
 
-SAMPLER = {"guidance_scale": 3.5, "freeze_mask_step": 12, "mask": MaskConfig()}
-"""How sequential and fused sample: the pipeline's defaults."""
 _STEPS = 25
+
+
+def sampler(pipeline: Pipeline) -> dict[str, Any]:
+    """How sequential and fused sample: the pipeline's defaults."""
+    preset = pipeline.preset
+    return {"guidance_scale": preset.guidance_scale, "freeze_mask_step": preset.freeze_mask_step,
+            "mask": MaskConfig(scope=preset.scope, normalize=preset.normalize)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,11 +77,12 @@ class Generator:
                            for text, case in zip(texts, cases, strict=True)])
 
         solver = make_solver(steps=_STEPS, betas=pipeline.betas, prediction=pipeline.prediction)
-        time = int(solver.timesteps[SAMPLER["freeze_mask_step"] - 1])
+        options = sampler(pipeline)
+        time = int(solver.timesteps[options["freeze_mask_step"] - 1])
         signal = float(np.sqrt(np.cumprod(1 - np.asarray(pipeline.betas, np.float64))[time]))
         latents, masks, maps = _generate(
             pipeline.unet.module, pipeline.unet.params, _noise(pipeline, cases), positive, negative,
-            jnp.asarray(target)[:, None], method=method, solver=solver, time=time, signal=signal)
+            jnp.asarray(target)[:, None], method=method, solver=solver, time=time, signal=signal, **options)
         of_one = np.asarray(masks[:, 0]), np.asarray(maps[:, 0])
         return Generated(pipeline.decode(latents), *of_one, np.asarray(latents))
 
@@ -98,28 +105,29 @@ def _noise(pipeline: Pipeline, cases: Sequence[Case]) -> jax.Array:
     return jnp.stack([jax.random.normal(key, shape) for key in keys])
 
 
-@functools.partial(jax.jit, static_argnums=0, static_argnames="method")
+@functools.partial(jax.jit, static_argnums=0, static_argnames=("method", "freeze_mask_step", "mask"))
 def _generate(
     unet, params, noise: jax.Array, positive: Conditioning, negative: Conditioning, target: jax.Array, *,
-    method: str, solver: Solver, time: int, signal: float,
+    method: str, solver: Solver, time: int, signal: float, guidance_scale: float, freeze_mask_step: int,
+    mask: MaskConfig,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Latents [B,H,W,C], masks and maps [B,1,h,w]; the finished picture is noised to `time`, where √ᾱ is `signal`."""
     inputs = unet, params, noise, positive, negative
-    options = {"solver": solver, "guidance_scale": SAMPLER["guidance_scale"]}
+    options = {"solver": solver, "guidance_scale": guidance_scale}
     used = None
     if method in ("text_only", "described"):
         latents = sample_text_only(*inputs, **options)
     elif method == "no_mask":
         latents = sample_latents(*inputs, target, mask=None, **options).latents
     else:
-        samples = sample_latents(*inputs, target, solver=solver, branches=method, **SAMPLER)
+        samples = sample_latents(*inputs, target, branches=method, mask=mask, freeze_mask_step=freeze_mask_step,
+                                 **options)
         latents, used = samples.latents, samples.masks[-1]
 
     noised = signal * latents + jnp.sqrt(1 - signal**2) * noise
     guidance = unet.apply(
         {"params": params}, noised, time, positive.text, pooled=positive.pooled, time_ids=positive.time_ids,
         target=target)
-    config = SAMPLER["mask"]
-    size = config.size(noise)
-    maps = dataclasses.replace(config, scope=1.0).mask(guidance, size)
-    return latents, config.mask(guidance, size) if used is None else used, maps
+    size = mask.size(noise)
+    maps = dataclasses.replace(mask, scope=1.0).mask(guidance, size)
+    return latents, mask.mask(guidance, size) if used is None else used, maps
