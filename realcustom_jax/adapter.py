@@ -118,6 +118,12 @@ def vision_from_text(params) -> dict:
     return unflatten_dict(copies)
 
 
+def vision_from_text_tensors(unet: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """`vision_from_text` of a UNet's file, in torch names: reads nothing but those keys and values, as float32."""
+    return {name.replace(f".attn2.{kind}.", f".attn2.{kind}_vision."): np.asarray(unet[name], np.float32)
+            for kind in ("to_k", "to_v") for name in unet if f".attn2.{kind}." in name}
+
+
 def to_torch(projector, vision) -> dict[str, np.ndarray]:
     """The adapter's tensors in torch names, as the released file holds them."""
     return weights.to_torch(projector, weights.PROJECTOR_PREFIX) | weights.to_torch(vision)

@@ -24,7 +24,8 @@ class Log:
     """Scalars of a run's steps, a context manager.
 
     Every record also has `step_seconds`, the median of the steps since the record before (without compiling, saving
-    and sampling), and, on devices whose peak is known, `mfu`, the share of it that the model's operations use.
+    and sampling), and, on devices whose peak is known, `mfu`, the share of it that the step's operations use, including
+    those that the backward pass does again.
 
     Args:
         folder: gets `metrics.jsonl` and `tensorboard/`; what they say of steps from `start` on is dropped.

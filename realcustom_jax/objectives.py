@@ -39,7 +39,7 @@ def denoising_loss(predict: Callable[[jax.Array, jax.Array], jax.Array], latents
                    betas: ArrayLike, prediction: str, coverage: jax.Array | None = None,
                    emphasis: float = 3.0, snr_limit: float | None = None,
                    teacher: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
-                   teaching: float = 0.75) -> jax.Array:
+                   teaching: float = 1.0) -> jax.Array:
     """Mean squared error of the predicted noise or velocity, at one timestep for each latent.
 
     The timesteps are T·sigmoid(n), n ~ N(0, 1) (arXiv 2403.03206, section 3.1: most are in the middle, where a picture

@@ -206,7 +206,8 @@ def fit(name: str, task: Task, settings: TrainSettings, workdir: Path, *, mesh: 
             return sharding.distribute(batch, jax.tree.map(lambda _: shares, batch))
 
         def operations():
-            return flops(train_step.trace(state, frozen, load(start)).jaxpr.jaxpr)
+            with jax.set_mesh(mesh):
+                return flops(train_step.trace(state, frozen, load(start)).jaxpr.jaxpr)
 
         with tqdm(total=settings.steps, initial=start, desc=name, unit="step", smoothing=0.05, mininterval=2,
                   disable=not first) as bar, \

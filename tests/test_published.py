@@ -16,6 +16,7 @@ from realcustom_jax.pipeline import Pipeline
 from realcustom_jax.stages import published
 from realcustom_jax.tensors import read_files
 
+import fresh_process
 from mini_bundle import ENCODER_SIDE, SIDE, write_mini_bundle
 
 ROWS = 7
@@ -47,7 +48,8 @@ def get_config(kind: str, model: Path, pictures: Path):
     train.fresh.update(dim_head=8)
     train.fresh.vision_settings.update(size=SIDE, encoder_size=ENCODER_SIDE, siglip_layers=[0, 1], dino_layers=[0, 1])
     train.mesh.update(data=-1, fsdp=1)
-    train.optimization.update(steps=3, batch_size=2, warmup=1, learning_rate=1e-3, save_every=2, sample_every=3)
+    train.optimization.update(steps=3, batch_size=2, warmup=1, learning_rate=1e-3, save_every=2, sample_every=3,
+                                     log_every=1)
     return config
 
 
@@ -102,6 +104,31 @@ def test_training_that_stopped_goes_on_to_the_same_bytes(run, tmp_path, monkeypa
     assert asked == [0, 1, 2, 2], "the checkpoint after two steps was taken"
     first, second = (next((at / "adapter").glob("*.safetensors")).read_bytes() for at in (workdir, tmp_path))
     assert first == second
+
+
+SHARDED = """
+import sys
+from pathlib import Path
+from realcustom_jax.stages import published
+from test_published import get_config
+
+model, pictures, workdir = map(Path, sys.argv[1:])
+config = get_config("sdxl", model, pictures)
+config.train.mesh.update(data=1, fsdp=-1)
+config.train.optimization.sample_every = 0
+published.run(config, workdir)
+"""
+
+
+@pytest.mark.parametrize("run", ["sdxl"], indirect=True)
+def test_every_frozen_part_may_be_divided_over_the_devices(run, tmp_path, pictures):
+    """On two devices, as the configurations ask (fsdp=-1), the losses are those of one."""
+    _, model, _, workdir = run
+    fresh_process.run(SHARDED, model, pictures, tmp_path, devices=2)
+    divided, whole = ([json.loads(line)["loss"] for line in (at / "metrics.jsonl").read_text().splitlines()]
+                      for at in (tmp_path, workdir))
+    assert len(whole) == 3
+    np.testing.assert_allclose(divided, whole, rtol=1e-5)
 
 
 def test_an_epoch_shows_every_row_in_batches_of_one_size(pictures, tmp_path):

@@ -13,6 +13,7 @@ import pytest
 from jax.sharding import AbstractMesh
 from PIL import Image
 
+from realcustom_jax import training
 from realcustom_jax.sharding import MESH_AXES, AxisRules, make_mesh  # noqa: F401  (of the scripts below)
 from realcustom_jax.training import (  # noqa: F401
     TrainSettings,
@@ -298,3 +299,14 @@ def test_a_batch_that_the_devices_cannot_share_is_refused(tmp_path):
     mesh = AbstractMesh((3, 1, 1), MESH_AXES)
     with pytest.raises(ValueError, match="batch_size=4 cannot be divided over 3 devices"):
         fit("odd", Regression(), SETTINGS, tmp_path, mesh=mesh)
+
+
+def test_on_a_device_of_known_peak_the_log_says_how_much_is_used(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "peak_flops", lambda kind: 1e6)
+    fit("used", Regression(), SETTINGS, tmp_path)
+    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    used = [record for record in records if "mfu" in record]
+    # x·w of 4 examples and 3 weights, forward and backward: 2 products of 2 · 4 · 3 operations on each run
+    for record in used:
+        assert record["mfu"] * record["step_seconds"] * 1e6 * len(jax.devices()) == pytest.approx(48)
+    assert used and all("step_seconds" in record for record in used)

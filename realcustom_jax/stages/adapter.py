@@ -57,7 +57,7 @@ class AdapterTask:
     image_dropout: float = 0.1
     text_dropout: float = 0.05
     masked: float = 0.5
-    taught: float = 0.75
+    taught: float = 0.0
 
     def __post_init__(self):
         self.betas = diffusion.betas()
@@ -105,7 +105,8 @@ class AdapterTask:
                                    time_ids=c.time_ids).noise
 
         return denoising_loss(predict, batch["latents"], keys[2], betas=self.betas, prediction=self.prediction,
-                              coverage=batch["coverage"], teacher=teacher, teaching=self.taught), {}
+                              coverage=batch["coverage"], teacher=teacher if self.taught else None,
+                              teaching=self.taught), {}
 
     def preview(self, params) -> Image.Image:
         """References (odd rows) and the pictures made of them (even rows), for the hardest pairs of the first batch."""

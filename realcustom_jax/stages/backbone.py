@@ -23,7 +23,7 @@ class BackboneLoss:
     parameters `unet` (without its visual layers) and what replaces a condition that is dropped, for classifier-free
     guidance: `empty` {text, pooled} of the empty prompt and `no_image`, the features of a black image, without batch.
 
-    The backward pass keeps what enters each block and computes the rest again. `betas` None are Stable Diffusion's.
+    The backward pass keeps what enters each block and computes the rest again.
     """
 
     unet: UNet
@@ -32,7 +32,7 @@ class BackboneLoss:
     image_dropout: float = 0.1
     text_dropout: float = 0.05
     snr_limit: float | None = None
-    betas: np.ndarray | None = None
+    betas: np.ndarray = dataclasses.field(default_factory=diffusion.betas, compare=False)
 
     def __call__(self, params, frozen, batch, key) -> tuple[jax.Array, dict[str, jax.Array]]:
         """(loss, nothing else to report), as `training.make_train_step` wants it."""
@@ -63,5 +63,5 @@ class BackboneLoss:
         predict = jax.checkpoint(predict, policy=keep)
         return denoising_loss(
             lambda noisy, t: predict(params, base, batch["text"], batch["features"], noisy, t), batch["latents"], key,
-            betas=diffusion.betas() if self.betas is None else self.betas, prediction=self.prediction,
+            betas=self.betas, prediction=self.prediction,
             snr_limit=self.snr_limit)

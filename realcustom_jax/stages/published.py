@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from realcustom_jax import bundle, sharding, weights
-from realcustom_jax.adapter import find_adapter, merge_unet, split_unet
+from realcustom_jax.adapter import find_adapter, merge_unet, split_unet, vision_from_text_tensors
 from realcustom_jax.adapter import to_torch as adapter_tensors
 from realcustom_jax.choices import check_choice
 from realcustom_jax.compilation import enable_compilation_cache
@@ -74,7 +74,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
 
 def write_fresh_adapter(model: str, vision: str, settings: Mapping[str, Any], path: Path) -> None:
     """Writes what an adapter begins with to `path`, a folder named adapter, unless it is there: a random projector, and
-    visual keys and values that are copies of the text's (as IP-Adapter starts, arXiv 2308.06721).
+    visual keys and values that are copies of the text's.
 
     settings: `variant`, `dim_head` and `vision_settings`; the widths are those of the model and of its image encoders.
     """
@@ -95,20 +95,16 @@ def write_fresh_adapter(model: str, vision: str, settings: Mapping[str, Any], pa
     features = (one,) * (2 if settings["variant"] == "highres" else len(vision_settings.siglip_layers) + 1)
     projector = jax.jit(module.init)(jax.random.key(0), features)["params"]
     unet = read_files(files) if isinstance(files[0], Path) else files[0]
-    copies = {name.replace(f".attn2.{kind}.", f".attn2.{kind}_vision."): np.asarray(unet[name], np.float32)
-              for kind in ("to_k", "to_v") for name in unet if f".attn2.{kind}." in name}
     bundle.save_part(path.parent, "adapter", {
         "image_prompt_settings": image_prompt, "vision_settings": dataclasses.asdict(vision_settings),
-    }, copies | weights.to_torch(jax.device_get(projector), weights.PROJECTOR_PREFIX))
+    }, vision_from_text_tensors(unet) | weights.to_torch(jax.device_get(projector), weights.PROJECTOR_PREFIX))
 
 
 class PublishedTask:
     """The task of `training.fit`: {"projector", "vision"} of a pipeline, everything else frozen; see `BackboneLoss`.
 
-    Of one example in ten the reference is dropped, and of one in twenty the text, for classifier-free guidance.
+    Conditions are dropped, for classifier-free guidance, before they are encoded, as often as `BackboneLoss` says.
     """
-
-    image_dropout, text_dropout = 0.1, 0.05
 
     def __init__(self, pipeline: Pipeline, batches: BucketBatches, snr_limit: float | None = None):
         self._pipeline, self._batches = pipeline, batches
@@ -142,8 +138,8 @@ class PublishedTask:
     def loss(self, params, frozen, batch, key):
         text_key, image_key, latents_key, noise_key = jax.random.split(key, 4)
         size = len(batch["target"])
-        no_text = jax.random.bernoulli(text_key, self.text_dropout, (size, 1, 1))
-        no_image = jax.random.bernoulli(image_key, self.image_dropout, (size, 1, 1, 1))
+        no_text = jax.random.bernoulli(text_key, self._loss.text_dropout, (size, 1, 1))
+        no_image = jax.random.bernoulli(image_key, self._loss.image_dropout, (size, 1, 1, 1))
         pipeline = self._pipeline
 
         ids = jnp.where(no_text, batch["empty_ids"], batch["ids"])
