@@ -3,7 +3,8 @@
     python train.py --config=configs/mini.py --workdir=runs/mini
     python train.py --config=configs/sdxl.py --workdir=runs/toys --config.train.data.folder=toys
 
-and says of the latter, without running it, how its step lies on a mesh and whether it fits:
+and says of the latter, without running it, how its step (or, with --program=sampler, its sampler) lies on a mesh and
+whether it fits:
 
     python train.py --config=configs/sdxl.py --print_sharding --topology=v5e:4x4
     python train.py --config=configs/sdxl.py --compile_only --topology=v5e:4x4 --json=FILE
@@ -28,6 +29,8 @@ _DISTRIBUTED = flags.DEFINE_bool(
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0, the same for all processes.")
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes there are.")
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0 on.")
+_PROGRAM = flags.DEFINE_enum(
+    "program", "step", ("step", "sampler"), "What the two above are about: the step of training, or the sampler.")
 _JSON = flags.DEFINE_string("json", None, "File to write the report of --compile_only to.")
 
 
@@ -80,11 +83,11 @@ def _look_ahead(config) -> None:
     if "train" not in config:
         raise ValueError("--compile_only and --print_sharding are for published models: configs/sdxl.py, "
                          "configs/sd15.py.")
-    step, mesh = ahead.from_config(config.train, _TOPOLOGY.value)
+    program, mesh = ahead.from_config(config.train, _TOPOLOGY.value, _PROGRAM.value)
     if _PRINT_SHARDING.value:
-        print(ahead.describe(step, mesh))
+        print(ahead.describe(program, mesh))
     if _COMPILE_ONLY.value:
-        ahead.report(step, mesh, _JSON.value)
+        ahead.report(program, mesh, _JSON.value)
 
 
 if __name__ == "__main__":

@@ -13,16 +13,13 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from benchmarks.compile_sampler import sampler_inputs
 from realcustom_jax import single_file, weights
+from realcustom_jax.ahead import Sampler
 from realcustom_jax.arithmetic import flops
 from realcustom_jax.bundle import ARCHITECTURES
-from realcustom_jax.diffusion import make_solver
-from realcustom_jax.models.unet import UNet, UNetConfig
 from realcustom_jax.models.vae import Autoencoder, VAEConfig
 from realcustom_jax.models.vit import VisionTransformer, VitConfig
 from realcustom_jax.pipeline import decode_latents
-from realcustom_jax.sampling import sample_latents
 
 PEAK_TFLOPS = {"H100 SXM": 989, "A100": 312, "TPU v5e": 197, "L4": 121, "T4": 65}
 EFFICIENCY = 0.3
@@ -34,7 +31,9 @@ def main() -> None:
     parser.add_argument("--kind", choices=sorted(single_file.CONFIGS), default="sdxl")
     parser.add_argument("--side", type=int, default=1024, help="of the picture, in pixels")
     options = parser.parse_args()
-    counts = {"sampler": sampler(options.kind, options.side // 8), "decoder": decoder(options.kind, options.side // 8)}
+    sampler = Sampler(single_file.CONFIGS[options.kind]["unet"], options.side)
+    trace = sampler.function(()).trace(*sampler.arguments())
+    counts = {"sampler": flops(trace.jaxpr.jaxpr), "decoder": decoder(options.kind, options.side // 8)}
     for name, config in ARCHITECTURES.items():
         encoder = VisionTransformer(VitConfig.from_config(config))
         counts[name] = traced(encoder, jnp.zeros((VIEWS, 384, 384, 3)), layers=(config["depth"] - 2,))
@@ -43,19 +42,6 @@ def main() -> None:
         print(f"{name:32}{count / 1e12:8.1f} TFLOP")
     for device, peak in PEAK_TFLOPS.items():
         print(f"{device:32}{counts['together'] / 1e12 / (peak * EFFICIENCY):8.1f} s, computed")
-
-
-def sampler(kind: str, side: int) -> int:
-    """Operations of the whole fused sampler for latents of `side`."""
-    settings = {"image_prompt_settings": {"vision_projection_type": "custom"}}
-    unet = UNet(UNetConfig.from_config(single_file.CONFIGS[kind]["unet"] | settings), jnp.bfloat16)
-    args, kwargs = weights.unet_inputs(unet.config)
-    params = weights.parameter_shapes(unet, *args, **kwargs)
-
-    def sample(params, *inputs):
-        return sample_latents(unet, params, *inputs, solver=make_solver()).latents
-
-    return flops(jax.make_jaxpr(sample)(params, *sampler_inputs(unet.config, side)).jaxpr)
 
 
 def decoder(kind: str, side: int) -> int:

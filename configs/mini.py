@@ -65,12 +65,13 @@ def get_config() -> ml_collections.ConfigDict:
     config.prediction = "v_prediction"
     config.masked = 0.5  # share of the adapter's pairs that are trained with a mask; the paper's is 0
     config.taught = 0.75  # how much of the adapter's target is the base model's, told in words; the paper's is 0
+    config.spelled = 0.1  # weight of finding the words of a reference among its vision tokens; the paper's is 0
     config.curriculum = {"recipe": "curriculum", "start": 0.05, "end": 0.3, "final_reconstruction": 0.1}
     config.optimization = {
         "autoencoder": {"steps": 1100, "batch_size": 16, "learning_rate": 2e-3, "decay": 0.3, "save_every": 200,
                         "sample_every": 200},
-        "encoders": {"steps": 900, "batch_size": 64, "learning_rate": 1e-3, "decay": 0.6, "save_every": 300,
-                     "sample_every": 300},
+        "encoders": {"steps": 2000, "batch_size": 64, "learning_rate": 2e-3, "decay": 0.6, "optimizer": "muon",
+                     "save_every": 250, "sample_every": 500},
         "judge": {"steps": 1500, "batch_size": 64, "learning_rate": 2e-3, "decay": 0.5, "ema": 0.995, "save_every": 100,
                   "sample_every": 500},
         "base": {"steps": 6000, "batch_size": 64, "learning_rate": 1e-3, "decay": 0.5, "ema": 0.9985,

@@ -4,11 +4,12 @@ Nothing is run, and no weight is made: all arrays are shapes.
 """
 
 import dataclasses
+import functools
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -19,9 +20,11 @@ from realcustom_jax import sharding, single_file, weights
 from realcustom_jax.adapter import split_unet
 from realcustom_jax.arithmetic import flops
 from realcustom_jax.choices import check_choice
+from realcustom_jax.diffusion import make_solver
 from realcustom_jax.files import write_json
 from realcustom_jax.models.projector import Projector, ProjectorConfig
 from realcustom_jax.models.unet import UNet, UNetConfig
+from realcustom_jax.sampling import Conditioning, sample_latents
 from realcustom_jax.sharding import AxisRules
 from realcustom_jax.stages.backbone import BackboneLoss
 from realcustom_jax.topology import tpu_devices
@@ -29,10 +32,30 @@ from realcustom_jax.training import TrainSettings, init_state, make_train_step, 
 
 _TOKENS, _VIEW_TOKENS, _VISION_DIM = 77, 729, 2176  # of CLIP, and of SigLIP and DINOv2 on 384 pixels, side by side
 _LAYERS, _PARTS = 4, 4  # layers that the `paper` projector reads, and parts that a reference is split into
-_MEMORY = ("arguments", "temporaries", "outputs", "aliased", "together", "state", "frozen")
+PROGRAMS = ("step", "sampler")
+_MEMORY = ("arguments", "temporaries", "outputs", "aliased", "together")
 _COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f32": 4, "s32": 4, "u32": 4, "f64": 8,
           "s64": 8, "u64": 8}
+
+
+class Program(Protocol):
+    """What can be compiled ahead of time: a function of trees of parameters and, last, of a batch."""
+
+    parameters: tuple[str, ...]
+    """What the arguments before the batch are called in a report."""
+
+    side: int
+    batch_size: int
+
+    rows: int
+    """How many of a batch are computed at once."""
+
+    def arguments(self) -> tuple[Any, ...]:
+        """Shapes."""
+
+    def function(self, placed: Sequence[Any]) -> Callable:
+        """The jitted function; `placed` are the shardings of its parameters."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,15 +68,23 @@ class AdapterStep:
     unet_config: Mapping[str, Any]
     side: int
     settings: TrainSettings
+    parameters = ("state", "frozen")
 
-    def function(self, placed: Any):
-        """The jitted step, whose state stays where `placed` says."""
-        return make_train_step(BackboneLoss(self._unet, self._projector), self.settings, placed)
+    @property
+    def batch_size(self) -> int:
+        return self.settings.batch_size
+
+    @property
+    def rows(self) -> int:
+        return self.settings.batch_size // self.settings.accumulate
+
+    def function(self, placed):
+        """The jitted step, whose state stays where it is placed."""
+        return make_train_step(BackboneLoss(self._unet, self._projector), self.settings, placed[0])
 
     @property
     def _unet(self) -> UNet:
-        with_vision = {"image_prompt_settings": {"vision_projection_type": "custom"}}
-        return UNet(UNetConfig.from_config({**self.unet_config, **with_vision}), jnp.bfloat16)
+        return _unet(self.unet_config)
 
     @property
     def _projector(self) -> Projector:
@@ -61,78 +92,128 @@ class AdapterStep:
 
     def arguments(self) -> tuple[Any, Any, Any]:
         """Shapes of state (float32), frozen (bfloat16) and batch."""
-        config, batch = self._unet.config, self.settings.batch_size
-
-        def array(*shape, dtype=jnp.bfloat16):
-            return jax.ShapeDtypeStruct(shape, dtype)
-
-        def cast(tree, dtype):
-            return jax.tree.map(lambda x: array(*x.shape, dtype=dtype), tree)
-
-        args, kwargs = weights.unet_inputs(config)
-        vision, base = split_unet(weights.parameter_shapes(self._unet, *args, **kwargs))
-        features = (*[array(_VIEW_TOKENS, _VISION_DIM)] * _LAYERS, array(_PARTS * _VIEW_TOKENS, _VISION_DIM))
-        one = tuple(array(1, *x.shape) for x in features)
-        projector = jax.eval_shape(self._projector.init, jax.random.key(0), one)["params"]
-        text = {"text": array(_TOKENS, config.cross_attention_dim)}
+        config = self._unet.config
+        vision, base = split_unet(_unet_shapes(self._unet))
+        features = (*[_array(_VIEW_TOKENS, _VISION_DIM)] * _LAYERS, _array(_PARTS * _VIEW_TOKENS, _VISION_DIM))
+        projector = jax.eval_shape(self._projector.init, jax.random.key(0), _rows(features, 1))["params"]
+        text = {"text": _array(_TOKENS, config.cross_attention_dim)}
         if config.addition_embed:
-            text["pooled"] = array(config.pooled_dim)
-        trained = cast({"projector": projector, "vision": vision}, jnp.float32)
+            text["pooled"] = _array(config.pooled_dim)
+        trained = _cast({"projector": projector, "vision": vision}, jnp.float32)
         state = jax.eval_shape(lambda params: init_state(params, self.settings), trained)
-        frozen = {"unet": cast(base, jnp.bfloat16), "empty": text, "no_image": features}
-        rows = {**text, "features": features,
-                "latents": array(self.side // 8, self.side // 8, config.in_channels, dtype=jnp.float32)}
+        frozen = {"unet": _cast(base, jnp.bfloat16), "empty": text, "no_image": features}
+        batch = {**text, "features": features,
+                 "latents": _array(self.side // 8, self.side // 8, config.in_channels, dtype=jnp.float32)}
         if config.addition_embed:
-            rows["time_ids"] = array(6, dtype=jnp.float32)
-        return state, frozen, jax.tree.map(lambda x: array(batch, *x.shape, dtype=x.dtype), rows)
+            batch["time_ids"] = _array(6, dtype=jnp.float32)
+        return state, frozen, _rows(batch, self.batch_size)
 
 
-def from_config(config: Mapping[str, Any], topology: str | None) -> tuple[AdapterStep, Mesh]:
-    """The step and the mesh of a configuration's `train`, on a TPU slice that is not there or this machine's devices.
+@dataclasses.dataclass(frozen=True)
+class Sampler:
+    """The whole fused sampler of a published model, 25 steps with the mask frozen at the 12th and one reference, as
+    shapes: (UNet's parameters, (noise, positive, negative, target)) → latents."""
+
+    unet_config: Mapping[str, Any]
+    side: int
+    batch_size: int = 1
+    parameters = ("frozen",)
+
+    @property
+    def rows(self) -> int:
+        return self.batch_size
+
+    def function(self, placed):
+        unet = _unet(self.unet_config)
+        return jax.jit(lambda params, inputs: sample_latents(unet, params, *inputs, solver=make_solver()).latents)
+
+    def arguments(self) -> tuple[Any, Any]:
+        """Shapes of the parameters (bfloat16) and inputs (float32)."""
+        unet = _unet(self.unet_config)
+        config, array = unet.config, functools.partial(_array, dtype=jnp.float32)
+        width = config.cross_attention_dim
+        pooled = {"pooled": array(config.pooled_dim), "time_ids": array(6)} if config.addition_embed else {}
+        conditioning = Conditioning(array(_TOKENS, width), vision=array(1, _VIEW_TOKENS, width), **pooled)
+        noise = array(self.side // 8, self.side // 8, config.in_channels)
+        inputs = noise, conditioning, conditioning, array(1, _TOKENS)
+        return _cast(_unet_shapes(unet), jnp.bfloat16), _rows(inputs, self.batch_size)
+
+
+def _unet(config: Mapping[str, Any]) -> UNet:
+    with_vision = {"image_prompt_settings": {"vision_projection_type": "custom"}}
+    return UNet(UNetConfig.from_config({**config, **with_vision}), jnp.bfloat16)
+
+
+def _unet_shapes(unet: UNet):
+    args, kwargs = weights.unet_inputs(unet.config)
+    return weights.parameter_shapes(unet, *args, **kwargs)
+
+
+def _array(*shape: int, dtype=jnp.bfloat16) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+
+def _cast(tree, dtype):
+    return jax.tree.map(lambda x: _array(*x.shape, dtype=dtype), tree)
+
+
+def _rows(tree, count: int):
+    """Shapes of `count` of each."""
+    return jax.tree.map(lambda x: _array(count, *x.shape, dtype=x.dtype), tree)
+
+
+def from_config(config: Mapping[str, Any], topology: str | None, program: str = "step") -> tuple[Program, Mesh]:
+    """The "step" of training or the "sampler" of a configuration's `train`, and its mesh, on a TPU slice that is not
+    there or this machine's devices.
 
     Raises ValueError for a slice that libtpu does not know, or a mesh that does not fit it.
     """
     devices = tpu_devices(topology) if topology else jax.devices()
     check_choice("kind", config["kind"], single_file.CONFIGS)
+    check_choice("program", program, PROGRAMS)
     settings = TrainSettings(**config["optimization"])
     unet_config = single_file.CONFIGS[config["kind"]]["unet"]
-    return AdapterStep(unet_config, config["side"], settings), sharding.make_mesh(**config["mesh"], devices=devices)
+    mesh = sharding.make_mesh(**config["mesh"], devices=devices)
+    if program == "sampler":
+        return Sampler(unet_config, config["side"], settings.batch_size), mesh
+    return AdapterStep(unet_config, config["side"], settings), mesh
 
 
-def describe(step: AdapterStep, mesh: Mesh, rules: AxisRules = AxisRules()) -> str:
-    """Where every array of the state and every frozen one lies, and its bytes on each device."""
-    state, frozen, _ = step.arguments()
-    placed = [place(tree, mesh, rules) for tree in (state, frozen)]
-    return "\n\n".join(sharding.describe(tree, where, title) for tree, where, title in (
-        (state.params, placed[0].params, "trained parameters"), (state.opt_state, placed[0].opt_state, "optimizer"),
-        (state.ema, placed[0].ema, "averaged parameters"), (frozen, placed[1], "frozen")))
+def describe(program: Program, mesh: Mesh, rules: AxisRules = AxisRules()) -> str:
+    """Where every parameter lies, and its bytes on each device."""
+    *parameters, _ = program.arguments()
+    parts = dict(zip(program.parameters, parameters, strict=True))
+    if state := parts.pop("state", None):
+        parts = {"trained parameters": state.params, "optimizer": state.opt_state,
+                 "averaged parameters": state.ema} | parts
+    return "\n\n".join(sharding.describe(tree, place(tree, mesh, rules), title) for title, tree in parts.items())
 
 
-def report(step: AdapterStep, mesh: Mesh, path: str | None) -> None:
-    """Compiles, prints what `compile_step` finds and writes it to `path`, whose folder must be there beforehand."""
+def report(program: Program, mesh: Mesh, path: str | None) -> None:
+    """Compiles, prints what `compile_ahead` finds and writes it to `path`, whose folder must be there beforehand."""
     if path and not Path(path).absolute().parent.is_dir():
         raise FileNotFoundError(f"{path} cannot be written: its folder does not exist.")
-    found = compile_step(step, mesh)
+    found = compile_ahead(program, mesh)
     if path:
         write_json(Path(path), found)
     for name, value in found.items():
-        gib = f"  {value / 2**30:.2f} GiB on a device" if name in _MEMORY else ""
+        gib = f"  {value / 2**30:.2f} GiB on a device" if name in (*_MEMORY, *program.parameters) else ""
         print(f"{name:26}{value:,}{gib}" if isinstance(value, int) else f"{name:26}{value}")
 
 
-def compile_step(step: AdapterStep, mesh: Mesh, rules: AxisRules = AxisRules()) -> dict[str, Any]:
-    """Compiles the step for the devices of `mesh`; bytes are of one device.
+def compile_ahead(program: Program, mesh: Mesh, rules: AxisRules = AxisRules()) -> dict[str, Any]:
+    """Compiles a program for the devices of `mesh`; bytes are of one device.
 
-    Raises ValueError where the mesh does not fit, or the step does not fit into the devices' memory.
+    Raises ValueError where the mesh does not fit, or the program does not fit into the devices' memory.
     """
-    state, frozen, batch = step.arguments()
-    placed = [place(tree, mesh, rules) for tree in (state, frozen)]
-    rows = sharding.batch_sharding(mesh, step.settings.batch_size // step.settings.accumulate, rules)
-    placed.append(jax.tree.map(lambda _: rows, batch))
-    arguments = [sharding.shapes(tree, where) for tree, where in zip((state, frozen, batch), placed, strict=True)]
+    *parameters, batch = program.arguments()
+    placed = [place(tree, mesh, rules) for tree in parameters]
+    rows = sharding.batch_sharding(mesh, program.rows, rules)
+    arguments = [sharding.shapes(tree, where) for tree, where in zip(
+        (*parameters, batch), (*placed, jax.tree.map(lambda _: rows, batch)), strict=True)]
     start = time.monotonic()
     with jax.set_mesh(mesh):
-        traced = step.function(placed[0]).trace(*arguments)
+        traced = program.function(placed).trace(*arguments)
         lowered = traced.lower()
         lowering = time.monotonic() - start
         try:
@@ -140,20 +221,20 @@ def compile_step(step: AdapterStep, mesh: Mesh, rules: AxisRules = AxisRules()) 
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
-            raise ValueError(f"The step does not fit {mesh.size} devices of kind {mesh.devices.flat[0].device_kind} "
-                             f"({str(error).splitlines()[0]}); choose a larger slice, more fsdp or more accumulate.",
-                             ) from None
+            raise ValueError(f"The program does not fit {mesh.size} devices of kind "
+                             f"{mesh.devices.flat[0].device_kind} ({str(error).splitlines()[0]}); choose a larger "
+                             "slice, more fsdp or more accumulate.") from None
     operations = flops(traced.jaxpr.jaxpr)
     memory = compiled.memory_analysis()
     return {
-        "side": step.side, "batch_size": step.settings.batch_size, "mesh": dict(mesh.shape),
+        "side": program.side, "batch_size": program.batch_size, "mesh": dict(mesh.shape),
         "device": mesh.devices.flat[0].device_kind,
         "arguments": memory.argument_size_in_bytes, "temporaries": memory.temp_size_in_bytes,
         "outputs": memory.output_size_in_bytes, "aliased": memory.alias_size_in_bytes,
         "together": memory.argument_size_in_bytes + memory.temp_size_in_bytes + memory.output_size_in_bytes
         - memory.alias_size_in_bytes,
-        "state": sharding.bytes_per_device(state, placed[0]),
-        "frozen": sharding.bytes_per_device(frozen["unet"], placed[1]["unet"]),
+        **{name: sharding.bytes_per_device(tree, where)
+           for name, tree, where in zip(program.parameters, parameters, placed, strict=True)},
         "flop": operations, "flop_per_device": operations // mesh.size,
         "collectives": collectives(compiled.as_text()),
         "trace_and_lower_seconds": round(lowering, 1), "seconds": round(time.monotonic() - start, 1)}

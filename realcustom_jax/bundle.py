@@ -111,6 +111,22 @@ def load_text_encoder(model: Path, part: str = "text_encoder", **options):
         return weights.load_text_encoder(*part_files(model, part), **options)
 
 
+def text_encoders(model: Path) -> tuple[str, ...]:
+    """What the folders of the model's text encoders and tokenizers end in: "", and "_2" of SDXL's second.
+
+    Raises FileNotFoundError where `model_index.json` names a second one that is not there.
+    """
+    if has_part(model, "text_encoder_2"):
+        return "", "_2"
+    index = model / "model_index.json"
+    if index.is_file():
+        with naming(index):
+            if weights.read_config(index).get("text_encoder_2", [None])[0]:
+                folder = locate.part_folder(model, "text_encoder_2")
+                raise FileNotFoundError(f"The model is not complete: {folder} is missing.")
+    return ("",)
+
+
 def load_vision_encoder(model: Path, part: str, **options):
     """(module, params) of an image encoder, `part` "image_encoder_siglip" or "image_encoder_dinov2"."""
     with naming(locate.part_folder(model, part)):

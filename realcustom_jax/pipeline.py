@@ -160,11 +160,10 @@ class Pipeline:
             module, params = loader(*where, dtype=dtype)
             return Network(module, jax.device_get(params) if offload else params)
 
-        parts = ["", "_2"] if bundle.has_part(model, "text_encoder_2") else [""]
         pipeline = cls(
             text_encoders=tuple(TextEncoder(
                 bundle.load_tokenizer(words, f"tokenizer{part}"),
-                encoder(bundle.load_text_encoder, model, f"text_encoder{part}")) for part in parts),
+                encoder(bundle.load_text_encoder, model, f"text_encoder{part}")) for part in bundle.text_encoders(model)),
             vae=Network(*bundle.load_autoencoder(model, dtype=jnp.float32 if dtype == jnp.float16 else dtype)),
             unet=Network(*bundle.load_unet(model, given, base_last=preset.weight_order == "base_last", dtype=dtype)),
             siglip=encoder(bundle.load_vision_encoder, encoders, "image_encoder_siglip"),
@@ -347,7 +346,8 @@ class Pipeline:
                 type(self.sample_size) is int and self.sample_size > 0,
             f"the UNet takes {unet.in_channels} channels, the autoencoder makes {vae.latent_channels}":
                 unet.in_channels == vae.latent_channels,
-            f"the UNet takes text of width {width}, the text encoder makes {made}": width == made,
+            f"the UNet takes text of width {width}, the text encoder makes {made}"
+            + (" (a second one, text_encoder_2/, would be read too)" if len(texts) == 1 else ""): width == made,
             f"the UNet takes pooled text of width {unet.pooled_dim}, the text encoder makes {pooled}":
                 unet.pooled_dim in (None, pooled),
             f"the UNet takes vision tokens of width {width}, the adapter makes {projector.out_dim}":

@@ -19,23 +19,39 @@ UNET = {
 STEP = ahead.AdapterStep(UNET, 64, TrainSettings(steps=10, batch_size=4))
 
 
-def compile_on_four(**sizes):
+SAMPLER = ahead.Sampler(UNET, 64, batch_size=4)
+
+
+def compile_on_four(program="STEP", **sizes):
     """In a process of four simulated devices."""
-    script = f"import json; from test_ahead import *; print(json.dumps(ahead.compile_step(STEP, make_mesh(**{sizes}))))"
+    script = ("import json; from test_ahead import *; "
+              f"print(json.dumps(ahead.compile_ahead({program}, make_mesh(**{sizes}))))")
     return json.loads(run(script, devices=4).splitlines()[-1])
 
 
 def test_a_mesh_divides_the_memory_and_the_work():
-    one = ahead.compile_step(STEP, make_mesh(devices=jax.devices()[:1]))
+    one = ahead.compile_ahead(STEP, make_mesh(devices=jax.devices()[:1]))
     four = compile_on_four(fsdp=4)
     assert one["collectives"] == {} and one["flop"] == one["flop_per_device"] == four["flop"]
     assert four["flop_per_device"] == one["flop"] // 4
-    for part in ("state", "frozen"):
-        assert four[part] < one[part] / 2
+    assert four["state"] < one["state"] / 2 and four["frozen"] < one["frozen"]
     assert four["temporaries"] < one["temporaries"]
     assert four["collectives"]["all-gather"]["bytes"] > 0
     copies = compile_on_four()
     assert copies["state"] == one["state"] and set(copies["collectives"]) == {"all-reduce"}
+
+
+def test_a_mesh_divides_the_sampler():
+    one = ahead.compile_ahead(SAMPLER, make_mesh(devices=jax.devices()[:1]))
+    four = compile_on_four("SAMPLER", fsdp=4)
+    assert one["collectives"] == {} and one["flop"] == four["flop"] == 4 * four["flop_per_device"]
+    assert four["frozen"] < one["frozen"] / 2 and four["temporaries"] < one["temporaries"]
+    assert four["collectives"]["all-gather"]["bytes"] > 0
+
+
+def test_the_parameters_of_the_sampler_are_described():
+    text = ahead.describe(SAMPLER, make_mesh(devices=jax.devices()[:1]))
+    assert "frozen" in text and "to_k_vision" in text
 
 
 def test_collectives_are_read_from_the_program():
@@ -65,7 +81,7 @@ def test_a_step_that_does_not_fit_is_one_sentence(monkeypatch):
 
     monkeypatch.setattr(ahead.AdapterStep, "function", lambda *_: Traced())
     with pytest.raises(ValueError, match="does not fit 1 devices of kind cpu .*17.1G of 15.75G\\); choose a larger"):
-        ahead.compile_step(STEP, make_mesh(devices=jax.devices()[:1]))
+        ahead.compile_ahead(STEP, make_mesh(devices=jax.devices()[:1]))
 
 
 def test_without_libtpu_one_sentence_says_what_to_do(monkeypatch):

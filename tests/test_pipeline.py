@@ -172,3 +172,11 @@ def test_the_cache_of_compiled_programs_is_the_users_if_there_is_one(monkeypatch
         assert enable_compilation_cache().endswith("realcustom_jax")
     finally:
         jax.config.update("jax_compilation_cache_dir", before)
+
+
+def test_parts_of_different_widths_say_that_a_second_text_encoder_may_be_missing(mini_pipeline, tmp_path):
+    module = mini_pipeline.unet.module
+    wide = module.clone(config=dataclasses.replace(module.config, cross_attention_dim=48))
+    pipeline = dataclasses.replace(mini_pipeline, unet=dataclasses.replace(mini_pipeline.unet, module=wide))
+    with pytest.raises(ValueError, match="takes text of width 48, the text encoder makes 16 \\(a second one, text_enc"):
+        pipeline._check_parts_fit(tmp_path)

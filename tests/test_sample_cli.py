@@ -115,6 +115,8 @@ def reshape(folder, part):
     (lambda folder: (folder / "adapter" / "realcustom.safetensors").unlink(), "realcustom.safetensors is missing"),
     (lambda folder: (folder / "tokenizer" / "tokenizer.json").unlink(), "tokenizer.json is missing"),
     (lambda folder: (folder / "scheduler" / "scheduler_config.json").unlink(), "scheduler_config.json is missing"),
+    (lambda folder: edit(folder, "model_index.json", text_encoder_2=["transformers", "CLIPTextModelWithProjection"]),
+     "text_encoder_2 is missing"),
     (lambda folder: truncate(folder, "unet/diffusion_pytorch_model.safetensors"), "unet.* is truncated"),
     (lambda folder: truncate(folder, "text_encoder/model.safetensors"), "text_encoder.* is truncated"),
     (lambda folder: truncate(folder, "image_encoder_dinov2/config.json"), "dinov2/config.json is not valid JSON"),

@@ -5,6 +5,7 @@ import importlib.util
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -72,7 +73,7 @@ def test_a_warm_start_begins_with_the_weights_of_a_bundle(trained, config, tmp_p
     started = {}
 
     def stop(name, task, *_):
-        started[name] = task.init(None)
+        started[name] = task.init(jax.random.key(0))
         raise KeyboardInterrupt
 
     monkeypatch.setattr(miniature, "fit", stop)
@@ -121,7 +122,7 @@ def fresh_task(trained, config):
 
 
 def test_a_fresh_adapter_starts_with_the_keys_and_values_of_the_text(fresh_task):
-    visual = weights.to_torch(fresh_task.init(None)["vision"])
+    visual = weights.to_torch(fresh_task.init(jax.random.key(0))["vision"])
     text = weights.to_torch(fresh_task.frozen["unet"])
     assert visual and all(name.endswith(("to_k_vision.weight", "to_v_vision.weight")) for name in visual)
     for name, value in visual.items():
@@ -135,7 +136,7 @@ def test_a_masked_pair_teaches_inside_its_region_only(fresh_task, masked, learns
     batch = task.batch(0)
     batch["region"] = np.zeros_like(batch["region"])
     gradients = jax.jit(jax.grad(lambda params: task.loss(params, task.frozen, batch, jax.random.key(0))[0]))(
-        task.init(None))
+        task.init(jax.random.key(0)))
     assert any(np.abs(x).max() > 0 for x in jax.tree.leaves(gradients["vision"])) == learns
 
 
@@ -145,9 +146,24 @@ def test_a_taught_adapter_learns_the_words_of_its_reference(fresh_task):
     other = batch | {"description_ids": np.roll(batch["description_ids"], 1, axis=0)}
     for taught, differs in ((1.0, True), (0.0, False)):
         task = dataclasses.replace(fresh_task, taught=taught, image_dropout=0.0)
-        first, second = (float(task.loss(task.init(None), task.frozen, each, jax.random.key(0))[0])
+        first, second = (float(task.loss(task.init(jax.random.key(0)), task.frozen, each, jax.random.key(0))[0])
                          for each in (batch, other))
         assert (first != second) == differs
+
+
+def test_words_among_the_vision_tokens_are_found(fresh_task):
+    """Tokens that are the words' states leave nothing to learn, once the queries tell them apart; others do."""
+    rng = np.random.default_rng(0)
+    count, width = len(fresh_task.empty_ids), fresh_task.projector.config.out_dim
+    words = rng.normal(size=(2, count, width)).astype(np.float32)
+    words[1] = words[0]
+    params = fresh_task.init(jax.random.key(0))["gather"]
+    keys = jax.nn.standardize(words[0]) @ params["Dense_0"]["kernel"] + params["Dense_0"]["bias"]
+    params["queries"] = 1e3 * jnp.linalg.pinv(keys).T
+    every = np.ones((2, count), bool)
+    assert fresh_task._spelling(params, words, words, every) < 1e-3
+    assert fresh_task._spelling(params, np.roll(words, 1, axis=1), words, every) > 1
+    assert fresh_task._spelling(params, words, words, ~every) == 0
 
 
 def test_image_encoders_continue_from_a_bundle(trained, config, monkeypatch):

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,9 +25,24 @@ from realcustom_jax.stages.base import time_ids
 _WEAKEST_MASK = 0.4  # what max_norm leaves of a subject's less attended half
 
 
+class Gather(nn.Module):
+    """What one learned query for each of `length` words finds among vision tokens, [B,L,D] → [B,length,D]: their own
+    weighted mean, with nothing to translate it."""
+
+    length: int
+    width: int = 64
+
+    @nn.compact
+    def __call__(self, tokens):
+        queries = self.param("queries", nn.initializers.normal(1.0), (self.length, self.width))
+        keys = nn.Dense(self.width)(nn.LayerNorm()(tokens))
+        return nn.softmax(queries @ keys.swapaxes(1, 2) / self.width**0.5) @ tokens
+
+
 @dataclasses.dataclass
 class AdapterTask:
-    """Trains {"projector", "vision"}: the projector and the UNet's visual keys and values.
+    """Trains {"projector", "vision"}: the projector and the UNet's visual keys and values; and "gather", which is
+    dropped.
 
     `batches` give latents, coverage, region, input_ids, description_ids, references [B,4,H,W,3] (uint8) and difficulty
     [B,4]; `frozen` holds the parameters of unet (without its visual layers), text_encoder, siglip and dinov2; `fresh`
@@ -37,6 +53,10 @@ class AdapterTask:
 
     The paper trains without masks (M = 1) and samples with soft ones. Here a share `masked` of the pairs is trained
     with a mask as sampling makes them, about where the subject is (region [B,h,w] in [0, 1]) and of any strength.
+
+    `spelled` weighs a second loss, 0 in the paper: among a reference's vision tokens there should be the text encoder's
+    states of the words that its description has and the caption lacks. The visual keys and values begin as copies of
+    the text's, so the UNet can read such tokens from the start.
     """
 
     unet: UNet
@@ -58,12 +78,15 @@ class AdapterTask:
     text_dropout: float = 0.05
     masked: float = 0.5
     taught: float = 0.0
+    spelled: float = 0.0
 
     def __post_init__(self):
         self.betas = diffusion.betas()
+        self.gather = Gather(len(self.empty_ids))
 
     def init(self, key):
-        return self.fresh
+        tokens = jnp.zeros((1, 1, self.projector.config.out_dim))
+        return self.fresh | {"gather": self.gather.init(key, tokens)["params"]}
 
     def batch(self, step):
         batch = self.batches[step]
@@ -104,9 +127,21 @@ class AdapterTask:
             return self.unet.apply({"params": unet_params}, noisy, t, told, pooled=c.pooled,
                                    time_ids=c.time_ids).noise
 
-        return denoising_loss(predict, batch["latents"], keys[2], betas=self.betas, prediction=self.prediction,
-                              coverage=batch["coverage"], teacher=teacher if self.taught else None,
-                              teaching=self.taught), {}
+        denoising = denoising_loss(
+            predict, batch["latents"], keys[2], betas=self.betas, prediction=self.prediction,
+            coverage=batch["coverage"], teacher=teacher if self.taught else None, teaching=self.taught)
+        added = (batch["description_ids"][:, :, None] != batch["input_ids"][:, None]).all(axis=-1)
+        spelling = self._spelling(params["gather"], c.vision[:, 0], told, added & ~no_image[..., 0, 0])
+        return denoising + self.spelled * spelling, {"denoising": denoising, "spelling": spelling}
+
+    def _spelling(self, params, tokens, words, counted):
+        """How far the states `words` [B,T,D] are from what is found among the tokens: the share of their variance,
+        over the `counted` [B,T]."""
+        found = self.gather.apply({"params": params}, tokens)
+        counted = counted[..., None]
+        mean = (words * counted).sum(axis=(0, 1)) / jnp.maximum(counted.sum(), 1)
+        spread = ((words - mean) ** 2 * counted).sum()
+        return ((found - words) ** 2 * counted).sum() / (spread + 1e-6)  # nothing counted is nothing wrong
 
     def preview(self, params) -> Image.Image:
         """References (odd rows) and the pictures made of them (even rows), for the hardest pairs of the first batch."""

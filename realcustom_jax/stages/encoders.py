@@ -58,7 +58,8 @@ class Captioner(nn.Module):
 class EncodersTask:
     """Trains both encoders on `batches` of target, references [B,4,…] (uint8) and description_ids.
 
-    `start` holds parameters of siglip and dinov2 to start from instead of random ones.
+    `start` holds parameters of siglip and dinov2 to start from instead of random ones; `words` names places of the
+    description's tokens, for which the share said right is reported.
     """
 
     siglip_config: Mapping[str, Any]
@@ -66,6 +67,7 @@ class EncodersTask:
     text_tower: ClipText
     batches: Sequence[dict[str, np.ndarray]]
     start: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    words: Mapping[str, int] = dataclasses.field(default_factory=dict)
     frozen: None = None
 
     def __post_init__(self):
@@ -118,18 +120,21 @@ class EncodersTask:
         same_subject = jnp.eye(len(first), dtype=bool)
         dinov2 = scaled("dinov2", self._embed(params, "dinov2", whole(first)), self._embed(params, "dinov2", second),
                         same_subject)
-        caption = self._caption_loss(params, batch["views"][:half, 0] / 255.0, ids[:half])
-        return siglip + dinov2 + caption, {"siglip": siglip, "dinov2": dinov2, "caption": caption}
+        caption, said = self._caption_loss(params, first / 255.0, ids)
+        return siglip + dinov2 + caption, {"siglip": siglip, "dinov2": dinov2, "caption": caption, **said}
 
     def _caption_loss(self, params, references, ids):
-        """Cross-entropy of the description's tokens together, from the whole reference and its parts."""
+        """Cross-entropy of the description's tokens together, from the whole reference and its parts; and the share
+        of each of `words` that is said right."""
         whole, parts = prepare_reference(references, size=2 * self.size, encoder_size=self.size, local="tiles")
         count = len(references)
         views = jnp.concatenate([whole[:, None], parts.reshape(count, -1, *whole.shape[1:])], axis=1)
         tokens = self._tokens(params, "siglip", views.reshape(-1, *whole.shape[1:]))
         tokens = tokens.reshape(count, -1, tokens.shape[-1])
         logits = self.captioner.apply({"params": params["captioner"]}, tokens)
-        return optax.softmax_cross_entropy_with_integer_labels(logits, ids).sum(axis=-1).mean()
+        right = (logits.argmax(axis=-1) == ids).mean(axis=0)
+        return (optax.softmax_cross_entropy_with_integer_labels(logits, ids).sum(axis=-1).mean(),
+                {f"said_{word}": right[place] for word, place in self.words.items()})
 
     def _tokens(self, params, name, images):
         module, mean, std = {"siglip": (self.siglip, SIGLIP_MEAN, SIGLIP_STD),

@@ -26,6 +26,9 @@ from realcustom_jax.stages import adapter, autoencoder, base, encoders, judge
 from realcustom_jax.text import build_tokenizer, encode_prompt
 from realcustom_jax.training import TrainSettings, fit
 
+# Places of a description's words after the start token: "a slim red and blue striped dog".
+_DESCRIBED = {"build": 2, "primary": 3, "secondary": 5, "pattern": 6, "noun": 7}
+
 
 def run(config: ConfigDict, workdir: Path) -> None:
     """Trains `config.stage`, or all stages; a stage that has written its part of the bundle is not trained again."""
@@ -85,7 +88,7 @@ def _encoders(config: ConfigDict, workdir: Path, data: Path) -> None:
         siglip_config=models["image_encoder_siglip"], dinov2_config=models["image_encoder_dinov2"],
         text_tower=ClipText(ClipTextConfig.from_config(_text_config(config, tokenizer))),
         batches=_batches(arrays, "encoders", config), start=_trained_encoders(Path(config.warm_start))
-        if config.warm_start else {})
+        if config.warm_start else {}, words=_DESCRIBED)
     params = _fit("encoders", task, config, workdir)
     for name in ("siglip", "dinov2"):
         part = f"image_encoder_{name}"
@@ -159,7 +162,7 @@ def _adapter(config: ConfigDict, workdir: Path, data: Path) -> None:
         batches=_batches(arrays, "adapter", config, rows), curriculum=Curriculum(**config.curriculum),
         steps=config.optimization.adapter.steps, empty_ids=encode_prompt(tokenizer, "", allow_empty=True)[0],
         decode=_decoder(workdir), image_size=config.models.vae.sample_size, prediction=config.prediction,
-        masked=config.masked, taught=config.taught)
+        masked=config.masked, taught=config.taught, spelled=config.spelled)
     params = _fit("adapter", task, config, workdir)
     _save_part(workdir, "adapter", adapter_config, adapter_tensors(params["projector"], params["vision"]))
     by_the_first(lambda: _describe(folder, config.prediction))
