@@ -162,8 +162,8 @@ class Pipeline:
 
         pipeline = cls(
             text_encoders=tuple(TextEncoder(
-                bundle.load_tokenizer(words, f"tokenizer{part}"),
-                encoder(bundle.load_text_encoder, model, f"text_encoder{part}")) for part in bundle.text_encoders(model)),
+                bundle.load_tokenizer(words, f"tokenizer{end}"),
+                encoder(bundle.load_text_encoder, model, f"text_encoder{end}")) for end in bundle.text_encoders(model)),
             vae=Network(*bundle.load_autoencoder(model, dtype=jnp.float32 if dtype == jnp.float16 else dtype)),
             unet=Network(*bundle.load_unet(model, given, base_last=preset.weight_order == "base_last", dtype=dtype)),
             siglip=encoder(bundle.load_vision_encoder, encoders, "image_encoder_siglip"),
