@@ -4,6 +4,7 @@ What a checkpoint holds is what training changes: trainable parameters, their av
 weights are not written again, and the batches need no position of their own: batch and random key follow from the step.
 """
 
+import contextlib
 import shutil
 import warnings
 from pathlib import Path
@@ -27,6 +28,7 @@ class Checkpoints:
         on_existing: "resume" continues from them, "overwrite" deletes them, "refuse" is an error.
     Raises:
         FileExistsError: there are checkpoints, and `on_existing` refuses.
+        OSError, from `save` on: the disk is full; the checkpoints before the one being written are intact.
     """
 
     def __init__(self, folder: Path, *, keep: int = 2, keep_every: int = 0, on_existing: str = "resume"):
@@ -44,13 +46,16 @@ class Checkpoints:
         return self
 
     def __exit__(self, *exception):
-        self._manager.wait_until_finished()
-        self._manager.close()
+        try:
+            self.wait()
+        finally:
+            self._manager.close()
 
     def save(self, step: int, state: Any) -> None:
         """Starts writing `state` after `step` steps; the arrays may be changed or donated once it returns."""
         if step not in self._manager.all_steps():
-            self._manager.save(step, args=ocp.args.StandardSave(state), force=True)
+            with self._naming_a_full_disk():
+                self._manager.save(step, args=ocp.args.StandardSave(state), force=True)
 
     def restore(self, wanted: Any) -> Any | None:
         """The newest state that can be read, laid out as `wanted`, shapes with shardings; None where there is none. One
@@ -81,7 +86,20 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Until everything is written."""
-        self._manager.wait_until_finished()
+        with self._naming_a_full_disk():
+            self._manager.wait_until_finished()
+
+    @contextlib.contextmanager
+    def _naming_a_full_disk(self):
+        try:
+            yield
+        except Exception as error:  # TensorStore's is a ValueError, Python's an OSError
+            if not any(reason in str(error) for reason in ("No space left on device", "Disk quota exceeded")):
+                raise
+            last = self._manager.latest_step()
+            kept = "no checkpoint was written" if last is None else f"the checkpoint of step {last} is intact"
+            raise OSError(f"The disk of {self.folder} is full: training stopped; {kept}. Make room and run the same "
+                          "command again.") from None
 
     def _check_shapes(self, step: int, wanted: Any) -> None:
         """Raises _OtherSettings if a checkpoint holds other arrays than are wanted, before a byte of them is read."""

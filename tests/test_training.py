@@ -9,6 +9,7 @@ import socket
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from jax.sharding import AbstractMesh
 from PIL import Image
@@ -261,6 +262,24 @@ for i in range(3):
 assert step._cache_size() == 1
 assert all(jax.tree.leaves(jax.tree.map(lambda x, s: x.sharding.is_equivalent_to(s, x.ndim), state, placed)))
 """, tmp_path)
+
+
+@pytest.mark.parametrize("problem", [
+    OSError(28, "No space left on device"), ValueError("RESOURCE_EXHAUSTED: Failed to write 9 bytes: No space left on "
+                                                       "device [os_error_code='28']")])
+def test_a_full_disk_keeps_the_last_checkpoint_and_the_run_goes_on_when_there_is_room(tmp_path, problem):
+    whole = fit("whole", Regression(), SETTINGS, tmp_path / "whole")
+    save = ocp.CheckpointManager.save
+
+    def full(self, step, *args, **kwargs):
+        if step > 4:
+            raise problem
+        return save(self, step, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patched, pytest.raises(OSError, match="disk of .* full.* of step 4 is intact"):
+        patched.setattr(ocp.CheckpointManager, "save", full)
+        fit("full", Regression(), SETTINGS, tmp_path / "full")
+    np.testing.assert_array_equal(fit("full", Regression(), SETTINGS, tmp_path / "full")["w"], whole["w"])
 
 
 def test_which_checkpoints_stay_and_what_happens_to_old_ones(tmp_path):
