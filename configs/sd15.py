@@ -40,6 +40,7 @@ def get_config() -> ml_collections.ConfigDict:
         "dtype": "bfloat16",  # of everything frozen, and of computation
         "on_existing": "resume",  # or overwrite, refuse
         "side": 512,
+        "precomputed": False,  # True: latents, texts and image features are computed once, ahead, to WORKDIR/features
         "data": {"folder": "", "max_broken": 0, "seed": 0},
         "preset": {},
         "fresh": {

@@ -150,6 +150,23 @@ def batch_sharding(mesh: Mesh, batch_size: int, rules: AxisRules = AxisRules()) 
     return NamedSharding(mesh, rules.spec(("batch",)))
 
 
+def examples_here(shares: NamedSharding, batch_size: int) -> np.ndarray:
+    """Which examples of a batch this process's devices hold, in order."""
+    held = [np.arange(batch_size)[at] for at in shares.addressable_devices_indices_map((batch_size,)).values()]
+    return np.unique(np.concatenate(held))
+
+
+def distribute_batch(batch, shares: NamedSharding, batch_size: int):
+    """A batch on the devices, from arrays that hold all examples, or those that are held here (`examples_here`)."""
+    here = examples_here(shares, batch_size)
+
+    def array(x):
+        part = (lambda at: at) if len(x) == batch_size else lambda at: np.searchsorted(here, np.arange(batch_size)[at])
+        return jax.make_array_from_callback((batch_size, *np.shape(x)[1:]), shares, lambda at: x[part(at[0])])
+
+    return jax.tree.map(array, batch)
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """A copy on every device."""
     return NamedSharding(mesh, PartitionSpec())

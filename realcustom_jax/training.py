@@ -81,7 +81,8 @@ class Task(Protocol):
         """(scalar to minimise, scalars to report); jitted, pure."""
 
     def batch(self, step: int) -> Batch:
-        """The numpy batch of a step: the same arrays whenever it is asked for."""
+        """The numpy batch of a step: the same arrays whenever it is asked for. All its examples or, where reading them
+        is work, those that `sharding.examples_here` names."""
 
     def preview(self, params: Params) -> Image.Image:
         """A picture of what the parameters can do."""
@@ -202,8 +203,7 @@ def fit(name: str, task: Task, settings: TrainSettings, workdir: Path, *, mesh: 
         peak = peak_flops(mesh.devices.flat[0].device_kind)
 
         def load(step):
-            batch = task.batch(step)
-            return sharding.distribute(batch, jax.tree.map(lambda _: shares, batch))
+            return sharding.distribute_batch(task.batch(step), shares, settings.batch_size)
 
         def operations():
             with jax.set_mesh(mesh):

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 from pathlib import Path
 
 import jax
@@ -13,7 +14,7 @@ from realcustom_jax.curriculum import Curriculum
 from realcustom_jax.data import folder
 from realcustom_jax.data.bucketed import BucketBatches
 from realcustom_jax.pipeline import Pipeline
-from realcustom_jax.stages import published
+from realcustom_jax.stages import features, published
 from realcustom_jax.tensors import read_files
 
 import fresh_process
@@ -109,7 +110,7 @@ def test_training_that_stopped_goes_on_to_the_same_bytes(run, tmp_path, monkeypa
 SHARDED = """
 import sys
 from pathlib import Path
-from realcustom_jax.stages import published
+from realcustom_jax.stages import features, published
 from test_published import get_config
 
 model, pictures, workdir = map(Path, sys.argv[1:])
@@ -129,6 +130,46 @@ def test_every_frozen_part_may_be_divided_over_the_devices(run, tmp_path, pictur
                       for at in (tmp_path, workdir))
     assert len(whole) == 3
     np.testing.assert_allclose(divided, whole, rtol=1e-5)
+
+
+def test_features_computed_ahead_train_the_same(run, tmp_path):
+    """Within what float16 rounds away; and a second run finds them computed."""
+    kind, _, config, workdir = run
+    config = config.copy_and_resolve_references()
+    config.train.precomputed = True
+    config.train.optimization.sample_every = 0
+    published.run(config, tmp_path)
+    ahead, within = ([json.loads(line)["loss"] for line in (at / "metrics.jsonl").read_text().splitlines()]
+                     for at in (tmp_path, workdir))
+    np.testing.assert_allclose(ahead, within, rtol=2e-3)
+    assert ahead != within
+    (stored,) = (tmp_path / "features").iterdir()
+    assert (stored / "pooled.npy").is_file() == (kind == "sdxl")
+    before = (stored / "index.npy").stat().st_mtime_ns
+    config.train.on_existing = "overwrite"
+    published.run(config, tmp_path)
+    assert (stored / "index.npy").stat().st_mtime_ns == before
+    assert len(np.load(stored / "index.npy")) == ROWS
+
+
+@pytest.mark.parametrize("run", ["sdxl"], indirect=True)
+def test_features_that_the_disk_cannot_hold_are_refused_before_they_are_computed(run, tmp_path, monkeypatch):
+    _, _, config, _ = run
+    config = config.copy_and_resolve_references()
+    config.train.precomputed = True
+    monkeypatch.setattr(features.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 10, 0))
+    with pytest.raises(OSError, match="features of 7 rows and 14 references take .* 0.0 GB free"):
+        published.run(config, tmp_path)
+
+
+def test_a_part_of_the_examples_is_read_and_drawn_like_the_whole(pictures, tmp_path):
+    dataset = folder.write(pictures, tmp_path / "data", side=256, reference_side=16)
+    settings = {"batch_size": 4, "seed": 0, "curriculum": Curriculum(), "steps": 10}
+    whole = BucketBatches(dataset, **settings)
+    part = BucketBatches(dataset, examples=np.array([1, 3]), **settings)
+    for step in range(6):
+        for name, value in whole[step].items():
+            np.testing.assert_array_equal(part[step][name], np.asarray(value)[[1, 3]], err_msg=name)
 
 
 def test_an_epoch_shows_every_row_in_batches_of_one_size(pictures, tmp_path):

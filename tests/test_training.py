@@ -15,7 +15,13 @@ from jax.sharding import AbstractMesh
 from PIL import Image
 
 from realcustom_jax import training
-from realcustom_jax.sharding import MESH_AXES, AxisRules, make_mesh  # noqa: F401  (of the scripts below)
+from realcustom_jax.sharding import (  # noqa: F401  (of the scripts below)
+    MESH_AXES,
+    AxisRules,
+    batch_sharding,
+    examples_here,
+    make_mesh,
+)
 from realcustom_jax.training import (  # noqa: F401
     TrainSettings,
     fit,
@@ -134,7 +140,12 @@ jax.distributed.initialize(sys.argv[2], num_processes=2, process_id=int(sys.argv
 from test_training import *
 assert jax.device_count() == 4 and jax.local_device_count() == 2
 folder = pathlib.Path(sys.argv[1])
-fit('two', Layered(), SETTINGS, folder / 'two', mesh=make_mesh(fsdp=2))
+class Partial(Layered):
+    def batch(self, step):
+        here = examples_here(batch_sharding(make_mesh(fsdp=2), 4), 4)
+        assert here.tolist() == [[0, 1], [2, 3]][jax.process_index()]
+        return {name: x[here] for name, x in super().batch(step).items()}
+fit('two', Partial(), SETTINGS, folder / 'two', mesh=make_mesh(fsdp=2))
 fit('on', Layered(), dataclasses.replace(SETTINGS, steps=16), folder / 'one', mesh=make_mesh(fsdp=2))
 """
     with socket.socket() as free:

@@ -37,19 +37,21 @@ class BackboneLoss:
     def __call__(self, params, frozen, batch, key) -> tuple[jax.Array, dict[str, jax.Array]]:
         """(loss, nothing else to report), as `training.make_train_step` wants it."""
         text_key, image_key, noise_key = jax.random.split(key, 3)
-        size = len(batch["latents"])
+        return self.denoising(params, frozen["unet"], self.dropped(batch, frozen, text_key, image_key), noise_key), {}
 
-        def dropped(key, share, values, instead):  # of one example all values or none
+    def dropped(self, batch, frozen, text_key, image_key):
+        """The batch with some examples' texts, and some examples' features, replaced by those of nothing."""
+        size = len(batch["text"])
+
+        def drop(key, share, values, instead):  # of one example all values or none
             chosen = jax.random.bernoulli(key, share, (size,))
             return jax.tree.map(
                 lambda value, other: jnp.where(
                     chosen.reshape(size, *(1,) * (value.ndim - 1)), other.astype(value.dtype), value), values, instead)
 
         text = {name: batch[name] for name in frozen["empty"]}
-        text = dropped(text_key, self.text_dropout, text, frozen["empty"])
-        features = dropped(image_key, self.image_dropout, batch["features"], frozen["no_image"])
-        batch = {**batch, **text, "features": features}
-        return self.denoising(params, frozen["unet"], batch, noise_key), {}
+        text = drop(text_key, self.text_dropout, text, frozen["empty"])
+        return {**batch, **text, "features": drop(image_key, self.image_dropout, batch["features"], frozen["no_image"])}
 
     def denoising(self, params, base, batch, key) -> jax.Array:
         """The loss of a batch of which nothing is dropped any more; `base` are the UNet's frozen parameters."""

@@ -1,13 +1,14 @@
 """Trains the adapter of a published model (SD-1.5, SDXL; the miniature too) on your own pictures.
 
-The model's parts are frozen, in `dtype`; latents, texts and image features are computed within the step. The run's
-folder gets `data/` (the pictures as a dataset), `fresh/adapter/` (what a new adapter begins with), the loop's
-checkpoints, metrics and samples, and at the end `adapter/`, for `sample.py --adapter`.
+The model's parts are frozen, in `dtype`; latents, texts and image features are computed within the step or, with
+`precomputed`, once before the first. The run's folder gets `data/` (the pictures as a dataset), `features/` (what was
+computed before), `fresh/adapter/` (what a new adapter begins with), the loop's checkpoints, metrics and samples, and at
+the end `adapter/`, for `sample.py --adapter`.
 """
 
 import contextlib
 import dataclasses
-import warnings
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,14 +27,15 @@ from realcustom_jax.compilation import enable_compilation_cache
 from realcustom_jax.curriculum import Curriculum
 from realcustom_jax.data import folder
 from realcustom_jax.data.bucketed import BucketBatches
-from realcustom_jax.images import VisionSettings, from_uint8, grid, reference_features
+from realcustom_jax.images import VisionSettings, grid
 from realcustom_jax.locate import local_model
 from realcustom_jax.models.projector import Projector, ProjectorConfig
-from realcustom_jax.pipeline import ASSETS, DTYPES, Network, Pipeline, text_states
+from realcustom_jax.pipeline import ASSETS, DTYPES, Network, Pipeline
 from realcustom_jax.processes import by_the_first
+from realcustom_jax.stages import features
 from realcustom_jax.stages.backbone import BackboneLoss
+from realcustom_jax.stages.features import Encoders, StoredFeatures
 from realcustom_jax.tensors import read_files
-from realcustom_jax.text import encode_prompt
 from realcustom_jax.training import TrainSettings, fit
 
 _PREVIEWS = 4
@@ -62,14 +64,25 @@ def run(config: ConfigDict, workdir: Path) -> None:
     with jax.default_device(jax.local_devices(backend="cpu")[0]) if _has_cpu() else contextlib.nullcontext():
         pipeline = Pipeline.load(train.model, start, vision=train.vision or None, tokenizer=train.tokenizer or None,
                                  preset=train.preset.to_dict(), dtype=train.dtype, offload=True)
+    shares = sharding.batch_sharding(mesh, settings.batch_size // settings.accumulate)
     batches = BucketBatches(data, batch_size=settings.batch_size, seed=settings.seed, steps=settings.steps,
-                            curriculum=Curriculum(**train.curriculum))
-    task = PublishedTask(pipeline, batches, snr_limit=train.snr_limit or None)
+                            curriculum=Curriculum(**train.curriculum),
+                            examples=sharding.examples_here(shares, settings.batch_size))
+    task = _task(pipeline, data, batches, workdir, train)
     params = fit("adapter", task, settings, workdir, mesh=mesh)
     given = find_adapter(start)
     adapter = {"image_prompt_settings": given.settings, "vision_settings": dataclasses.asdict(given.vision)}
     tensors = bundle.to_half(adapter_tensors(params["projector"], params["vision"]))
     by_the_first(lambda: bundle.save_part(workdir, "adapter", adapter, tensors))
+
+
+def _task(pipeline: Pipeline, data: Path, batches: BucketBatches, workdir: Path, train: ConfigDict) -> "PublishedTask":
+    limit = train.snr_limit or None
+    if not train.precomputed:
+        return PublishedTask(pipeline, batches, limit)
+    found = functools.partial(features.write, Encoders(pipeline), data, batches.buckets, workdir / "features")
+    by_the_first(found)
+    return PrecomputedTask(pipeline, batches, found(), limit)
 
 
 def write_fresh_adapter(model: str, vision: str, settings: Mapping[str, Any], path: Path) -> None:
@@ -107,13 +120,11 @@ class PublishedTask:
     """
 
     def __init__(self, pipeline: Pipeline, batches: BucketBatches, snr_limit: float | None = None):
-        self._pipeline, self._batches = pipeline, batches
+        self._pipeline, self._batches, self._encoders = pipeline, batches, Encoders(pipeline)
         vision, base = split_unet(pipeline.unet.params)
         self._fresh = jax.tree.map(lambda x: np.asarray(x, np.float32),
                                    {"projector": pipeline.projector.params, "vision": vision})
-        self.frozen = {
-            "unet": base, "vae": pipeline.vae.params, "siglip": pipeline.siglip.params, "dinov2": pipeline.dino.params,
-            "text_encoders": tuple(encoder.network.params for encoder in pipeline.text_encoders)}
+        self.frozen = {"unet": base, **self._encoders.params}
         self._loss = BackboneLoss(pipeline.unet.module, pipeline.projector.module, pipeline.prediction,
                                   snr_limit=snr_limit, betas=pipeline.betas)
 
@@ -121,42 +132,26 @@ class PublishedTask:
         return self._fresh
 
     def batch(self, step):
-        """Pictures uint8, token ids [encoders,B,T] and size conditioning [B,6] as the preset orders it."""
+        """Pictures uint8, token ids [B,encoders,T] and size conditioning [B,6] as the preset orders it."""
         batch = self._batches[step]
+        ids = self._encoders.ids(batch["caption"])
         size = np.broadcast_to(np.array(batch["target"].shape[1:3]), (len(batch["target"]), 2))
-        sizes = [batch["original_size"], batch["crop_top_left"], size]
-        if self._pipeline.preset.size_order == "width_first":
-            sizes = [pair[:, ::-1] for pair in sizes]
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # long captions are cut in every epoch again
-            ids = [encode_prompt(encoder.tokenizer, batch["caption"]) for encoder in self._pipeline.text_encoders]
-            empty = [encode_prompt(encoder.tokenizer, "", allow_empty=True) for encoder in self._pipeline.text_encoders]
-        return {"target": batch["target"], "reference": batch["reference"], "ids": np.stack(ids, axis=1),
-                "empty_ids": np.stack([np.broadcast_to(e, i.shape) for e, i in zip(empty, ids, strict=True)], axis=1),
-                "time_ids": np.concatenate(sizes, axis=1).astype(np.float32)}
+        return {"target": batch["target"], "reference": batch["reference"], "ids": ids,
+                "empty_ids": np.broadcast_to(self._encoders.ids([""]), ids.shape),
+                "time_ids": self._encoders.time_ids(batch["original_size"], batch["crop_top_left"], size)}
 
     def loss(self, params, frozen, batch, key):
         text_key, image_key, latents_key, noise_key = jax.random.split(key, 4)
         size = len(batch["target"])
-        no_text = jax.random.bernoulli(text_key, self._loss.text_dropout, (size, 1, 1))
-        no_image = jax.random.bernoulli(image_key, self._loss.image_dropout, (size, 1, 1, 1))
-        pipeline = self._pipeline
-
-        ids = jnp.where(no_text, batch["empty_ids"], batch["ids"])
-        outputs = [encoder.network.module.apply({"params": own}, ids[:, i]) for i, (encoder, own) in enumerate(
-            zip(pipeline.text_encoders, frozen["text_encoders"], strict=True))]
-        text, pooled = text_states(outputs, pipeline.unet.module.config, pipeline.preset.pooled)
-        features = reference_features(
-            pipeline.siglip.module, frozen["siglip"], pipeline.dino.module, frozen["dinov2"],
-            jnp.where(no_image, 0.0, batch["reference"] / 255.0), pipeline.vision_settings)
-        vae = pipeline.vae.module
-        found = vae.apply({"params": frozen["vae"]}, from_uint8(batch["target"]), method="encode")
-        noise = jax.random.normal(latents_key, found.mean.shape)
-        latents = (found.mean + jnp.exp(0.5 * found.logvar) * noise) * vae.config.scaling_factor
-        known = {"latents": latents, "text": text, "features": features}
-        if pooled is not None:
-            known |= {"pooled": pooled, "time_ids": batch["time_ids"]}
-        known = jax.lax.stop_gradient(known)
+        no_text = jax.random.bernoulli(text_key, self._loss.text_dropout, (size,))
+        no_image = jax.random.bernoulli(image_key, self._loss.image_dropout, (size,))
+        ids = jnp.where(no_text[:, None, None], batch["empty_ids"], batch["ids"])
+        pictures = jnp.where(no_image[:, None, None, None], 0.0, batch["reference"] / 255.0)
+        known = jax.lax.stop_gradient({
+            **self._encoders.text(frozen, ids), "features": self._encoders.references(frozen, pictures),
+            "latents": self._encoders.latents(self._encoders.targets(frozen, batch["target"]), latents_key)})
+        if "pooled" in known:
+            known["time_ids"] = batch["time_ids"]
         return self._loss.denoising(params, frozen["unet"], known, noise_key), {}
 
     def preview(self, params) -> Image.Image:
@@ -176,6 +171,28 @@ class PublishedTask:
             references.append(reference.resize((side, side)))
         rows = np.stack([np.asarray(image) for image in references + made])
         return grid(rows / 127.5 - 1.0, columns=len(made))
+
+
+class PrecomputedTask(PublishedTask):
+    """The same, from features on disk: the encoders are neither run nor on the devices."""
+
+    def __init__(self, pipeline: Pipeline, batches: BucketBatches, stored: StoredFeatures,
+                 snr_limit: float | None = None):
+        super().__init__(pipeline, batches, snr_limit)
+        self._stored = stored
+        self.frozen = {"unet": self.frozen["unet"], **stored.dropped()}
+
+    def batch(self, step):
+        """targets, text, pooled, time_ids and features, see `StoredFeatures.batch`."""
+        return self._stored.batch(*self._batches.chosen(step))
+
+    def loss(self, params, frozen, batch, key):
+        text_key, image_key, latents_key, noise_key = jax.random.split(key, 4)
+        known = self._loss.dropped(batch, frozen, text_key, image_key)
+        encoded = {name: known[name] for name in ("text", "pooled", "features") if name in known}
+        known |= jax.tree.map(lambda x: x.astype(self._pipeline.unet.module.dtype), encoded)
+        known["latents"] = self._encoders.latents(known["targets"], latents_key)
+        return self._loss.denoising(params, frozen["unet"], known, noise_key), {}
 
 
 def _has_cpu() -> bool:

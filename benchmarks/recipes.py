@@ -1,0 +1,62 @@
+"""The curriculum against its two ends: three adapters of the miniature that differ by one line of the configuration.
+
+    python -m benchmarks.recipes --workdir runs/mini --steps 600
+
+Each starts fresh on the frozen parts in WORKDIR/bundle (the bundled miniature's where there is none), with the same
+steps and seed, in WORKDIR/recipes/NAME, and is scored on the same held-out subjects. The same command resumes.
+"""
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from realcustom_jax.curriculum import RECIPES
+from realcustom_jax.pipeline import ASSETS
+
+_SCORES = ("subject_similarity", "text_controllability", "mask_auc")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workdir", type=Path, default=Path("runs/mini"))
+    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--num-subjects", type=int, default=24)
+    parser.add_argument("--config", default="configs/mini.py")
+    options = parser.parse_args()
+    if not (options.workdir / "bundle").is_dir():
+        shutil.copytree(ASSETS / "mini", options.workdir / "bundle")
+    print(f"| recipe, {options.steps} steps | {' | '.join(name.replace('_', ' ') for name in _SCORES)} |")
+    print("|---|" + "---|" * len(_SCORES))
+    for recipe in RECIPES:
+        scores = train_and_score(recipe, options)["methods"]["fused"]
+        cells = (f"{scores[name]['value']:.3f} [{scores[name]['ci95'][0]:.2f}, {scores[name]['ci95'][1]:.2f}]"
+                 for name in _SCORES)
+        print(f"| {recipe} | {' | '.join(cells)} |", flush=True)
+
+
+def train_and_score(recipe: str, options: argparse.Namespace) -> dict:
+    """The report of the evaluation."""
+    folder = (options.workdir / "recipes" / recipe).absolute()
+    report = folder / "scores.json"
+    if not report.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        for shared in ("data", "cache"):  # what no recipe changes
+            (options.workdir / shared).mkdir(exist_ok=True)
+            if not (folder / shared).exists():
+                (folder / shared).symlink_to((options.workdir / shared).absolute())
+        if not (folder / "bundle").is_dir():
+            shutil.copytree(options.workdir / "bundle", folder / "bundle")
+        subprocess.run([
+            sys.executable, "train.py", f"--config={options.config}", f"--workdir={folder}", "--config.stage=adapter",
+            f"--config.curriculum.recipe={recipe}", f"--config.optimization.adapter.steps={options.steps}"], check=True)
+        subprocess.run([
+            sys.executable, "-m", "realcustom_jax.evaluation", "--model", str(folder / "bundle"), "--num-subjects",
+            str(options.num_subjects), "--json", str(report)], check=True, stdout=subprocess.DEVNULL)
+    return json.loads(report.read_text())
+
+
+if __name__ == "__main__":
+    main()

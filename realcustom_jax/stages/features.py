@@ -1,0 +1,211 @@
+"""What a published model's frozen encoders make of pictures and captions: in every step, or once, kept on disk.
+
+On disk are, as float16 in plain .npy files that are read row by row: the autoencoder's mean and log-variance of each
+target, a file for each bucket; the text encoders' states and pooled text of each caption; the image encoders' features
+of each reference, all layers and parts one after the other (SDXL's `paper` projector reads 25 MB of a reference).
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import operator
+import shutil
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from realcustom_jax.data.loader import Split
+from realcustom_jax.files import write_json
+from realcustom_jax.images import from_uint8, reference_features
+from realcustom_jax.pipeline import Pipeline, text_states
+from realcustom_jax.text import encode_prompt
+
+_AT_ONCE = 8
+
+
+class Encoders:
+    """The frozen encoders of a pipeline, as pure functions of `params`."""
+
+    def __init__(self, pipeline: Pipeline):
+        self._pipeline = pipeline
+        self.params = {
+            "vae": pipeline.vae.params, "siglip": pipeline.siglip.params, "dinov2": pipeline.dino.params,
+            "text_encoders": tuple(encoder.network.params for encoder in pipeline.text_encoders)}
+
+    def ids(self, captions: Sequence[str]) -> np.ndarray:
+        """int32 [B,encoders,T]; what is too long is cut."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # long captions are cut in every epoch again
+            return np.stack([encode_prompt(encoder.tokenizer, captions, allow_empty=True)
+                             for encoder in self._pipeline.text_encoders], axis=1)
+
+    def time_ids(self, original: np.ndarray, corner: np.ndarray, size: np.ndarray) -> np.ndarray:
+        """SDXL's size conditioning [B,6] in the order of the preset, from pairs [B,2], vertical first."""
+        width_first = self._pipeline.preset.size_order == "width_first"
+        pairs = [pair[:, ::-1] if width_first else pair for pair in (original, corner, size)]
+        return np.concatenate(pairs, axis=1).astype(np.float32)
+
+    def text(self, params, ids: jax.Array) -> dict[str, jax.Array]:
+        """text [B,T,D] and, for SDXL's kind of UNet, pooled [B,P]."""
+        outputs = [encoder.network.module.apply({"params": own}, ids[:, i]) for i, (encoder, own) in enumerate(
+            zip(self._pipeline.text_encoders, params["text_encoders"], strict=True))]
+        text, pooled = text_states(outputs, self._pipeline.unet.module.config, self._pipeline.preset.pooled)
+        return {"text": text} if pooled is None else {"text": text, "pooled": pooled}
+
+    def references(self, params, pictures: jax.Array) -> tuple[jax.Array, ...]:
+        """`images.reference_features` of pictures [B,S,S,3] in [0, 1]."""
+        pipeline = self._pipeline
+        return reference_features(pipeline.siglip.module, params["siglip"], pipeline.dino.module, params["dinov2"],
+                                  pictures, pipeline.vision_settings)
+
+    def targets(self, params, pictures: jax.Array) -> jax.Array:
+        """The autoencoder's mean and log-variance [B,2,h,w,C] of pictures uint8 [B,H,W,3]."""
+        vae = self._pipeline.vae.module
+        found = vae.apply({"params": params["vae"]}, from_uint8(pictures), method="encode")
+        return jnp.stack([found.mean, found.logvar], axis=1)
+
+    def latents(self, targets: jax.Array, key: jax.Array) -> jax.Array:
+        """A sample [B,h,w,C] of unit variance of what `targets` gives."""
+        mean, logvar = targets.astype(jnp.float32).swapaxes(0, 1)
+        scale = self._pipeline.vae.module.config.scaling_factor
+        return (mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape)) * scale
+
+    def fingerprint(self) -> str:
+        """Of all that the features depend on beside the pictures: sizes, settings, and a value of each weight."""
+        pipeline = self._pipeline
+        values = [(x.shape, float(np.asarray(x.ravel()[x.size // 2]))) for x in jax.tree.leaves(self.params)]
+        known = pipeline.vision_settings, pipeline.preset.pooled, pipeline.preset.size_order, values
+        return hashlib.sha256(repr(known).encode()).hexdigest()[:12]
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredFeatures:
+    """Features on disk; see `write`."""
+
+    folder: Path
+
+    def batch(self, rows: np.ndarray, references: np.ndarray) -> dict[str, Any]:
+        """targets [B,2,h,w,C], text, pooled, time_ids, features (a tuple) of rows of one bucket, with one reference
+        each."""
+        index = self._read("index")[rows]
+        wide = self._read("features")[index[:, 2] + references]
+        stored = {name: self._read(name)[rows] for name in ("text", "pooled", "time_ids") if self._has(name)}
+        return {"targets": self._read(f"targets-{index[0, 0]}")[index[:, 1]], "features": self._layers(wide), **stored}
+
+    def dropped(self) -> dict[str, Any]:
+        """What replaces a dropped condition, without batch axis: `empty` {text, pooled} and `no_image`."""
+        empty = {name: self._read(f"empty-{name}") for name in ("text", "pooled") if self._has(f"empty-{name}")}
+        return {"empty": empty, "no_image": self._layers(self._read("no_image"))}
+
+    def _layers(self, wide: np.ndarray) -> tuple[np.ndarray, ...]:
+        lengths = json.loads((self.folder / "layers.json").read_text())["lengths"]
+        return tuple(np.split(wide, np.cumsum(lengths)[:-1], axis=-2))
+
+    def _has(self, name: str) -> bool:
+        return (self.folder / f"{name}.npy").is_file()
+
+    def _read(self, name: str) -> np.ndarray:
+        return np.load(self.folder / f"{name}.npy", mmap_mode="r")
+
+
+def write(encoders: Encoders, data: Path, buckets: Sequence[np.ndarray], parent: Path) -> StoredFeatures:
+    """Computes the features of every row of the dataset `data`, or finds them computed, in a folder within `parent`.
+    `buckets` holds the rows of each bucket.
+
+    Raises OSError: the disk has not enough room, said before anything is computed; ValueError: a feature does not fit
+    float16.
+    """
+    folder = parent / f"{data.parent.name}_{encoders.fingerprint()}"
+    if folder.is_dir():
+        return StoredFeatures(folder)
+    rows = Split(data, "train")
+    counts = np.array([len(row["difficulty"]) for row in (
+        Split(data, "train", fields=("difficulty",))[i] for i in range(len(rows)))])
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    params = jax.device_put(jax.device_get(encoders.params), jax.local_devices()[0])
+    text, references, targets = (jax.jit(f) for f in (encoders.text, encoders.references, encoders.targets))
+
+    def features(pictures):
+        return jnp.concatenate(references(params, jnp.asarray(pictures) / 255.0), axis=1)
+
+    first = rows[0]
+    no_image = references(params, jnp.zeros((1, *first["references"].shape[1:])))
+    nothing = {"no_image": _half("no_image", jnp.concatenate(no_image, axis=1))[0]}
+    nothing |= {f"empty-{name}": _half(name, value)[0] for name, value in text(params, encoders.ids([""])).items()}
+    sizes = {bucket: jax.eval_shape(targets, params, rows[int(own[0])]["target"][None]).shape[1:]
+             for bucket, own in enumerate(buckets)}
+    _check_room(partial, nothing, counts, {bucket: (len(buckets[bucket]), *size)
+                                           for bucket, size in sizes.items()})
+    write_json(partial / "layers.json", {"lengths": [x.shape[1] for x in no_image]})
+
+    def new(name, shape, dtype=np.float16):
+        return np.lib.format.open_memmap(partial / f"{name}.npy", "w+", dtype, shape)
+
+    for name, value in nothing.items():
+        new(name, value.shape)[...] = value
+    index = new("index", (len(rows), 3), np.int64)
+    index[:, 2] = np.cumsum(counts) - counts
+    wide = new("features", (counts.sum(), *nothing["no_image"].shape))
+    texts = {name: new(name, (len(rows), *nothing[f"empty-{name}"].shape)) for name in ("text", "pooled")
+             if f"empty-{name}" in nothing}
+    time_ids = new("time_ids", (len(rows), 6), np.float32) if "pooled" in texts else None
+    with tqdm(total=len(rows), desc="computing features", unit="row") as bar:
+        for bucket, own in enumerate(buckets):
+            kept = new(f"targets-{bucket}", (len(own), *sizes[bucket]))
+            for start in range(0, len(own), _AT_ONCE):
+                numbers = own[start:start + _AT_ONCE]
+                read = [rows[int(i)] for i in numbers]
+                index[numbers, 0], index[numbers, 1] = bucket, start + np.arange(len(numbers))
+                kept[start:start + len(numbers)] = _in_chunks(
+                    "targets", lambda x: targets(params, x), [row["target"] for row in read])
+                at = np.concatenate([index[i, 2] + np.arange(counts[i]) for i in numbers])
+                wide[at] = _in_chunks("features", features, [x for row in read for x in row["references"]])
+                ids = encoders.ids([str(row["caption"]) for row in read])
+                for name, found in _in_chunks("texts", lambda x: text(params, x), ids).items():
+                    texts[name][numbers] = found
+                if time_ids is not None:
+                    size = np.broadcast_to(read[0]["target"].shape[:2], (len(read), 2))
+                    time_ids[numbers] = encoders.time_ids(
+                        *(np.stack([row[name] for row in read]) for name in ("original_size", "crop_top_left")), size)
+                bar.update(len(numbers))
+    for array in (index, wide, *texts.values(), *([] if time_ids is None else [time_ids])):
+        array.flush()
+    partial.rename(folder)
+    return StoredFeatures(folder)
+
+
+def _in_chunks(name: str, function: Callable, items: Sequence[np.ndarray]) -> Any:
+    """The function of all items, arrays or a dict of them, computed `_AT_ONCE` at a time so that it compiles once."""
+    made = []
+    for start in range(0, len(items), _AT_ONCE):
+        part = np.stack(items[start:start + _AT_ONCE])
+        found = jax.tree.map(functools.partial(_half, name), function(np.resize(part, (_AT_ONCE, *part.shape[1:]))))
+        made.append(jax.tree.map(operator.itemgetter(slice(len(part))), found))
+    return jax.tree.map(lambda *parts: np.concatenate(parts), *made)
+
+
+def _half(name: str, values: jax.Array) -> np.ndarray:
+    found = np.asarray(values, np.float16)
+    if not np.isfinite(found).all():
+        raise ValueError(f"The {name} of some rows do not fit float16; train with precomputed=False.")
+    return found
+
+
+def _check_room(folder: Path, nothing, counts: np.ndarray, targets: dict[int, tuple[int, ...]]) -> None:
+    texts = sum(value.nbytes for name, value in nothing.items() if name.startswith("empty-"))
+    needed = counts.sum() * nothing["no_image"].nbytes + len(counts) * texts
+    needed += sum(2 * int(np.prod(shape)) for shape in targets.values())
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise OSError(f"The features of {len(counts)} rows and {counts.sum()} references take {needed / 1e9:.1f} GB, "
+                      f"and the disk of {folder.parent} has {free / 1e9:.1f} GB free: make room, or train with "
+                      "precomputed=False.")
