@@ -4,6 +4,7 @@ import importlib.util
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -157,7 +158,8 @@ def test_features_that_the_disk_cannot_hold_are_refused_before_they_are_computed
     _, _, config, _ = run
     config = config.copy_and_resolve_references()
     config.train.precomputed = True
-    monkeypatch.setattr(features.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 10, 0))
+    full = SimpleNamespace(rmtree=shutil.rmtree, disk_usage=lambda path: SimpleNamespace(free=10))
+    monkeypatch.setattr(features, "shutil", full)
     with pytest.raises(OSError, match="features of 7 rows and 14 references take .* 0.0 GB free"):
         published.run(config, tmp_path)
 

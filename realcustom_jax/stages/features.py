@@ -154,7 +154,7 @@ def write(encoders: Encoders, data: Path, buckets: Sequence[np.ndarray], parent:
         new(name, value.shape)[...] = value
     index = new("index", (len(rows), 3), np.int64)
     index[:, 2] = np.cumsum(counts) - counts
-    wide = new("features", (counts.sum(), *nothing["no_image"].shape))
+    wide = new("features", (int(counts.sum()), *nothing["no_image"].shape))
     texts = {name: new(name, (len(rows), *nothing[f"empty-{name}"].shape)) for name in ("text", "pooled")
              if f"empty-{name}" in nothing}
     time_ids = new("time_ids", (len(rows), 6), np.float32) if "pooled" in texts else None
