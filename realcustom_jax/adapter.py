@@ -118,6 +118,15 @@ def vision_from_text(params) -> dict:
     return unflatten_dict(copies)
 
 
+def scaled_tokens(projector, scale: float) -> dict:
+    """A projector's parameters with its tokens `scale` times as large: a fresh one's are of unit variance, and layers
+    that were copied from the text's saturate on tokens many times the text's."""
+    last = {("projector_base", "kernel"), ("projector_base", "bias"), *((f"projector{stream}_5", part) for stream in (
+        "", "2") for part in ("scale", "bias"))}
+    return unflatten_dict({path: leaf * scale if path in last else leaf
+                           for path, leaf in flatten_dict(projector).items()})
+
+
 def vision_from_text_tensors(unet: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """`vision_from_text` of a UNet's file, in torch names: reads nothing but those keys and values, as float32."""
     return {name.replace(f".attn2.{kind}.", f".attn2.{kind}_vision."): np.asarray(unet[name], np.float32)

@@ -86,6 +86,14 @@ def test_a_fresh_adapter_starts_with_the_keys_and_values_of_the_text(run):
         np.testing.assert_array_equal(fresh[name], unet[name.replace("_vision", "")], err_msg=name)
 
 
+def test_a_fresh_adapter_makes_tokens_as_large_as_the_text(run):
+    _, model, _, workdir = run
+    pipeline = Pipeline.load(model, workdir / "fresh/adapter")
+    text = pipeline.encode_prompts(["a dog on the beach", "a cat on the beach"]).text
+    tokens = pipeline.encode_references([np.random.default_rng(0).uniform(size=(SIDE, SIDE, 3))])
+    assert 0.3 < tokens.std() / np.median(text.std(axis=(0, 1))) < 3
+
+
 @pytest.mark.parametrize("run", ["sdxl"], indirect=True)
 def test_training_that_stopped_goes_on_to_the_same_bytes(run, tmp_path, monkeypatch):
     _, _, config, workdir = run

@@ -11,6 +11,7 @@ import optax
 import pytest
 
 from realcustom_jax import bundle, weights
+from realcustom_jax.adapter import scaled_tokens
 from realcustom_jax.data import sprites
 from realcustom_jax.models.clip_text import ClipText, ClipTextConfig
 from realcustom_jax.models.unet import UNetOutput
@@ -127,6 +128,17 @@ def test_a_fresh_adapter_starts_with_the_keys_and_values_of_the_text(fresh_task)
     assert visual and all(name.endswith(("to_k_vision.weight", "to_v_vision.weight")) for name in visual)
     for name, value in visual.items():
         np.testing.assert_array_equal(value, text[name.replace("_vision", "")], err_msg=name)
+
+
+def test_the_tokens_of_a_fresh_adapter_are_scaled_to_the_text(fresh_task):
+    params = fresh_task.init(jax.random.key(0))["projector"]
+    width = fresh_task.projector.config.vision_dim
+    features = [jax.random.normal(jax.random.key(i), (2, 5, width)) for i in range(4)]
+    tokens, scaled = (fresh_task.projector.apply({"params": p}, features) for p in (params, scaled_tokens(params, 0.1)))
+    np.testing.assert_allclose(scaled, 0.1 * tokens, rtol=1e-4, atol=1e-6)
+    text = fresh_task.text_encoder.apply(
+        {"params": fresh_task.frozen["text_encoder"]}, fresh_task.batch(0)["description_ids"]).penultimate
+    assert 0.3 < tokens.std() / text.std() < 3
 
 
 @pytest.mark.parametrize("masked, learns", [(1.0, False), (0.0, True)])

@@ -36,6 +36,8 @@ class BucketBatches:
             small[i] for i in range(len(small)))), strict=True)
         self.buckets = [np.flatnonzero(np.equal(buckets, bucket)) for bucket in np.unique(buckets)]
         """The rows of each bucket."""
+        self.references = np.array([len(difficulty) for difficulty in self._difficulty])
+        """How many references each row has."""
         # One epoch is kept at a time.
         self._epoch = functools.lru_cache(maxsize=1)(self._shuffled)
 

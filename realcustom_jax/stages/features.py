@@ -9,10 +9,11 @@ import dataclasses
 import functools
 import hashlib
 import json
+import math
 import operator
 import shutil
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
+from realcustom_jax.data.bucketed import BucketBatches
 from realcustom_jax.data.loader import Split
 from realcustom_jax.files import write_json
 from realcustom_jax.images import from_uint8, reference_features
@@ -96,7 +98,8 @@ class StoredFeatures:
         each."""
         index = self._read("index")[rows]
         wide = self._read("features")[index[:, 2] + references]
-        stored = {name: self._read(name)[rows] for name in ("text", "pooled", "time_ids") if self._has(name)}
+        names = ("text", "pooled", "time_ids") if self._has("pooled") else ("text",)
+        stored = {name: self._read(name)[rows] for name in names}
         return {"targets": self._read(f"targets-{index[0, 0]}")[index[:, 1]], "features": self._layers(wide), **stored}
 
     def dropped(self) -> dict[str, Any]:
@@ -115,72 +118,70 @@ class StoredFeatures:
         return np.load(self.folder / f"{name}.npy", mmap_mode="r")
 
 
-def write(encoders: Encoders, data: Path, buckets: Sequence[np.ndarray], parent: Path) -> StoredFeatures:
-    """Computes the features of every row of the dataset `data`, or finds them computed, in a folder within `parent`.
-    `buckets` holds the rows of each bucket.
+def write(encoders: Encoders, data: Path, batches: BucketBatches, parent: Path) -> StoredFeatures:
+    """Computes the features of every row of the dataset `data`, which `batches` serve, or finds them computed, in a
+    folder within `parent`.
 
-    Raises OSError: the disk has not enough room, said before anything is computed; ValueError: a feature does not fit
+    Raises OSError: the disk has not enough room, said before much is computed; ValueError: a feature does not fit
     float16.
     """
     folder = parent / f"{data.parent.name}_{encoders.fingerprint()}"
-    if folder.is_dir():
-        return StoredFeatures(folder)
-    rows = Split(data, "train")
-    counts = np.array([len(row["difficulty"]) for row in (
-        Split(data, "train", fields=("difficulty",))[i] for i in range(len(rows)))])
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    if not folder.is_dir():
+        partial = folder.with_name(folder.name + ".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        _fill(partial, encoders, Split(data, "train"), batches)
+        partial.rename(folder)
+    return StoredFeatures(folder)
+
+
+def _fill(folder: Path, encoders: Encoders, rows: Split, batches: BucketBatches) -> None:
     params = jax.device_put(jax.device_get(encoders.params), jax.local_devices()[0])
-    text, references, targets = (jax.jit(f) for f in (encoders.text, encoders.references, encoders.targets))
+    text, references, targets = (functools.partial(jax.jit(function), params) for function in (
+        encoders.text, encoders.references, encoders.targets))
 
     def features(pictures):
-        return jnp.concatenate(references(params, jnp.asarray(pictures) / 255.0), axis=1)
+        return jnp.concatenate(references(pictures / 255.0), axis=1)
 
-    first = rows[0]
-    no_image = references(params, jnp.zeros((1, *first["references"].shape[1:])))
+    no_image = references(jnp.zeros((1, *rows[0]["references"].shape[1:])))
     nothing = {"no_image": _half("no_image", jnp.concatenate(no_image, axis=1))[0]}
-    nothing |= {f"empty-{name}": _half(name, value)[0] for name, value in text(params, encoders.ids([""])).items()}
-    sizes = {bucket: jax.eval_shape(targets, params, rows[int(own[0])]["target"][None]).shape[1:]
-             for bucket, own in enumerate(buckets)}
-    _check_room(partial, nothing, counts, {bucket: (len(buckets[bucket]), *size)
-                                           for bucket, size in sizes.items()})
-    write_json(partial / "layers.json", {"lengths": [x.shape[1] for x in no_image]})
+    nothing |= {f"empty-{name}": _half(name, value)[0] for name, value in text(encoders.ids([""])).items()}
+    shapes = {"features": (int(batches.references.sum()), *nothing["no_image"].shape)}
+    shapes |= {name: (len(rows), *nothing[f"empty-{name}"].shape) for name in ("text", "pooled")
+               if f"empty-{name}" in nothing}
+    for bucket, own in enumerate(batches.buckets):
+        shapes[f"targets-{bucket}"] = (len(own), *jax.eval_shape(targets, rows[int(own[0])]["target"][None]).shape[1:])
+    _check_room(folder, len(rows), shapes)
 
     def new(name, shape, dtype=np.float16):
-        return np.lib.format.open_memmap(partial / f"{name}.npy", "w+", dtype, shape)
+        return np.lib.format.open_memmap(folder / f"{name}.npy", "w+", dtype, shape)
 
+    write_json(folder / "layers.json", {"lengths": [x.shape[1] for x in no_image]})
     for name, value in nothing.items():
         new(name, value.shape)[...] = value
-    index = new("index", (len(rows), 3), np.int64)
-    index[:, 2] = np.cumsum(counts) - counts
-    wide = new("features", (int(counts.sum()), *nothing["no_image"].shape))
-    texts = {name: new(name, (len(rows), *nothing[f"empty-{name}"].shape)) for name in ("text", "pooled")
-             if f"empty-{name}" in nothing}
-    time_ids = new("time_ids", (len(rows), 6), np.float32) if "pooled" in texts else None
+    stored = {name: new(name, shape) for name, shape in shapes.items()}
+    stored["index"] = new("index", (len(rows), 3), np.int64)  # bucket, place within it, place of the first reference
+    stored["index"][:, 2] = np.cumsum(batches.references) - batches.references
+    stored["time_ids"] = new("time_ids", (len(rows), 6), np.float32)
     with tqdm(total=len(rows), desc="computing features", unit="row") as bar:
-        for bucket, own in enumerate(buckets):
-            kept = new(f"targets-{bucket}", (len(own), *sizes[bucket]))
-            for start in range(0, len(own), _AT_ONCE):
-                numbers = own[start:start + _AT_ONCE]
-                read = [rows[int(i)] for i in numbers]
-                index[numbers, 0], index[numbers, 1] = bucket, start + np.arange(len(numbers))
-                kept[start:start + len(numbers)] = _in_chunks(
-                    "targets", lambda x: targets(params, x), [row["target"] for row in read])
-                at = np.concatenate([index[i, 2] + np.arange(counts[i]) for i in numbers])
-                wide[at] = _in_chunks("features", features, [x for row in read for x in row["references"]])
-                ids = encoders.ids([str(row["caption"]) for row in read])
-                for name, found in _in_chunks("texts", lambda x: text(params, x), ids).items():
-                    texts[name][numbers] = found
-                if time_ids is not None:
-                    size = np.broadcast_to(read[0]["target"].shape[:2], (len(read), 2))
-                    time_ids[numbers] = encoders.time_ids(
-                        *(np.stack([row[name] for row in read]) for name in ("original_size", "crop_top_left")), size)
-                bar.update(len(numbers))
-    for array in (index, wide, *texts.values(), *([] if time_ids is None else [time_ids])):
+        for bucket, start in ((b, s) for b, own in enumerate(batches.buckets) for s in range(0, len(own), _AT_ONCE)):
+            numbers = batches.buckets[bucket][start:start + _AT_ONCE]
+            places = np.arange(start, start + len(numbers))
+            read = [rows[int(i)] for i in numbers]
+            stored["index"][numbers, 0], stored["index"][numbers, 1] = bucket, places
+            stored[f"targets-{bucket}"][places] = _in_chunks("targets", targets, [row["target"] for row in read])
+            at = [stored["index"][i, 2] + np.arange(batches.references[i]) for i in numbers]
+            stored["features"][np.concatenate(at)] = _in_chunks(
+                "features", features, [picture for row in read for picture in row["references"]])
+            ids = encoders.ids([str(row["caption"]) for row in read])
+            for name, found in _in_chunks("texts", text, ids).items():
+                stored[name][numbers] = found
+            original, corner = (np.stack([row[name] for row in read]) for name in ("original_size", "crop_top_left"))
+            size = np.broadcast_to(read[0]["target"].shape[:2], corner.shape)
+            stored["time_ids"][numbers] = encoders.time_ids(original, corner, size)
+            bar.update(len(numbers))
+    for array in stored.values():
         array.flush()
-    partial.rename(folder)
-    return StoredFeatures(folder)
 
 
 def _in_chunks(name: str, function: Callable, items: Sequence[np.ndarray]) -> Any:
@@ -200,12 +201,9 @@ def _half(name: str, values: jax.Array) -> np.ndarray:
     return found
 
 
-def _check_room(folder: Path, nothing, counts: np.ndarray, targets: dict[int, tuple[int, ...]]) -> None:
-    texts = sum(value.nbytes for name, value in nothing.items() if name.startswith("empty-"))
-    needed = counts.sum() * nothing["no_image"].nbytes + len(counts) * texts
-    needed += sum(2 * int(np.prod(shape)) for shape in targets.values())
-    free = shutil.disk_usage(folder).free
+def _check_room(folder: Path, rows: int, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    needed, free = sum(2 * math.prod(shape) for shape in shapes.values()), shutil.disk_usage(folder).free
     if needed > free:
-        raise OSError(f"The features of {len(counts)} rows and {counts.sum()} references take {needed / 1e9:.1f} GB, "
+        raise OSError(f"The features of {rows} rows and {shapes['features'][0]} references take {needed / 1e9:.1f} GB, "
                       f"and the disk of {folder.parent} has {free / 1e9:.1f} GB free: make room, or train with "
                       "precomputed=False.")

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from tqdm import trange
 
 from realcustom_jax import bundle, weights
-from realcustom_jax.adapter import find_adapter, split_unet, vision_from_text
+from realcustom_jax.adapter import find_adapter, scaled_tokens, split_unet, vision_from_text
 from realcustom_jax.adapter import to_torch as adapter_tensors
 from realcustom_jax.choices import check_choice
 from realcustom_jax.compilation import enable_compilation_cache
@@ -146,14 +146,15 @@ def _adapter(config: ConfigDict, workdir: Path, data: Path) -> None:
     siglip, siglip_params = bundle.load_vision_encoder(folder, "image_encoder_siglip")
     dinov2, dinov2_params = bundle.load_vision_encoder(folder, "image_encoder_dinov2")
     vision, base_params = split_unet(unet_params)
-    if not trained:
-        vision = vision_from_text(base_params)
-
     arrays = loader.load_arrays(data, "train", fields=("references", "difficulty", "nouns"))
     rows = loader.rows_without(arrays.pop("nouns"), [sprites.NOUNS.index(noun) for noun in sprites.HELD_OUT_NOUNS])
     arrays |= _latents(workdir, data) | {
         "input_ids": _encoded(tokenizer, data, "caption"),
         "description_ids": _encoded(tokenizer, data, "description")}
+    if not trained:
+        vision = vision_from_text(base_params)
+        text = text_encoder.apply({"params": text_params}, arrays["description_ids"][:256])
+        projector_params = scaled_tokens(projector_params, float(text.penultimate.std()))
     task = adapter.AdapterTask(
         unet=unet, projector=projector, text_encoder=text_encoder, siglip=siglip, dinov2=dinov2,
         settings=VisionSettings.from_config(adapter_config["vision_settings"]),

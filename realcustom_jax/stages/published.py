@@ -9,9 +9,7 @@ the end `adapter/`, for `sample.py --adapter`.
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,26 +17,25 @@ import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
 
-from realcustom_jax import bundle, sharding, weights
-from realcustom_jax.adapter import find_adapter, merge_unet, split_unet, vision_from_text_tensors
+from realcustom_jax import bundle, sharding
+from realcustom_jax.adapter import find_adapter, merge_unet, split_unet
 from realcustom_jax.adapter import to_torch as adapter_tensors
 from realcustom_jax.choices import check_choice
 from realcustom_jax.compilation import enable_compilation_cache
 from realcustom_jax.curriculum import Curriculum
 from realcustom_jax.data import folder
 from realcustom_jax.data.bucketed import BucketBatches
-from realcustom_jax.images import VisionSettings, grid
-from realcustom_jax.locate import local_model
-from realcustom_jax.models.projector import Projector, ProjectorConfig
-from realcustom_jax.pipeline import ASSETS, DTYPES, Network, Pipeline
+from realcustom_jax.data.loader import Split
+from realcustom_jax.images import grid
+from realcustom_jax.pipeline import DTYPES, Network, Pipeline
 from realcustom_jax.processes import by_the_first
 from realcustom_jax.stages import features
 from realcustom_jax.stages.backbone import BackboneLoss
 from realcustom_jax.stages.features import Encoders, StoredFeatures
-from realcustom_jax.tensors import read_files
+from realcustom_jax.stages.fresh import write_fresh_adapter
 from realcustom_jax.training import TrainSettings, fit
 
-_PREVIEWS = 4
+_PREVIEWS, _CAPTIONS = 4, 32
 
 
 def run(config: ConfigDict, workdir: Path) -> None:
@@ -59,7 +56,10 @@ def run(config: ConfigDict, workdir: Path) -> None:
     data = folder.write(data_dir=workdir / "data", **sizes, **train.data)
     start = Path(train.adapter) if train.adapter else workdir / "fresh" / "adapter"
     if not train.adapter:
-        by_the_first(lambda: write_fresh_adapter(train.model, train.vision, train.fresh.to_dict(), start))
+        captions = Split(data, "train", fields=("caption",))
+        captions = [str(captions[i]["caption"]) for i in range(min(len(captions), _CAPTIONS))]
+        by_the_first(lambda: write_fresh_adapter(start, train.model, train.vision, train.tokenizer, captions,
+                                                 train.fresh.to_dict()))
     # The parts lie in the host's memory until `fit` shares them out: no single chip has to hold all of them.
     with jax.default_device(jax.local_devices(backend="cpu")[0]) if _has_cpu() else contextlib.nullcontext():
         pipeline = Pipeline.load(train.model, start, vision=train.vision or None, tokenizer=train.tokenizer or None,
@@ -80,37 +80,9 @@ def _task(pipeline: Pipeline, data: Path, batches: BucketBatches, workdir: Path,
     limit = train.snr_limit or None
     if not train.precomputed:
         return PublishedTask(pipeline, batches, limit)
-    found = functools.partial(features.write, Encoders(pipeline), data, batches.buckets, workdir / "features")
+    found = functools.partial(features.write, Encoders(pipeline), data, batches, workdir / "features")
     by_the_first(found)
     return PrecomputedTask(pipeline, batches, found(), limit)
-
-
-def write_fresh_adapter(model: str, vision: str, settings: Mapping[str, Any], path: Path) -> None:
-    """Writes what an adapter begins with to `path`, a folder named adapter, unless it is there: a random projector, and
-    visual keys and values that are copies of the text's.
-
-    settings: `variant`, `dim_head` and `vision_settings`; the widths are those of the model and of its image encoders.
-    """
-    if (path / "config.json").is_file():
-        return
-    base = ASSETS / "mini" if model == "mini" else local_model(model)
-    encoders = local_model(vision) if vision else base
-    config, *files = bundle.part_files(base, "unet")
-    widths = [weights.read_config(bundle.part_files(encoders, f"image_encoder_{name}")[0])["embed_dim"]
-              for name in ("siglip", "dinov2")]
-    params = {"vision_dim": sum(widths), "out_dim": weights.read_config(config)["cross_attention_dim"],
-              "dim_head": settings["dim_head"]}
-    image_prompt = {"vision_projection_type": "custom", "image_prompt_mode": "naive",
-                    "vision_projection_config": {"variant": settings["variant"], "params": params}}
-    vision_settings = VisionSettings.from_config(settings["vision_settings"])
-    module = Projector(ProjectorConfig.from_config(image_prompt))
-    one = jnp.zeros((1, 1, sum(widths)))
-    features = (one,) * (2 if settings["variant"] == "highres" else len(vision_settings.siglip_layers) + 1)
-    projector = jax.jit(module.init)(jax.random.key(0), features)["params"]
-    unet = read_files(files) if isinstance(files[0], Path) else files[0]
-    bundle.save_part(path.parent, "adapter", {
-        "image_prompt_settings": image_prompt, "vision_settings": dataclasses.asdict(vision_settings),
-    }, vision_from_text_tensors(unet) | weights.to_torch(jax.device_get(projector), weights.PROJECTOR_PREFIX))
 
 
 class PublishedTask:
