@@ -57,6 +57,11 @@ def main(argv: list[str]) -> None:
             miniature.run(config, Path(_WORKDIR.value))
     except (ValueError, OSError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        sys.exit(f"error: a device's memory is too small ({str(error).splitlines()[0]}); choose a smaller batch, more "
+                 "accumulate, more fsdp, or precomputed features.")
 
 
 def _join() -> None:

@@ -33,6 +33,8 @@ def main() -> None:
     add("--dtype", choices=("float32", "bfloat16", "float16"), default="bfloat16")
     add("--json", type=Path, help="where to write the figures")
     options = parser.parse_args()
+    if options.folder.exists() and any(options.folder.iterdir()):
+        parser.error(f"{options.folder} is not empty, and what it holds would be overwritten; give a new folder.")
     write(options.folder, options.kind)
     for file in tqdm(sorted(options.folder.rglob("*.safetensors")), desc="filling", unit="file"):
         fill(file)
@@ -65,7 +67,7 @@ def make(folder: Path, side: int | None, steps: int, dtype: str) -> dict:
         for name in ("first_s", "second_s"):
             start = time.perf_counter()
             result = pipeline(reference, "a dog", "dog", width=side, height=side, steps=steps,
-                              freeze_mask_step=steps // 2)
+                              freeze_mask_step=max(1, steps // 2))
             figures[name] = time.perf_counter() - start
     result.images[0].save(folder / "picture.png")
     pixels, masks = np.asarray(result.images[0]), np.asarray(result.masks)

@@ -3,7 +3,8 @@
     python -m benchmarks.recipes --workdir runs/mini --steps 600
 
 Each starts fresh on the frozen parts in WORKDIR/bundle (the bundled miniature's where there is none), with the same
-steps and seed, in WORKDIR/recipes/NAME, and is scored on the same held-out subjects. The same command resumes.
+steps and seed, and is scored on the same held-out subjects. All is kept in WORKDIR/recipes/STEPS-SUBJECTS; the same
+command resumes, and other parts need another WORKDIR or that folder deleted.
 """
 
 import argparse
@@ -26,8 +27,6 @@ def main() -> None:
     parser.add_argument("--num-subjects", type=int, default=24)
     parser.add_argument("--config", default="configs/mini.py")
     options = parser.parse_args()
-    if not (options.workdir / "bundle").is_dir():
-        shutil.copytree(ASSETS / "mini", options.workdir / "bundle")
     print(f"| recipe, {options.steps} steps | {' | '.join(name.replace('_', ' ') for name in _SCORES)} |")
     print("|---|" + "---|" * len(_SCORES))
     for recipe in RECIPES:
@@ -39,16 +38,18 @@ def main() -> None:
 
 def train_and_score(recipe: str, options: argparse.Namespace) -> dict:
     """The report of the evaluation."""
-    folder = (options.workdir / "recipes" / recipe).absolute()
+    shared = (options.workdir / "recipes" / f"{options.steps}-{options.num_subjects}").absolute()
+    folder = shared / recipe
     report = folder / "scores.json"
     if not report.is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        for shared in ("data", "cache"):  # what no recipe changes
-            (options.workdir / shared).mkdir(exist_ok=True)
-            if not (folder / shared).exists():
-                (folder / shared).symlink_to((options.workdir / shared).absolute())
-        if not (folder / "bundle").is_dir():
-            shutil.copytree(options.workdir / "bundle", folder / "bundle")
+        for name, place in (("data", options.workdir.absolute() / "data"), ("cache", shared / "cache")):
+            place.mkdir(exist_ok=True)
+            if not (folder / name).exists():
+                (folder / name).symlink_to(place)
+        trained = options.workdir / "bundle"
+        if not (folder / "bundle" / "model_index.json").is_file():
+            shutil.copytree(trained if trained.is_dir() else ASSETS / "mini", folder / "bundle", dirs_exist_ok=True)
         subprocess.run([
             sys.executable, "train.py", f"--config={options.config}", f"--workdir={folder}", "--config.stage=adapter",
             f"--config.curriculum.recipe={recipe}", f"--config.optimization.adapter.steps={options.steps}"], check=True)

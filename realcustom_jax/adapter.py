@@ -119,8 +119,8 @@ def vision_from_text(params) -> dict:
 
 
 def scaled_tokens(projector, scale: float) -> dict:
-    """A projector's parameters with its tokens `scale` times as large: a fresh one's are of unit variance, and layers
-    that were copied from the text's saturate on tokens many times the text's."""
+    """A projector's parameters with its tokens `scale` times as large. Keys that were copied from the text's saturate
+    on tokens many times the text's, and a fresh projector's are: its last layers normalise to unit variance."""
     last = {("projector_base", "kernel"), ("projector_base", "bias"), *((f"projector{stream}_5", part) for stream in (
         "", "2") for part in ("scale", "bias"))}
     return unflatten_dict({path: leaf * scale if path in last else leaf

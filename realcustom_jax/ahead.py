@@ -31,7 +31,7 @@ from realcustom_jax.topology import tpu_devices
 from realcustom_jax.training import TrainSettings, init_state, make_train_step, place
 
 _TOKENS, _VIEW_TOKENS, _VISION_DIM = 77, 729, 2176  # of CLIP, and of SigLIP and DINOv2 on 384 pixels, side by side
-_LAYERS, _PARTS = 4, 4  # layers that the `paper` projector reads, and parts that a reference is split into
+_PARTS = 4  # that a reference is split into
 PROGRAMS = ("step", "sampler")
 _MEMORY = ("arguments", "temporaries", "outputs", "aliased", "together")
 _COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
@@ -60,14 +60,18 @@ class Program(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class AdapterStep:
-    """The training step of an adapter on a published model, as shapes: (state, frozen, batch) → (state, metrics).
+    """The training step of an adapter on a published model, from precomputed features, as shapes:
+    (state, frozen, batch) → (state, metrics).
 
-    unet_config: diffusers' JSON. side: of the pictures, in pixels.
+    unet_config: diffusers' JSON. side: of the pictures, in pixels. variant, layers: of the projector, and how many
+    layers of the image encoders it reads.
     """
 
     unet_config: Mapping[str, Any]
     side: int
     settings: TrainSettings
+    variant: str = "paper"
+    layers: int = 4
     parameters = ("state", "frozen")
 
     @property
@@ -88,13 +92,14 @@ class AdapterStep:
 
     @property
     def _projector(self) -> Projector:
-        return Projector(ProjectorConfig("paper", _VISION_DIM, self._unet.config.cross_attention_dim), jnp.bfloat16)
+        width = self._unet.config.cross_attention_dim
+        return Projector(ProjectorConfig(self.variant, _VISION_DIM, width), jnp.bfloat16)
 
     def arguments(self) -> tuple[Any, Any, Any]:
         """Shapes of state (float32), frozen (bfloat16) and batch."""
         config = self._unet.config
         vision, base = split_unet(_unet_shapes(self._unet))
-        features = (*[_array(_VIEW_TOKENS, _VISION_DIM)] * _LAYERS, _array(_PARTS * _VIEW_TOKENS, _VISION_DIM))
+        features = (*[_array(_VIEW_TOKENS, _VISION_DIM)] * self.layers, _array(_PARTS * _VIEW_TOKENS, _VISION_DIM))
         projector = jax.eval_shape(self._projector.init, jax.random.key(0), _rows(features, 1))["params"]
         text = {"text": _array(_TOKENS, config.cross_attention_dim)}
         if config.addition_embed:
@@ -112,11 +117,15 @@ class AdapterStep:
 @dataclasses.dataclass(frozen=True)
 class Sampler:
     """The whole fused sampler of a published model, 25 steps with the mask frozen at the 12th and one reference, as
-    shapes: (UNet's parameters, (noise, positive, negative, target)) → latents."""
+    shapes: (UNet's parameters, (noise, positive, negative, target)) → latents.
+
+    vision_tokens: of a reference; by default the released projector's.
+    """
 
     unet_config: Mapping[str, Any]
     side: int
     batch_size: int = 1
+    vision_tokens: int = _VIEW_TOKENS
     parameters = ("frozen",)
 
     @property
@@ -133,7 +142,7 @@ class Sampler:
         config, array = unet.config, functools.partial(_array, dtype=jnp.float32)
         width = config.cross_attention_dim
         pooled = {"pooled": array(config.pooled_dim), "time_ids": array(6)} if config.addition_embed else {}
-        conditioning = Conditioning(array(_TOKENS, width), vision=array(1, _VIEW_TOKENS, width), **pooled)
+        conditioning = Conditioning(array(_TOKENS, width), vision=array(1, self.vision_tokens, width), **pooled)
         noise = array(self.side // 8, self.side // 8, config.in_channels)
         inputs = noise, conditioning, conditioning, array(1, _TOKENS)
         return _cast(_unet_shapes(unet), jnp.bfloat16), _rows(inputs, self.batch_size)
@@ -174,9 +183,13 @@ def from_config(config: Mapping[str, Any], topology: str | None, program: str = 
     settings = TrainSettings(**config["optimization"])
     unet_config = single_file.CONFIGS[config["kind"]]["unet"]
     mesh = sharding.make_mesh(**config["mesh"], devices=devices)
+    variant, layers = config["fresh"]["variant"], len(config["fresh"]["vision_settings"]["siglip_layers"])
+    if variant == "highres":
+        layers = 1
     if program == "sampler":
-        return Sampler(unet_config, config["side"], settings.batch_size), mesh
-    return AdapterStep(unet_config, config["side"], settings), mesh
+        tokens = _VIEW_TOKENS * (1 if variant == "highres" else 2)
+        return Sampler(unet_config, config["side"], settings.batch_size, tokens), mesh
+    return AdapterStep(unet_config, config["side"], settings, variant, layers), mesh
 
 
 def describe(program: Program, mesh: Mesh, rules: AxisRules = AxisRules()) -> str:

@@ -96,8 +96,8 @@ class Checkpoints:
         except Exception as error:  # TensorStore's is a ValueError, Python's an OSError
             if not any(reason in str(error) for reason in ("No space left on device", "Disk quota exceeded")):
                 raise
-            last = self._manager.latest_step()
-            kept = "no checkpoint was written" if last is None else f"the checkpoint of step {last} is intact"
+            steps = [int(path.name) for path in self.folder.iterdir() if path.name.isdigit()]
+            kept = f"the checkpoint of step {max(steps)} is intact" if steps else "no checkpoint was written"
             raise OSError(f"The disk of {self.folder} is full: training stopped; {kept}. Make room and run the same "
                           "command again.") from None
 

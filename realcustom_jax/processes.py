@@ -8,11 +8,22 @@ from jax.experimental import multihost_utils
 
 
 def by_the_first(change: Callable[[], object]) -> None:
-    """A change of the shared disk: the first process makes it once all are here, the others wait until it is made."""
+    """A change of the shared disk: the first process makes it once all are here, the others wait until it is made.
+
+    What it raises, the first process raises; the others then raise a ValueError that points to it.
+    """
     multihost_utils.sync_global_devices("before a change of the disk")
+    error = None
     if jax.process_index() == 0:
-        change()
-    multihost_utils.sync_global_devices("after it")
+        try:
+            change()
+        except Exception as caught:
+            error = caught
+    fine = everywhere(error is None)
+    if error is not None:
+        raise error
+    if not fine:
+        raise ValueError("the first process could not write what all need; its message says why.")
 
 
 def everywhere(fine: bool) -> bool:

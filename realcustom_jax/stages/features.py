@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import operator
+import os
 import shutil
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -29,7 +30,7 @@ from realcustom_jax.images import from_uint8, reference_features
 from realcustom_jax.pipeline import Pipeline, text_states
 from realcustom_jax.text import encode_prompt
 
-_AT_ONCE = 8
+_AT_ONCE = 8  # rows that are read together, references and captions that are encoded together
 
 
 class Encoders:
@@ -80,10 +81,13 @@ class Encoders:
         return (mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape)) * scale
 
     def fingerprint(self) -> str:
-        """Of all that the features depend on beside the pictures: sizes, settings, and a value of each weight."""
+        """Of all that the features depend on beside the pictures: networks, settings, words, a value of each weight."""
         pipeline = self._pipeline
+        modules = pipeline.vae.module, pipeline.siglip.module, pipeline.dino.module, *(
+            encoder.network.module for encoder in pipeline.text_encoders)
+        words = [sorted(encoder.tokenizer.get_vocab().items()) for encoder in pipeline.text_encoders]
         values = [(x.shape, float(np.asarray(x.ravel()[x.size // 2]))) for x in jax.tree.leaves(self.params)]
-        known = pipeline.vision_settings, pipeline.preset.pooled, pipeline.preset.size_order, values
+        known = modules, pipeline.vision_settings, pipeline.preset.pooled, pipeline.preset.size_order, words, values
         return hashlib.sha256(repr(known).encode()).hexdigest()[:12]
 
 
@@ -130,7 +134,11 @@ def write(encoders: Encoders, data: Path, batches: BucketBatches, parent: Path) 
         partial = folder.with_name(folder.name + ".partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        _fill(partial, encoders, Split(data, "train"), batches)
+        try:
+            _fill(partial, encoders, Split(data, "train"), batches)
+        except BaseException:
+            shutil.rmtree(partial)
+            raise
         partial.rename(folder)
     return StoredFeatures(folder)
 
@@ -154,7 +162,12 @@ def _fill(folder: Path, encoders: Encoders, rows: Split, batches: BucketBatches)
     _check_room(folder, len(rows), shapes)
 
     def new(name, shape, dtype=np.float16):
-        return np.lib.format.open_memmap(folder / f"{name}.npy", "w+", dtype, shape)
+        file = folder / f"{name}.npy"
+        array = np.lib.format.open_memmap(file, "w+", dtype, shape)
+        if hasattr(os, "posix_fallocate"):  # a full disk would otherwise kill the process when a page is written
+            with open(file, "r+b") as opened:
+                os.posix_fallocate(opened.fileno(), 0, file.stat().st_size)
+        return array
 
     write_json(folder / "layers.json", {"lengths": [x.shape[1] for x in no_image]})
     for name, value in nothing.items():
@@ -169,7 +182,8 @@ def _fill(folder: Path, encoders: Encoders, rows: Split, batches: BucketBatches)
             places = np.arange(start, start + len(numbers))
             read = [rows[int(i)] for i in numbers]
             stored["index"][numbers, 0], stored["index"][numbers, 1] = bucket, places
-            stored[f"targets-{bucket}"][places] = _in_chunks("targets", targets, [row["target"] for row in read])
+            # One at a time: the autoencoder's attention alone takes 2 GB for a picture of 1024².
+            stored[f"targets-{bucket}"][places] = _in_chunks("targets", targets, [row["target"] for row in read], 1)
             at = [stored["index"][i, 2] + np.arange(batches.references[i]) for i in numbers]
             stored["features"][np.concatenate(at)] = _in_chunks(
                 "features", features, [picture for row in read for picture in row["references"]])
@@ -184,12 +198,12 @@ def _fill(folder: Path, encoders: Encoders, rows: Split, batches: BucketBatches)
         array.flush()
 
 
-def _in_chunks(name: str, function: Callable, items: Sequence[np.ndarray]) -> Any:
-    """The function of all items, arrays or a dict of them, computed `_AT_ONCE` at a time so that it compiles once."""
-    made = []
-    for start in range(0, len(items), _AT_ONCE):
-        part = np.stack(items[start:start + _AT_ONCE])
-        found = jax.tree.map(functools.partial(_half, name), function(np.resize(part, (_AT_ONCE, *part.shape[1:]))))
+def _in_chunks(name: str, function: Callable, items: Sequence[np.ndarray], size: int | None = None) -> Any:
+    """The function of all items, arrays or a dict of them, computed `size` (`_AT_ONCE`) at a time: it compiles once."""
+    made, size = [], size or _AT_ONCE
+    for start in range(0, len(items), size):
+        part = np.stack(items[start:start + size])
+        found = jax.tree.map(functools.partial(_half, name), function(np.resize(part, (size, *part.shape[1:]))))
         made.append(jax.tree.map(operator.itemgetter(slice(len(part))), found))
     return jax.tree.map(lambda *parts: np.concatenate(parts), *made)
 

@@ -32,10 +32,10 @@ from realcustom_jax.processes import by_the_first
 from realcustom_jax.stages import features
 from realcustom_jax.stages.backbone import BackboneLoss
 from realcustom_jax.stages.features import Encoders, StoredFeatures
-from realcustom_jax.stages.fresh import write_fresh_adapter
+from realcustom_jax.stages.fresh import with_tokens_like_text, write_fresh_adapter
 from realcustom_jax.training import TrainSettings, fit
 
-_PREVIEWS, _CAPTIONS = 4, 32
+_PREVIEWS, _LOOKED_AT = 4, 4
 
 
 def run(config: ConfigDict, workdir: Path) -> None:
@@ -56,14 +56,16 @@ def run(config: ConfigDict, workdir: Path) -> None:
     data = folder.write(data_dir=workdir / "data", **sizes, **train.data)
     start = Path(train.adapter) if train.adapter else workdir / "fresh" / "adapter"
     if not train.adapter:
-        captions = Split(data, "train", fields=("caption",))
-        captions = [str(captions[i]["caption"]) for i in range(min(len(captions), _CAPTIONS))]
-        by_the_first(lambda: write_fresh_adapter(start, train.model, train.vision, train.tokenizer, captions,
-                                                 train.fresh.to_dict()))
+        by_the_first(lambda: write_fresh_adapter(start, train.model, train.vision, train.fresh.to_dict()))
     # The parts lie in the host's memory until `fit` shares them out: no single chip has to hold all of them.
     with jax.default_device(jax.local_devices(backend="cpu")[0]) if _has_cpu() else contextlib.nullcontext():
         pipeline = Pipeline.load(train.model, start, vision=train.vision or None, tokenizer=train.tokenizer or None,
                                  preset=train.preset.to_dict(), dtype=train.dtype, offload=True)
+        if not train.adapter:
+            rows = Split(data, "train", fields=("references", "caption"))
+            rows = [rows[i] for i in range(min(len(rows), _LOOKED_AT))]
+            pipeline = with_tokens_like_text(
+                pipeline, [row["references"][0] for row in rows], [str(row["caption"]) for row in rows])
     shares = sharding.batch_sharding(mesh, settings.batch_size // settings.accumulate)
     batches = BucketBatches(data, batch_size=settings.batch_size, seed=settings.seed, steps=settings.steps,
                             curriculum=Curriculum(**train.curriculum),
