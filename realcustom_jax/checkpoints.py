@@ -96,6 +96,8 @@ class Checkpoints:
         except Exception as error:  # TensorStore's is a ValueError, Python's an OSError
             if not any(reason in str(error) for reason in ("No space left on device", "Disk quota exceeded")):
                 raise
+            with contextlib.suppress(Exception):  # the one before may still be being written
+                self._manager.wait_until_finished()
             steps = [int(path.name) for path in self.folder.iterdir() if path.name.isdigit()]
             kept = f"the checkpoint of step {max(steps)} is intact" if steps else "no checkpoint was written"
             raise OSError(f"The disk of {self.folder} is full: training stopped; {kept}. Make room and run the same "

@@ -186,8 +186,8 @@ def _describe(folder: Path, prediction: str) -> None:
     write_json(folder / "scheduler" / "scheduler_config.json", {
         "_class_name": "DPMSolverSinglestepScheduler", "beta_schedule": "scaled_linear", "beta_start": 0.00085,
         "beta_end": 0.012, "num_train_timesteps": 1000, "prediction_type": prediction, "timestep_spacing": "trailing"})
-    # Painted subjects fill more of their pictures than a quarter, and what they wear sticks out: the mask is the target's
-    # map as it is, weak where the subject is not, and nothing is cut off.
+    # Painted subjects fill more of their pictures than a quarter, and what they wear sticks out: the mask is the
+    # target's map as it is, weak where the subject is not, and nothing is cut off.
     write_json(folder / "preset.json", {"scope": 1.0})
     write_json(folder / "vocabulary.json", {
         "nouns": sprites.NOUNS, "held_out_nouns": sprites.HELD_OUT_NOUNS, "scenes": sprites.SCENES,
