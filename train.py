@@ -29,8 +29,7 @@ _DISTRIBUTED = flags.DEFINE_bool(
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0, the same for all processes.")
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes there are.")
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0 on.")
-_PROGRAM = flags.DEFINE_enum(
-    "program", "step", ("step", "sampler"), "What the two above are about: the step of training, or the sampler.")
+_PROGRAM = flags.DEFINE_string("program", "step", "What the two above are about: the step of training, or sampler.")
 _JSON = flags.DEFINE_string("json", None, "File to write the report of --compile_only to.")
 
 

@@ -63,8 +63,8 @@ class AdapterStep:
     """The training step of an adapter on a published model, from precomputed features, as shapes:
     (state, frozen, batch) → (state, metrics).
 
-    unet_config: diffusers' JSON. side: of the pictures, in pixels. variant, layers: of the projector, and how many
-    layers of the image encoders it reads.
+    unet_config: diffusers' JSON. side: of the pictures, in pixels. variant: of the projector. layers: of the image
+    encoders, that a projector with structure reads.
     """
 
     unet_config: Mapping[str, Any]
@@ -95,11 +95,17 @@ class AdapterStep:
         width = self._unet.config.cross_attention_dim
         return Projector(ProjectorConfig(self.variant, _VISION_DIM, width), jnp.bfloat16)
 
+    @property
+    def vision_tokens(self) -> int:
+        """Tokens that the projector makes of a reference."""
+        return _VIEW_TOKENS * (2 if self._projector.config.with_structure else 1)
+
     def arguments(self) -> tuple[Any, Any, Any]:
         """Shapes of state (float32), frozen (bfloat16) and batch."""
         config = self._unet.config
         vision, base = split_unet(_unet_shapes(self._unet))
-        features = (*[_array(_VIEW_TOKENS, _VISION_DIM)] * self.layers, _array(_PARTS * _VIEW_TOKENS, _VISION_DIM))
+        layers = self.layers if self._projector.config.with_structure else 1
+        features = (*[_array(_VIEW_TOKENS, _VISION_DIM)] * layers, _array(_PARTS * _VIEW_TOKENS, _VISION_DIM))
         projector = jax.eval_shape(self._projector.init, jax.random.key(0), _rows(features, 1))["params"]
         text = {"text": _array(_TOKENS, config.cross_attention_dim)}
         if config.addition_embed:
@@ -184,12 +190,10 @@ def from_config(config: Mapping[str, Any], topology: str | None, program: str = 
     unet_config = single_file.CONFIGS[config["kind"]]["unet"]
     mesh = sharding.make_mesh(**config["mesh"], devices=devices)
     variant, layers = config["fresh"]["variant"], len(config["fresh"]["vision_settings"]["siglip_layers"])
-    if variant == "highres":
-        layers = 1
-    if program == "sampler":
-        tokens = _VIEW_TOKENS * (1 if variant == "highres" else 2)
-        return Sampler(unet_config, config["side"], settings.batch_size, tokens), mesh
-    return AdapterStep(unet_config, config["side"], settings, variant, layers), mesh
+    step = AdapterStep(unet_config, config["side"], settings, variant, layers)
+    if program == "step":
+        return step, mesh
+    return Sampler(unet_config, step.side, step.batch_size, step.vision_tokens), mesh
 
 
 def describe(program: Program, mesh: Mesh, rules: AxisRules = AxisRules()) -> str:

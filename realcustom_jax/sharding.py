@@ -161,8 +161,9 @@ def distribute_batch(batch, shares: NamedSharding, batch_size: int):
     here = examples_here(shares, batch_size)
 
     def array(x):
-        part = (lambda at: at) if len(x) == batch_size else lambda at: np.searchsorted(here, np.arange(batch_size)[at])
-        return jax.make_array_from_callback((batch_size, *np.shape(x)[1:]), shares, lambda at: x[part(at[0])])
+        held = here if len(x) < batch_size else np.arange(batch_size)
+        return jax.make_array_from_callback(
+            (batch_size, *x.shape[1:]), shares, lambda at: x[np.searchsorted(held, np.arange(batch_size)[at[0]])])
 
     return jax.tree.map(array, batch)
 

@@ -1,6 +1,8 @@
 """The training step of a published model's shape, compiled for devices and divided over them, without a weight."""
 
+import importlib.util
 import json
+from pathlib import Path
 
 import jax
 import pytest
@@ -52,6 +54,26 @@ def test_a_mesh_divides_the_sampler():
 def test_the_parameters_of_the_sampler_are_described():
     text = ahead.describe(SAMPLER, make_mesh(devices=jax.devices()[:1]))
     assert "frozen" in text and "to_k_vision" in text
+
+
+@pytest.mark.parametrize("variant, layers, tokens", [("paper", 4, 2 * 729), ("highres", 1, 729)])
+def test_a_configuration_says_what_is_compiled(variant, layers, tokens):
+    config = load_config("sdxl").train
+    config.fresh.variant = variant
+    step, mesh = ahead.from_config(config, None)
+    features = step.arguments()[2]["features"]
+    assert [x.shape for x in features] == [(16, 729, 2176)] * layers + [(16, 4 * 729, 2176)]
+    sampler, _ = ahead.from_config(config, None, "sampler")
+    assert sampler.arguments()[1][1].vision.shape == (16, 1, tokens, 2048) and mesh.size == jax.device_count()
+    with pytest.raises(ValueError, match="did you mean 'sampler'"):
+        ahead.from_config(config, None, "samplr")
+
+
+def load_config(name):
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[1] / "configs" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config()
 
 
 def test_collectives_are_read_from_the_program():

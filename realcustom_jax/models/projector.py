@@ -62,6 +62,11 @@ class ProjectorConfig:
             raise ValueError(f"Projector config: vision_dim={self.vision_dim} is not a multiple of "
                              f"dim_head={self.dim_head}.")
 
+    @property
+    def with_structure(self) -> bool:
+        """Whether shallow layers are read too, for tokens of their own beside the deep ones."""
+        return self.variant != "highres"
+
     @classmethod
     def from_config(cls, settings: Mapping[str, Any]) -> "ProjectorConfig":
         """Reads the `image_prompt_settings` of the released JSON.
@@ -114,7 +119,7 @@ class Projector(nn.Module):
         elif self.is_initializing():
             # The released class computes this stream and drops it; its weights are in the file all the same.
             self._stream("", deep, local)
-        if config.variant != "highres":
+        if config.with_structure:
             structure = self._stream("2", deep, jnp.concatenate(shallow, axis=1))
             tokens = jnp.concatenate([tokens, structure], axis=1)
         return tokens
@@ -162,7 +167,7 @@ class Scale(nn.Module):
 
 def _check_features(config: ProjectorConfig, features: Sequence[jax.Array]) -> None:
     names, fits = "(deep, local)", len(features) == 2
-    if config.variant != "highres":
+    if config.with_structure:
         names, fits = "(shallow, …, deep, local)", len(features) >= 3
     if not fits or any(x.ndim != 3 or x.shape[-1] != config.vision_dim for x in features):
         given = ", ".join(str(list(x.shape)) for x in features)

@@ -49,11 +49,12 @@ class Encoders:
             return np.stack([encode_prompt(encoder.tokenizer, captions, allow_empty=True)
                              for encoder in self._pipeline.text_encoders], axis=1)
 
-    def time_ids(self, original: np.ndarray, corner: np.ndarray, size: np.ndarray) -> np.ndarray:
-        """SDXL's size conditioning [B,6] in the order of the preset, from pairs [B,2], vertical first."""
+    def time_ids(self, original: np.ndarray, corner: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+        """SDXL's size conditioning [B,6] in the order of the preset, from pairs [B,2] and the size of all targets, each
+        vertical first."""
         width_first = self._pipeline.preset.size_order == "width_first"
-        pairs = [pair[:, ::-1] if width_first else pair for pair in (original, corner, size)]
-        return np.concatenate(pairs, axis=1).astype(np.float32)
+        pairs = original, corner, np.broadcast_to(size, corner.shape)
+        return np.concatenate([pair[:, ::-1] if width_first else pair for pair in pairs], axis=1).astype(np.float32)
 
     def text(self, params, ids: jax.Array) -> dict[str, jax.Array]:
         """text [B,T,D] and, for SDXL's kind of UNet, pooled [B,P]."""
@@ -191,8 +192,7 @@ def _fill(folder: Path, encoders: Encoders, rows: Split, batches: BucketBatches)
             for name, found in _in_chunks("texts", text, ids).items():
                 stored[name][numbers] = found
             original, corner = (np.stack([row[name] for row in read]) for name in ("original_size", "crop_top_left"))
-            size = np.broadcast_to(read[0]["target"].shape[:2], corner.shape)
-            stored["time_ids"][numbers] = encoders.time_ids(original, corner, size)
+            stored["time_ids"][numbers] = encoders.time_ids(original, corner, read[0]["target"].shape[:2])
             bar.update(len(numbers))
     for array in stored.values():
         array.flush()

@@ -44,7 +44,7 @@ def write_fresh_adapter(path: Path, model: str, vision: str, settings: Mapping[s
         return
     module = Projector(ProjectorConfig.from_config(image_prompt))
     one = jnp.zeros((1, 1, sum(widths)))
-    features = (one,) * (2 if settings["variant"] == "highres" else len(vision_settings.siglip_layers) + 1)
+    features = (one,) * (1 + (len(vision_settings.siglip_layers) if module.config.with_structure else 1))
     projector = jax.jit(module.init)(jax.random.key(0), features)["params"]
     unet = read_files(files) if isinstance(files[0], Path) else files[0]
     bundle.save_part(path.parent, "adapter", config, vision_from_text_tensors(unet) | weights.to_torch(

@@ -109,7 +109,7 @@ class PublishedTask:
         """Pictures uint8, token ids [B,encoders,T] and size conditioning [B,6] as the preset orders it."""
         batch = self._batches[step]
         ids = self._encoders.ids(batch["caption"])
-        size = np.broadcast_to(np.array(batch["target"].shape[1:3]), (len(batch["target"]), 2))
+        size = batch["target"].shape[1:3]
         return {"target": batch["target"], "reference": batch["reference"], "ids": ids,
                 "empty_ids": np.broadcast_to(self._encoders.ids([""]), ids.shape),
                 "time_ids": self._encoders.time_ids(batch["original_size"], batch["crop_top_left"], size)}
