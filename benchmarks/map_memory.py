@@ -1,7 +1,8 @@
-"""What collecting the target word's maps costs in memory: the sampler's step compiled ahead of time for one TPU v5e.
+"""What collecting the target word's maps costs in memory: the sampler's step compiled for one chip.
 
     pip install libtpu
-    python -m benchmarks.map_memory --kind sdxl --side 1024 --json FILE
+    python -m benchmarks.map_memory --kind sdxl --side 1024 --json FILE            # for a TPU v5e, on any machine
+    python -m benchmarks.map_memory --kind sdxl --side 1024 --topology here        # for this machine's own
 
 Nothing is run and no weight is made. The step is the three-lane one; compared are temporaries and outputs
 
@@ -33,13 +34,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kind", choices=sorted(CONFIGS), default="sdxl")
     parser.add_argument("--side", type=int, help="of the picture, in pixels (what the model was made for)")
-    parser.add_argument("--topology", default="v5e:2x2", help="whose first chip the step is compiled for")
+    parser.add_argument("--topology", default="v5e:2x2", help="whose first chip to compile for; here: this machine's")
     parser.add_argument("--json", type=Path, help="where to write the figures")
     options = parser.parse_args()
     side = latent_side(options.kind, options.side)
-    chip = SingleDeviceSharding(tpu_devices(options.topology)[0])
+    devices = jax.devices() if options.topology == "here" else tpu_devices(options.topology)
+    chip = SingleDeviceSharding(devices[0])
 
-    figures = {"kind": options.kind, "side": side, "topology": options.topology}
+    figures = {"kind": options.kind, "side": side, "chip": devices[0].device_kind}
     for name, target, collect in (
         ("without maps", False, target_maps), ("with maps", True, target_maps),
         ("whole weights", True, whole_weights),

@@ -133,6 +133,13 @@ def add_noise(x0: jax.Array, noise: jax.Array, t: ArrayLike, betas: ArrayLike) -
     return alpha * x0 + sigma * noise
 
 
+def add_more_noise(x: jax.Array, noise: jax.Array, t: ArrayLike, later: ArrayLike, betas: ArrayLike) -> jax.Array:
+    """A sample of q(x_s | x_t), √(ᾱ_s/ᾱ_t) x_t + √(1 − ᾱ_s/ᾱ_t) ε, for ``later`` = s ≥ t; else as in ``add_noise``."""
+    before, after = (_at_timestep(at, betas, x.ndim)[0] for at in (t, later))
+    kept = after / before
+    return kept * x + jnp.sqrt(jnp.maximum(1 - kept**2, 0)) * noise
+
+
 def velocity(x0: jax.Array, noise: jax.Array, t: ArrayLike, betas: ArrayLike) -> jax.Array:
     """The target of v prediction, α_t ε − σ_t x_0; arguments as in ``add_noise``."""
     alpha, sigma = _at_timestep(t, betas, x0.ndim)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from realcustom_jax.diffusion import add_noise, betas, integrate, make_solver, snr, velocity
+from realcustom_jax.diffusion import add_more_noise, add_noise, betas, integrate, make_solver, snr, velocity
 
 from goldens import assert_close, golden, nchw, nhwc
 
@@ -211,6 +211,19 @@ def test_training_targets():
     np.testing.assert_allclose(np.sqrt(bars) * noisy - np.sqrt(1 - bars) * v, x0, atol=1e-5)
     np.testing.assert_allclose(snr(schedule)[t], (bars / (1 - bars)).ravel(), rtol=1e-5)
     np.testing.assert_allclose(add_noise(x0, noise, 500, schedule)[1], noisy[1], atol=1e-6)
+
+
+def test_noise_added_later_is_as_if_added_at_once():
+    """Two parts of independent noise have the deviation of one."""
+    schedule = betas()
+    t, later = jnp.array([0, 300]), jnp.array([600, 600])
+    start = add_noise(jnp.ones((2, 4)), 0.0, t, schedule)
+    noisier = add_more_noise(start, 0.0, t, later, schedule)
+    np.testing.assert_allclose(noisier, add_noise(jnp.ones((2, 4)), 0.0, later[:2], schedule), rtol=1e-5)
+    parts = [add_more_noise(x, y, t, later, schedule) for x, y in (
+        (add_noise(0.0 * start, 1.0, t, schedule), 0.0), (0.0 * start, 1.0))]
+    whole = add_noise(0.0 * start, 1.0, later, schedule)
+    np.testing.assert_allclose(np.hypot(*parts), whole, rtol=1e-4)
 
 
 def test_shift_multiplies_the_snr():

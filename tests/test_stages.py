@@ -1,6 +1,7 @@
 """Every stage of the miniature's training, two steps each, on a few painted rows and networks of a few channels."""
 
 import dataclasses
+import functools
 import importlib.util
 from pathlib import Path
 
@@ -10,11 +11,12 @@ import numpy as np
 import optax
 import pytest
 
-from realcustom_jax import bundle, weights
-from realcustom_jax.adapter import scaled_tokens
+from realcustom_jax import bundle, diffusion, weights
+from realcustom_jax.adapter import merge_unet, scaled_tokens
 from realcustom_jax.data import sprites
 from realcustom_jax.models.clip_text import ClipText, ClipTextConfig
 from realcustom_jax.models.unet import UNetOutput
+from realcustom_jax.sampling import sample_latents
 from realcustom_jax.stages import base, encoders, miniature
 from realcustom_jax.tensors import read_tensors
 
@@ -142,14 +144,37 @@ def test_the_tokens_of_a_fresh_adapter_are_scaled_to_the_text(fresh_task):
 
 
 @pytest.mark.parametrize("masked, learns", [(1.0, False), (0.0, True)])
-def test_a_masked_pair_teaches_inside_its_region_only(fresh_task, masked, learns):
-    """Nothing is learnt from an empty region, unless the pair is trained without a mask."""
+def test_a_masked_pair_teaches_inside_its_mask_only(fresh_task, monkeypatch, masked, learns):
+    """Nothing is learnt under an empty mask, unless the pair is trained without one."""
     task = dataclasses.replace(fresh_task, masked=masked, image_dropout=0.0)
+    monkeypatch.setattr(task, "guidance_mask", lambda *_: jnp.zeros((len(batch["latents"]), 1, 1, 1)))
     batch = task.batch(0)
-    batch["region"] = np.zeros_like(batch["region"])
     gradients = jax.jit(jax.grad(lambda params: task.loss(params, task.frozen, batch, jax.random.key(0))[0]))(
         task.init(jax.random.key(0)))
     assert any(np.abs(x).max() > 0 for x in jax.tree.leaves(gradients["vision"])) == learns
+
+
+def test_pairs_are_trained_with_the_mask_of_sampling(fresh_task):
+    """The first step's; at a timestep that sampling reaches with a frozen mask, the mask is of noisier latents."""
+    batch, params = fresh_task.batch(0), fresh_task.init(jax.random.key(0))
+    unet_params = merge_unet(params["vision"], fresh_task.frozen["unet"])
+    ids, noise = batch["input_ids"], jax.random.normal(jax.random.key(1), batch["latents"].shape)
+    condition = fresh_task.conditioning(params, fresh_task.frozen, ids, batch["reference"] / 255)
+    target = jnp.zeros((len(ids), 1, ids.shape[1])).at[:, :, 2].set(1)
+    solver = diffusion.make_solver(steps=2, betas=fresh_task.betas, prediction=fresh_task.prediction)
+    sampled = jax.jit(functools.partial(
+        sample_latents, fresh_task.unet, solver=solver, mask=fresh_task.mask, branches="sequential"))(
+            unet_params, noise, condition, condition, target)
+
+    @jax.jit
+    def trained(t, key):
+        times = jnp.full(len(ids), t)
+        return fresh_task.guidance_mask(unet_params, fresh_task.frozen, ids, noise, times, jax.random.key(key))
+
+    np.testing.assert_allclose(trained(solver.timesteps[0], 0), sampled.masks[0], atol=1e-5)
+    early, late = ([trained(t, key) for key in (0, 1)] for t in (700, 100))
+    np.testing.assert_array_equal(*early)
+    assert np.abs(late[0] - late[1]).max() > 1e-4
 
 
 def test_a_taught_adapter_learns_the_words_of_its_reference(fresh_task):

@@ -19,10 +19,11 @@ from realcustom_jax.models.projector import Projector
 from realcustom_jax.models.unet import UNet
 from realcustom_jax.models.vit import VisionTransformer
 from realcustom_jax.objectives import denoising_loss
-from realcustom_jax.sampling import Conditioning, sample_latents
+from realcustom_jax.presets import Preset
+from realcustom_jax.sampling import Conditioning, MaskConfig, sample_latents
 from realcustom_jax.stages.base import time_ids
 
-_WEAKEST_MASK = 0.4  # what max_norm leaves of a subject's less attended half
+_NOUN = 2  # the place of the subject's noun in every caption, after the start token and the article
 
 
 class Gather(nn.Module):
@@ -44,7 +45,7 @@ class AdapterTask:
     """Trains {"projector", "vision"}: the projector and the UNet's visual keys and values; and "gather", which is
     dropped.
 
-    `batches` give latents, coverage, region, input_ids, description_ids, references [B,4,H,W,3] (uint8) and difficulty
+    `batches` give latents, coverage, input_ids, description_ids, references [B,4,H,W,3] (uint8) and difficulty
     [B,4]; `frozen` holds the parameters of unet (without its visual layers), text_encoder, siglip and dinov2; `fresh`
     those at step 0.
 
@@ -52,7 +53,8 @@ class AdapterTask:
     shows (description_ids, but for the pooled text); the rest is the data, as in the paper, where `taught` is 0.
 
     The paper trains without masks (M = 1) and samples with soft ones. Here a share `masked` of the pairs is trained
-    with a mask as sampling makes them, about where the subject is (region [B,h,w] in [0, 1]) and of any strength.
+    with the mask that sampling would make: `mask` of the guidance branch's maps of the noun, on the same latents or,
+    past the step in which the mask is frozen, on noisier ones.
 
     `spelled` weighs a second loss, 0 in the paper: among a reference's vision tokens there should be the text encoder's
     states of the words that its description has and the caption lacks. The visual keys and values begin as copies of
@@ -77,11 +79,13 @@ class AdapterTask:
     image_dropout: float = 0.1
     text_dropout: float = 0.05
     masked: float = 0.5
+    mask: MaskConfig = MaskConfig()
     taught: float = 0.0
     spelled: float = 0.0
 
     def __post_init__(self):
         self.betas = diffusion.betas()
+        self.last_mask_at = diffusion.make_solver().timesteps[Preset().freeze_mask_step - 1]
         self.gather = Gather(len(self.empty_ids))
 
     def init(self, key):
@@ -94,7 +98,7 @@ class AdapterTask:
         weights = self.curriculum.weights(step, self.steps, batch["difficulty"][0])
         chosen = rng.choice(len(weights), size=len(batch["latents"]), p=weights)
         reference = batch["references"][np.arange(len(chosen)), chosen]
-        kept = ("latents", "coverage", "region", "input_ids", "description_ids")
+        kept = ("latents", "coverage", "input_ids", "description_ids")
         return {key: batch[key] for key in kept} | {"reference": reference}
 
     def conditioning(self, params, frozen, input_ids, references) -> Conditioning:
@@ -116,10 +120,9 @@ class AdapterTask:
         told = self.text_encoder.apply({"params": frozen["text_encoder"]}, told).penultimate
         unet_params = merge_unet(params["vision"], frozen["unet"])
         masked = jax.random.bernoulli(keys[3], self.masked, (size, 1, 1, 1))
-        strength = jax.random.uniform(keys[4], (size, 1, 1, 1), minval=_WEAKEST_MASK)
-        mask = jnp.where(masked, strength * batch["region"][:, None], 1.0)
 
         def predict(noisy, t):
+            mask = jnp.where(masked, self.guidance_mask(unet_params, frozen, batch["input_ids"], noisy, t, keys[4]), 1)
             return self.unet.apply({"params": unet_params}, noisy, t, c.text, pooled=c.pooled, time_ids=c.time_ids,
                                    vision=c.vision, mask=mask).noise
 
@@ -133,6 +136,17 @@ class AdapterTask:
         added = (batch["description_ids"][:, :, None] != batch["input_ids"][:, None]).all(axis=-1)
         spelling = self._spelling(params["gather"], c.vision[:, 0], told, added & ~no_image[..., 0, 0])
         return denoising + self.spelled * spelling, {"denoising": denoising, "spelling": spelling}
+
+    def guidance_mask(self, unet_params, frozen, input_ids, noisy, t, key) -> jax.Array:
+        """The mask [B,1,h,w] with which sampling would denoise the noisy latents [B,H,W,C] of timesteps t [B]."""
+        text = self.text_encoder.apply({"params": frozen["text_encoder"]}, input_ids)
+        known = jnp.maximum(t, self.last_mask_at)
+        noisier = diffusion.add_more_noise(noisy, jax.random.normal(key, noisy.shape), t, known, self.betas)
+        target = jnp.zeros((len(input_ids), 1, input_ids.shape[1])).at[:, :, _NOUN].set(1)
+        guidance = self.unet.apply(
+            {"params": unet_params}, noisier, known, text.penultimate, pooled=text.pooled,
+            time_ids=time_ids(self.image_size, len(input_ids)), target=target)
+        return jax.lax.stop_gradient(self.mask.mask(guidance, self.mask.size(noisy)))
 
     def _spelling(self, params, tokens, words, counted):
         """How far the states `words` [B,T,D] are from what is found among the tokens: the share of their variance,
@@ -154,13 +168,12 @@ class AdapterTask:
             positive = self.conditioning(params, frozen, batch["input_ids"], references)
             empty = jnp.broadcast_to(self.empty_ids, batch["input_ids"].shape)
             negative = self.conditioning(params, frozen, empty, jnp.zeros_like(references))
-            # The noun is the second word of every caption, after the start token and the article.
             count, length = batch["input_ids"].shape
-            target = jnp.zeros((count, 1, length)).at[:, :, 2].set(1)
+            target = jnp.zeros((count, 1, length)).at[:, :, _NOUN].set(1)
             noise = jax.random.normal(jax.random.key(0), batch["latents"].shape)
             unet_params = merge_unet(params["vision"], frozen["unet"])
             return sample_latents(self.unet, unet_params, noise, positive, negative, target, solver=solver,
-                                  freeze_mask_step=10).latents
+                                  mask=self.mask, freeze_mask_step=10).latents
 
         made = np.asarray(self.decode(sample(params, self.frozen)))
         references = references * 2 - 1

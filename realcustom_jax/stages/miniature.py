@@ -22,12 +22,17 @@ from realcustom_jax.files import write_file, write_json
 from realcustom_jax.images import VisionSettings, from_uint8
 from realcustom_jax.models.clip_text import ClipText, ClipTextConfig
 from realcustom_jax.processes import by_the_first
+from realcustom_jax.sampling import MaskConfig
 from realcustom_jax.stages import adapter, autoencoder, base, encoders, judge
 from realcustom_jax.text import build_tokenizer, encode_prompt
 from realcustom_jax.training import TrainSettings, fit
 
 # Places of a description's words after the start token: "a slim red and blue striped dog".
 _DESCRIBED = {"build": 2, "primary": 3, "secondary": 5, "pattern": 6, "noun": 7}
+
+# Painted subjects fill more of their pictures than a quarter, and what they wear sticks out: the mask is the target's
+# map as it is, weak where the subject is not, and nothing is cut off.
+_SCOPE = 1.0
 
 
 def run(config: ConfigDict, workdir: Path) -> None:
@@ -163,7 +168,7 @@ def _adapter(config: ConfigDict, workdir: Path, data: Path) -> None:
         batches=_batches(arrays, "adapter", config, rows), curriculum=Curriculum(**config.curriculum),
         steps=config.optimization.adapter.steps, empty_ids=encode_prompt(tokenizer, "", allow_empty=True)[0],
         decode=_decoder(workdir), image_size=config.models.vae.sample_size, prediction=config.prediction,
-        masked=config.masked, taught=config.taught, spelled=config.spelled)
+        masked=config.masked, mask=MaskConfig(scope=_SCOPE), taught=config.taught, spelled=config.spelled)
     params = _fit("adapter", task, config, workdir)
     _save_part(workdir, "adapter", adapter_config, adapter_tensors(params["projector"], params["vision"]))
     by_the_first(lambda: _describe(folder, config.prediction))
@@ -186,9 +191,7 @@ def _describe(folder: Path, prediction: str) -> None:
     write_json(folder / "scheduler" / "scheduler_config.json", {
         "_class_name": "DPMSolverSinglestepScheduler", "beta_schedule": "scaled_linear", "beta_start": 0.00085,
         "beta_end": 0.012, "num_train_timesteps": 1000, "prediction_type": prediction, "timestep_spacing": "trailing"})
-    # Painted subjects fill more of their pictures than a quarter, and what they wear sticks out: the mask is the
-    # target's map as it is, weak where the subject is not, and nothing is cut off.
-    write_json(folder / "preset.json", {"scope": 1.0})
+    write_json(folder / "preset.json", {"scope": _SCOPE})
     write_json(folder / "vocabulary.json", {
         "nouns": sprites.NOUNS, "held_out_nouns": sprites.HELD_OUT_NOUNS, "scenes": sprites.SCENES,
         "words": sprites.VOCABULARY})
@@ -196,7 +199,7 @@ def _describe(folder: Path, prediction: str) -> None:
 
 def _latents(workdir: Path, data: Path) -> dict[str, np.ndarray]:
     """latents: of all training pictures, float16 [N,h,w,C] of unit variance, encoded once per run folder;
-    coverage, region: how much of each latent pixel all subjects fill, and the first, float16 [N,h,w]."""
+    coverage: how much of each latent pixel the subjects fill, float16 [N,h,w]."""
     file = workdir / "cache" / "latents.npy"
 
     def write():
@@ -211,14 +214,10 @@ def _latents(workdir: Path, data: Path) -> dict[str, np.ndarray]:
 
     by_the_first(lambda: file.is_file() or write())
     latents = np.load(file)
-    masks = loader.load_arrays(data, "train", fields=("masks",))["masks"]
+    subjects = loader.load_arrays(data, "train", fields=("masks",))["masks"].any(axis=1)
     count, height, width = latents.shape[:3]
-
-    def filled(subject):
-        blocks = subject.reshape(count, height, subject.shape[1] // height, width, subject.shape[2] // width)
-        return blocks.mean(axis=(2, 4), dtype=np.float32).astype(np.float16)
-
-    return {"latents": latents, "coverage": filled(masks.any(axis=1)), "region": filled(masks[:, 0])}
+    blocks = subjects.reshape(count, height, subjects.shape[1] // height, width, subjects.shape[2] // width)
+    return {"latents": latents, "coverage": blocks.mean(axis=(2, 4), dtype=np.float32).astype(np.float16)}
 
 
 def _decoder(workdir: Path) -> Callable[[jax.Array], jax.Array]:

@@ -1,0 +1,84 @@
+"""Where a picture's time goes on a GPU: the kernels of the fused denoising loop, by the layer that they compute.
+
+    python -m benchmarks.kernels --kind sdxl --dtype bfloat16 --side 1024 --json FILE
+
+One picture after a warm-up, under JAX's profiler. A fused kernel counts for the layer of its last operation.
+"""
+
+import argparse
+import collections
+import re
+import tempfile
+from pathlib import Path
+
+import jax
+
+from benchmarks.speed import CONFIGS, latent_side, make_unet, ours
+from realcustom_jax.compilation import enable_compilation_cache
+from realcustom_jax.files import write_json
+
+_INSTRUCTION = re.compile(r'%?([\w.-]+) = .*?op_name="([^"]*)"')
+_MODULE = re.compile(r"^(?!jit|vmap|while|body|closed_call|remat|cond|checkpoint|transpose)[A-Za-z]\w*$")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--kind", choices=sorted(CONFIGS), default="mini")
+    add("--side", type=int, help="of the picture, in pixels (what the model was made for)")
+    add("--batch", type=int, default=1)
+    add("--steps", type=int, default=25)
+    add("--freeze", type=int, default=12, help="the first step that reuses its predecessor's mask")
+    add("--dtype", choices=("float32", "bfloat16"), default="float32")
+    add("--rows", type=int, default=40, help="of the table")
+    add("--json", type=Path, help="where to write every operation's kernels")
+    options = parser.parse_args()
+    enable_compilation_cache()
+    model = make_unet(options.kind, options.dtype)
+    program, arguments, _ = ours(*model, options, latent_side(options.kind, options.side))
+    program = program("fused")
+    operations = profile(lambda: jax.block_until_ready(program(*arguments)), program.as_text())
+
+    layers = collections.Counter()
+    for operation in operations:
+        layers[layer(operation["of"])] += operation["ms"]
+    total = sum(layers.values())
+    print(f"{jax.devices()[0].device_kind}, {options.kind}, {options.dtype}: {total:.1f} ms in kernels\n")
+    print("| layer | ms | share |\n|---|--:|--:|")
+    for name, ms in layers.most_common(options.rows):
+        print(f"| {name} | {ms:.1f} | {ms / total:.1%} |")
+    if options.json:
+        write_json(options.json, {"total_ms": total, "operations": operations})
+
+
+def profile(run, program_text: str) -> list[dict]:
+    """The operations of one run, longest first, and their kernels; "of" is an operation's name in the source."""
+    named = dict(_INSTRUCTION.findall(program_text))
+    run()
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder):
+            run()
+        data = jax.profiler.ProfileData.from_file(str(next(Path(folder).rglob("*.xplane.pb"))))
+    spent, calls = collections.Counter(), collections.Counter()
+    on_gpu = any("GPU" in plane.name for plane in data.planes)
+    for plane in data.planes:
+        for line in plane.lines if "GPU" in plane.name or not on_gpu else ():
+            for event in line.events:
+                operation = dict(event.stats).get("hlo_op")
+                if operation and (line.name.startswith("Stream") or not on_gpu):
+                    spent[operation, event.name] += event.duration_ns / 1e6
+                    calls[operation, event.name] += 1
+    return [{"operation": operation, "of": named.get(operation, ""), "kernel": kernel,
+             "calls": calls[operation, kernel], "ms": round(ms, 4)}
+            for (operation, kernel), ms in spent.most_common()]
+
+
+def layer(name: str) -> str:
+    """The last two modules of an operation's path without their numbers, and its primitive."""
+    *modules, primitive = name.split("/")
+    modules = [re.sub(r"_\d+", "", part) for part in modules if _MODULE.match(part)]
+    return "/".join([*modules[-2:], primitive]) if name else "without a name"
+
+
+if __name__ == "__main__":
+    main()
