@@ -196,10 +196,11 @@ def torchs(options: argparse.Namespace, side: int) -> dict[str, Callable[[], Non
             size = lanes_a_call or lanes
             for _ in range(lanes // size):
                 (x, context), added = prepared[size]
-                network(x, 999 - i, context, **added)
+                network(x, times[i], context, **added)
         if device == "cuda":
             torch.cuda.synchronize()
 
+    times = torch.arange(options.steps, device=device)  # a number would make torch.compile begin again at every step
     prepared = {lanes: inputs(lanes) for lanes in (1, 2, 3)}
     contenders = {"torch passes": functools.partial(run, unet, 1), "torch batched": functools.partial(run, unet, None)}
     if options.compile:
