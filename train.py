@@ -12,6 +12,7 @@ whether it fits:
 
 import math
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -63,6 +64,16 @@ def main(argv: list[str]) -> None:
                  "accumulate, more fsdp, or precomputed features.")
 
 
+def _parse(argv: list[str]) -> list[str]:
+    try:
+        return app.parse_flags_with_usage(argv)
+    except (AttributeError, KeyError) as error:  # ml_collections'
+        message = str(error.args[0])
+        unknown, nearest = re.search(r"\w+", message), re.search(r'mean "(\w+)"', message)
+        sys.exit(f"error: the configuration has no key {unknown[0]!r}"
+                 + (f"; did you mean {nearest[1]!r}?" if nearest else "."))
+
+
 def _join() -> None:
     """Waits for the other processes, if there are any."""
     explicit = (_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
@@ -96,4 +107,4 @@ def _look_ahead(config) -> None:
 
 if __name__ == "__main__":
     flags.mark_flag_as_required("config")
-    app.run(main)
+    app.run(main, flags_parser=_parse)

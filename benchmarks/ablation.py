@@ -9,6 +9,7 @@
     every lane alike            maps and (with mask 0) the visual term in all three lanes
     lane by lane                three UNet calls
     XLA's attention             no fused attention kernel (on a CPU there is none)
+    layers scanned              one program for all layers of a stack (elsewhere than on a GPU they always are)
 """
 
 import argparse
@@ -63,10 +64,11 @@ def variants(unet, params, tokens, side: int) -> dict:
         "target": jnp.zeros((1, 1, tokens[0])).at[:, :, 2].set(1),
         "added": {"pooled": array(3, config.pooled_dim), "time_ids": array(3, 6)} if config.addition_embed else {}}
     times = jnp.full((3,), TIMESTEP)
-    kept = jax.jit(lambda params, text, vision, pooled=None, time_ids=None: context.merge(
+    keep = jax.jit(lambda params, text, vision, pooled=None, time_ids=None: context.merge(
         context.project_tokens(params, text, vision, unet.dtype),
-        context.project_time(unet, params, times, pooled, time_ids)))(
-            params, inputs["text"], inputs["vision"], **inputs["added"])
+        context.project_time(unet, params, times, pooled, time_ids)))
+    scanned, params = params, context.for_this_device(params)
+    kept, kept_scanned = (keep(p, inputs["text"], inputs["vision"], **inputs["added"]) for p in (params, scanned))
 
     def apply(params, kept, *args, **kwargs):
         return unet.apply({"params": params, "context": kept}, *args, **kwargs)
@@ -104,6 +106,7 @@ def variants(unet, params, tokens, side: int) -> dict:
         ("lane by lane", lane_by_lane, kept),
     ):
         contenders[name] = functools.partial(_run, jax.jit(function), params, known, inputs)
+    contenders["layers scanned"] = functools.partial(_run, jax.jit(step), scanned, kept_scanned, inputs)
     with mock.patch.object(attention, "attend", jax.nn.dot_product_attention):
         # A function of its own: JAX would take what it has traced of `step`.
         plain = jax.jit(lambda *args: step(*args)).lower(params, kept, inputs).compile()

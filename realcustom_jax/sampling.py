@@ -130,7 +130,10 @@ def sample_latents(
     if min(size) < 1:
         raise ValueError(f"noise has shape {noise.shape}, too small for a mask downscaled by {config.downscale}.")
     make = _Steps.make if on_step is None else _make_alone
-    steps = make(unet, config, params, positive, negative, target, solver, guidance_scale)
+    once = make(unet, config, params, positive, negative, target, solver, guidance_scale)
+    often, apart = once, context.for_this_device(params)
+    if apart is not params:  # a step that runs once is not worth their longer compilation
+        often = make(unet, config, apart, positive, negative, target, solver, guidance_scale)
     freeze = 0 if mask is None else min(freeze_mask_step, solver.steps)
     fresh = freeze if branches == "sequential" else min(freeze, 1)
     carry = solver.init(noise), jnp.ones((*target.shape[:2], *size), jnp.float32)
@@ -138,6 +141,7 @@ def sample_latents(
     for kind, start, stop in (
         (_Steps.sequential, 0, fresh), (_Steps.fused, fresh, freeze), (_Steps.frozen, freeze, solver.steps),
     ):
+        steps = often if stop - start > 1 else once
         if start < stop and on_step is None:
             carry, used = _scan(functools.partial(kind, steps), carry, start, stop)
             masks.append(used)
@@ -163,6 +167,7 @@ def sample_text_only(
 
     Arguments as in `sample_latents`; vision tokens are ignored.
     """
+    params = context.for_this_device(params)
     pair = _Rows.make(unet, params, positive.replace(vision=None), negative.replace(vision=None), solver).pair()
 
     def step(state, i):

@@ -4,9 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 
 from realcustom_jax import weights
-from realcustom_jax.models import context
+from realcustom_jax.models import attention, context
 
 from goldens import FIXTURES, assert_close, golden, nchw, nhwc
 
@@ -73,16 +74,25 @@ def test_order_of_references_does_not_matter(case):
     assert_close(other.maps[0][:, ::-1], one.maps[0], 1e-5)
 
 
-def test_context_computed_ahead_is_exact(case):
+@pytest.mark.parametrize("apart", [False, True], ids=["layers scanned", "layers apart"])
+@pytest.mark.parametrize("tokens_last", [False, True])
+def test_context_computed_ahead_is_exact(case, monkeypatch, apart, tokens_last):
+    for read in (attention, context):
+        monkeypatch.setattr(read, "tokens_last", lambda: tokens_last)
     module, params, data, args, kwargs, vision, target = case
     sample, timestep, text = args
+    if apart:
+        params = context.layers_apart(params)
+        assert not any("transformer_blocks" in path for path in flatten_dict(params))
     times = jnp.broadcast_to(jnp.asarray(timestep), len(sample))
     ahead = context.merge(
         context.project_tokens(params, text, vision),
         context.project_time(module, params, times, kwargs.get("pooled"), kwargs.get("time_ids")))
     extra = dict(vision=vision, mask=data["mask"], target=target)
-    out = module.apply({"params": params, "context": ahead}, sample, None, text, **extra)
-    assert_close(out.noise, apply(case, **extra).noise, 1e-5)
+    out, known = module.apply({"params": params, "context": ahead}, sample, None, text, **extra), apply(case, **extra)
+    assert_close(out.noise, known.noise, 1e-5)
+    for ours, theirs in zip(out.maps, known.maps, strict=True):
+        assert_close(ours, theirs, 1e-5)
 
 
 def test_guidance_rows_are_two_calls_in_one(case):

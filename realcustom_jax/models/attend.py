@@ -6,7 +6,6 @@
 Shapes: query [B,N,heads,d], key and value [B,L,heads,d]. Softmax is in float32 everywhere.
 """
 
-import functools
 import math
 
 import jax
@@ -30,7 +29,7 @@ def attend(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
     """
     kernels = {}
     if _cudnn_can(query):
-        kernels["cuda"] = functools.partial(jax.nn.dot_product_attention, implementation="cudnn")
+        kernels["cuda"] = _cudnn
     pixels, tokens, head_size = query.shape[-3], key.shape[-3], query.shape[-1]
     if pixels * tokens >= _LONG and pixels % _TPU_BLOCKS[-1] == 0 and head_size <= 128:
         kernels["tpu"] = _on_every_device(tpu_attention, query.shape)
@@ -45,6 +44,27 @@ def _cudnn_can(query: jax.Array) -> bool:
     capability = getattr(jax.devices()[0], "compute_capability", "0")  # AMD's say "gfx…"
     head_size = query.shape[-1]
     return capability.replace(".", "").isdigit() and float(capability) >= 8.0 and head_size <= 128 and not head_size % 8
+
+
+@jax.custom_vjp
+def _cudnn(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+    return jax.nn.dot_product_attention(query, key, value, implementation="cudnn")
+
+
+def _cudnn_forward(query, key, value):
+    """cuDNN's gradient wants even lengths: an odd number of keys gets one more, which is masked."""
+    pixels, tokens = query.shape[1], key.shape[1]
+    odd = tokens % 2
+
+    def even(query, key, value):
+        key, value = (jnp.pad(x, ((0, 0), (0, odd), (0, 0), (0, 0))) for x in (key, value))
+        lengths = jnp.full(len(key), tokens, jnp.int32) if odd else None
+        return jax.nn.dot_product_attention(query, key, value, key_value_seq_lengths=lengths, implementation="cudnn")
+
+    return jax.vjp(jax.nn.dot_product_attention if pixels % 2 else even, query, key, value)
+
+
+_cudnn.defvjp(_cudnn_forward, lambda pulled_back, out: pulled_back(out))
 
 
 def _on_every_device(kernel, shape: tuple[int, ...]):

@@ -33,6 +33,12 @@ def split_heads(x: jax.Array, heads: int) -> jax.Array:
     return x.reshape(*x.shape[:-1], heads, x.shape[-1] // heads)
 
 
+def tokens_last() -> bool:
+    """Whether keys and values that are kept for all steps are [B,C,T]: a CPU takes half as long for their product with
+    the queries; other devices' kernels take the usual [B,T,C], and would wait for it."""
+    return jax.default_backend() == "cpu"
+
+
 class SelfAttention(nn.Module):
     """Multi-head self-attention. x [B,N,C] → ([B,N,C], head-mean weights [map_rows,1,N,N] or None)."""
 
@@ -67,6 +73,8 @@ class CrossAttention(nn.Module):
         def project(name, tokens, **kwargs):
             if self.has_variable("context", name):
                 known = self.get_variable("context", name)
+                if not tokens_last():
+                    return split_heads(known, self.heads)
                 return jnp.moveaxis(known.reshape(*known.shape[:-2], self.heads, -1, known.shape[-1]), -1, -3)
             dense = nn.Dense(x.shape[-1], use_bias=False, dtype=self.dtype, name=name, **kwargs)
             return split_heads(dense(tokens), self.heads)
@@ -88,7 +96,7 @@ class CrossAttention(nn.Module):
             visual = visual.reshape(-1, references, *visual.shape[1:])
             if mask is not None:
                 visual = visual * mask[..., None, None].astype(visual.dtype)
-            out = jnp.concatenate([out[:plain], out[plain:] + visual.sum(axis=1)])
+            out = out.at[plain:].add(visual.sum(axis=1))
         return nn.Dense(x.shape[-1], dtype=self.dtype, name="to_out_0")(out.reshape(x.shape)), maps
 
 
@@ -100,7 +108,9 @@ class FeedForward(nn.Module):
     @nn.compact
     def __call__(self, x):
         hidden, gate = jnp.split(nn.Dense(8 * x.shape[-1], dtype=self.dtype, name="net_0_proj")(x), 2, axis=-1)
-        hidden = hidden * nn.gelu(gate, approximate=False)
+        # The GELU by erf: by erfc, as Flax has it, it takes twice the operations, for digits that do not count.
+        gate = gate.astype(jnp.float32)
+        hidden = hidden * (0.5 * gate * (1 + jax.lax.erf(gate * 0.5**0.5))).astype(self.dtype)
         return nn.Dense(x.shape[-1], dtype=self.dtype, name="net_2")(hidden)
 
 
@@ -135,7 +145,8 @@ class SpatialTransformer(nn.Module):
 
     x [B,h,w,C], mask [V,R,*,*] of any size (resized bilinearly to h, w) → (x, target maps: tuple of [G,R,h,w],
     self-attention maps: tuple of [G,1,h·w,h·w]), one map a layer. Equal layers are scanned, so that a
-    deep stack compiles as one layer does; their parameters carry a leading layer axis.
+    deep stack compiles as one layer does; their parameters carry a leading layer axis. Parameters that were taken
+    apart (`context.layers_apart`) are not.
     """
 
     heads: int
@@ -158,11 +169,19 @@ class SpatialTransformer(nn.Module):
 
         hidden = GroupNorm(self.groups, 1e-6, self.dtype, name="norm")(x)
         hidden = project(name="proj_in")(hidden).reshape(batch, h * w, channels)
-        blocks = nn.scan(
-            TransformerBlock, length=self.layers, variable_axes={"params": 0, "context": 0},
-            split_rngs={"params": True}, in_axes=nn.broadcast,
-        )(self.heads, self.vision, self_maps_at == (h, w), self.dtype, name="transformer_blocks")
-        hidden, (maps, self_maps) = blocks(hidden, text, vision, mask, target)
+        settings = self.heads, self.vision, self_maps_at == (h, w), self.dtype
+        if self.has_variable("params", "transformer_blocks_0"):  # `context.layers_apart`
+            made = []
+            for i in range(self.layers):
+                block = TransformerBlock(*settings, name=f"transformer_blocks_{i}")
+                hidden, of_layer = block(hidden, text, vision, mask, target)
+                made.append(of_layer)
+            maps, self_maps = jax.tree.map(lambda *x: jnp.stack(x), *made)
+        else:
+            blocks = nn.scan(
+                TransformerBlock, length=self.layers, variable_axes={"params": 0, "context": 0},
+                split_rngs={"params": True}, in_axes=nn.broadcast)(*settings, name="transformer_blocks")
+            hidden, (maps, self_maps) = blocks(hidden, text, vision, mask, target)
         hidden = project(name="proj_out")(hidden.reshape(batch, h, w, channels))
         maps = () if maps is None else tuple(maps.reshape(*maps.shape[:3], h, w))
         self_maps = () if self_maps is None else tuple(self_maps)
