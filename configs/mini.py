@@ -63,7 +63,7 @@ def get_config() -> ml_collections.ConfigDict:
     }
     config.models.judge = {"widths": [32, 64, 96], "hidden": 192, "groups": 8}
     config.prediction = "v_prediction"
-    config.masked = 0.8  # share of the adapter's pairs that are trained with the mask of sampling; the paper's is 0
+    config.masked = 0.9  # share of the adapter's pairs that are trained with the mask of sampling; the paper's is 0
     config.taught = 0.75  # how much of the adapter's target is the base model's, told in words; the paper's is 0
     config.spelled = 0.1  # weight of finding the words of a reference among its vision tokens; the paper's is 0
     config.curriculum = {"recipe": "curriculum", "start": 0.05, "end": 0.3, "final_reconstruction": 0.1}

@@ -24,6 +24,7 @@ def get_config() -> ml_collections.ConfigDict:
             "local": "tiles",
             "match": "word",
             "normalize": "max_norm",
+            "refine": 0,
             "scope": 0.25,
             "freeze_mask_step": 12,
             "guidance_scale": 3.5,

@@ -29,6 +29,7 @@ def get_config() -> ml_collections.ConfigDict:
             "weight_order": "adapter_last",  # whose weights win: adapter_last or base_last (the released script)
             "match": "word",  # how the target is found: word or released (case-sensitive substring)
             "normalize": "max_norm",  # of the mask: max_norm, min_max_norm, min_max_per_channel or none
+            "refine": 0,  # n: the mask by self-attention at the latents' size divided by n; 0: as it is
             "scope": 0.25,  # share of the picture that the mask covers
             "freeze_mask_step": 12,  # the mask stays from this step on; 99: never
             "guidance_scale": 3.5,

@@ -35,7 +35,7 @@ from realcustom_jax.models.clip_text import TextOutput
 from realcustom_jax.models.resize import resize_bilinear
 from realcustom_jax.models.unet import UNetConfig
 from realcustom_jax.presets import PRESETS, Preset, find_preset
-from realcustom_jax.sampling import Conditioning, MaskConfig, Samples, sample_latents
+from realcustom_jax.sampling import Conditioning, Samples, sample_latents
 from realcustom_jax.text import encode_prompt, target_tokens
 from realcustom_jax.tiling import decode_tiles
 from realcustom_jax.vocabulary import Vocabulary
@@ -231,8 +231,8 @@ class Pipeline:
         pictures = [load_image(reference) for reference in references]
         schedule = make_solver(solver, steps, betas=self.betas, prediction=self.prediction)
         overlap = overlap or ("sum" if len(targets) == 1 else "argmax")
-        mask = MaskConfig(scope=choices.scope, normalize=choices.normalize, overlap=overlap)
         shape = self.latent_shape(width, height)
+        mask = choices.mask(*shape[:2], overlap)
         noise = _noise(seed, num_images, shape) if latents is None else _given_noise(latents, (num_images, *shape))
         positive, negative, marks = self._conditionings(
             pictures, prompt, targets, choices.negative_prompt, (width, height))

@@ -10,6 +10,7 @@ from numbers import Integral, Real
 from typing import Any
 
 from realcustom_jax.choices import check_choice
+from realcustom_jax.sampling import MaskConfig
 
 _CHOICES = {
     "pooled": ("unprojected", "projected"), "size_order": ("width_first", "height_first"),
@@ -18,7 +19,8 @@ _CHOICES = {
 
 
 _VALUES = {"scope": (Real, "a number"), "guidance_scale": (Real, "a number"),
-           "freeze_mask_step": (Integral, "a whole number"), "negative_prompt": (str, "a text")}
+           "freeze_mask_step": (Integral, "a whole number"), "refine": (Integral, "a whole number"),
+           "negative_prompt": (str, "a text")}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +34,8 @@ class Preset:
         weight_order: whose UNet weights win where base and adapter files both hold them.
         match: how a target phrase is found in the prompt, see `text.target_tokens`.
         normalize: of the guidance maps, see `guidance.subject_mask`.
+        refine: n refines the mask by the self-attention of the layers whose size is the latents' divided by n, so that
+            it spreads over the things that it lies on (paper); 0 does not (released).
         scope, freeze_mask_step, guidance_scale, negative_prompt: defaults of a pipeline's call.
     """
 
@@ -41,6 +45,7 @@ class Preset:
     weight_order: str = "adapter_last"
     match: str = "word"
     normalize: str = "max_norm"
+    refine: int = 0
     scope: float = 0.25
     freeze_mask_step: int = 12
     guidance_scale: float = 3.5
@@ -53,6 +58,11 @@ class Preset:
         for name, (kind, expected) in _VALUES.items():
             if not isinstance(getattr(self, name), kind):
                 raise ValueError(f"{name} is {getattr(self, name)!r}; expected {expected}.")
+
+    def mask(self, height: int, width: int, overlap: str = "sum") -> MaskConfig:
+        """How masks are made for latents of this size."""
+        refine_at = (height // self.refine, width // self.refine) if self.refine > 0 else None
+        return MaskConfig(scope=self.scope, normalize=self.normalize, refine_at=refine_at, overlap=overlap)
 
 
 _NEGATIVE = "blurry, deformed, watermark, text, low quality"

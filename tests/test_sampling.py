@@ -10,6 +10,7 @@ import pytest
 
 from realcustom_jax import weights
 from realcustom_jax.diffusion import make_solver
+from realcustom_jax.models import attention, context
 from realcustom_jax.models.unet import UNet, UNetConfig
 from realcustom_jax.sampling import Conditioning, MaskConfig, sample_latents, sample_text_only
 
@@ -125,6 +126,21 @@ def test_orders(branches, freeze, distinct):
     assert_is_plain_loop(ours, *small_case(), **options)
     for i, j in np.ndindex(4, 4):
         assert np.array_equal(ours.masks[i], ours.masks[j]) == (distinct[i] == distinct[j])
+
+
+@pytest.mark.parametrize("on_step", [None, lambda step: None], ids=["as a whole", "step by step"])
+def test_layers_apart_as_on_a_gpu(monkeypatch, on_step):
+    options = OPTIONS | dict(freeze_mask_step=3)
+    scanned = sample(*small_case(), **options)
+    monkeypatch.setattr(context, "for_this_device", context.layers_apart)
+    monkeypatch.setattr(context, "tokens_last", lambda: False)
+    monkeypatch.setattr(attention, "tokens_last", lambda: False)
+    if on_step is None:  # a function of its own: JAX would take what it has traced of `sample`
+        apart = jit(lambda unet, *args: sample_latents(unet, *args, **options), static_argnums=0)(*small_case())
+    else:
+        apart = sample_latents(*small_case(), **options, on_step=on_step)
+    assert_close(apart.masks, scanned.masks, 1e-4)
+    assert_close(apart.latents, scanned.latents, 1e-4)
 
 
 def test_refined_by_self_attention_and_frozen_at_once():

@@ -163,7 +163,8 @@ def test_pairs_are_trained_with_the_mask_of_sampling(fresh_task):
     target = jnp.zeros((len(ids), 1, ids.shape[1])).at[:, :, 2].set(1)
     solver = diffusion.make_solver(steps=2, betas=fresh_task.betas, prediction=fresh_task.prediction)
     sampled = jax.jit(functools.partial(
-        sample_latents, fresh_task.unet, solver=solver, mask=fresh_task.mask, branches="sequential"))(
+        sample_latents, fresh_task.unet, solver=solver, branches="sequential",
+        mask=fresh_task.preset.mask(*noise.shape[1:3])))(
             unet_params, noise, condition, condition, target)
 
     @jax.jit

@@ -42,9 +42,9 @@ _STEPS = 25
 
 def sampler(pipeline: Pipeline) -> dict[str, Any]:
     """How sequential and fused sample: the pipeline's defaults."""
-    preset = pipeline.preset
+    preset, side = pipeline.preset, pipeline.sample_size
     return {"guidance_scale": preset.guidance_scale, "freeze_mask_step": preset.freeze_mask_step,
-            "mask": MaskConfig(scope=preset.scope, normalize=preset.normalize)}
+            "mask": preset.mask(side, side)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +127,7 @@ def _generate(
     noised = signal * latents + jnp.sqrt(1 - signal**2) * noise
     guidance = unet.apply(
         {"params": params}, noised, time, positive.text, pooled=positive.pooled, time_ids=positive.time_ids,
-        target=target)
+        target=target, self_maps_at=mask.refine_at)
     size = mask.size(noise)
     maps = dataclasses.replace(mask, scope=1.0).mask(guidance, size)
     return latents, mask.mask(guidance, size) if used is None else used, maps

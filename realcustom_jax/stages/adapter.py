@@ -20,7 +20,7 @@ from realcustom_jax.models.unet import UNet
 from realcustom_jax.models.vit import VisionTransformer
 from realcustom_jax.objectives import denoising_loss
 from realcustom_jax.presets import Preset
-from realcustom_jax.sampling import Conditioning, MaskConfig, sample_latents
+from realcustom_jax.sampling import Conditioning, sample_latents
 from realcustom_jax.stages.base import time_ids
 
 _NOUN = 2  # the place of the subject's noun in every caption, after the start token and the article
@@ -53,8 +53,8 @@ class AdapterTask:
     shows (description_ids, but for the pooled text); the rest is the data, as in the paper, where `taught` is 0.
 
     The paper trains without masks (M = 1) and samples with soft ones. Here a share `masked` of the pairs is trained
-    with the mask that sampling would make: `mask` of the guidance branch's maps of the noun, on the same latents or,
-    past the step in which the mask is frozen, on noisier ones.
+    with the mask that sampling by `preset` would make: of the guidance branch's maps of the noun, on the same latents
+    or, past the step in which the mask is frozen, on noisier ones.
 
     `spelled` weighs a second loss, 0 in the paper: among a reference's vision tokens there should be the text encoder's
     states of the words that its description has and the caption lacks. The visual keys and values begin as copies of
@@ -79,13 +79,13 @@ class AdapterTask:
     image_dropout: float = 0.1
     text_dropout: float = 0.05
     masked: float = 0.5
-    mask: MaskConfig = MaskConfig()
+    preset: Preset = Preset()
     taught: float = 0.0
     spelled: float = 0.0
 
     def __post_init__(self):
         self.betas = diffusion.betas()
-        self.last_mask_at = diffusion.make_solver().timesteps[Preset().freeze_mask_step - 1]
+        self.last_mask_at = diffusion.make_solver().timesteps[self.preset.freeze_mask_step - 1]
         self.gather = Gather(len(self.empty_ids))
 
     def init(self, key):
@@ -139,14 +139,15 @@ class AdapterTask:
 
     def guidance_mask(self, unet_params, frozen, input_ids, noisy, t, key) -> jax.Array:
         """The mask [B,1,h,w] with which sampling would denoise the noisy latents [B,H,W,C] of timesteps t [B]."""
+        mask = self.preset.mask(*noisy.shape[1:3])
         text = self.text_encoder.apply({"params": frozen["text_encoder"]}, input_ids)
         known = jnp.maximum(t, self.last_mask_at)
         noisier = diffusion.add_more_noise(noisy, jax.random.normal(key, noisy.shape), t, known, self.betas)
         target = jnp.zeros((len(input_ids), 1, input_ids.shape[1])).at[:, :, _NOUN].set(1)
         guidance = self.unet.apply(
             {"params": unet_params}, noisier, known, text.penultimate, pooled=text.pooled,
-            time_ids=time_ids(self.image_size, len(input_ids)), target=target)
-        return jax.lax.stop_gradient(self.mask.mask(guidance, self.mask.size(noisy)))
+            time_ids=time_ids(self.image_size, len(input_ids)), target=target, self_maps_at=mask.refine_at)
+        return jax.lax.stop_gradient(mask.mask(guidance, mask.size(noisy)))
 
     def _spelling(self, params, tokens, words, counted):
         """How far the states `words` [B,T,D] are from what is found among the tokens: the share of their variance,
@@ -173,7 +174,7 @@ class AdapterTask:
             noise = jax.random.normal(jax.random.key(0), batch["latents"].shape)
             unet_params = merge_unet(params["vision"], frozen["unet"])
             return sample_latents(self.unet, unet_params, noise, positive, negative, target, solver=solver,
-                                  mask=self.mask, freeze_mask_step=10).latents
+                                  mask=self.preset.mask(*noise.shape[1:3]), freeze_mask_step=10).latents
 
         made = np.asarray(self.decode(sample(params, self.frozen)))
         references = references * 2 - 1

@@ -21,8 +21,8 @@ from realcustom_jax.evaluation.judge import JudgeConfig, save_judge
 from realcustom_jax.files import write_file, write_json
 from realcustom_jax.images import VisionSettings, from_uint8
 from realcustom_jax.models.clip_text import ClipText, ClipTextConfig
+from realcustom_jax.presets import find_preset
 from realcustom_jax.processes import by_the_first
-from realcustom_jax.sampling import MaskConfig
 from realcustom_jax.stages import adapter, autoencoder, base, encoders, judge
 from realcustom_jax.text import build_tokenizer, encode_prompt
 from realcustom_jax.training import TrainSettings, fit
@@ -31,8 +31,8 @@ from realcustom_jax.training import TrainSettings, fit
 _DESCRIBED = {"build": 2, "primary": 3, "secondary": 5, "pattern": 6, "noun": 7}
 
 # Painted subjects fill more of their pictures than a quarter, and what they wear sticks out: the mask is the target's
-# map as it is, weak where the subject is not, and nothing is cut off.
-_SCOPE = 1.0
+# refined map as it is, weak where the subject is not, and nothing is cut off.
+_PRESET = {"scope": 1.0, "refine": 2}
 
 
 def run(config: ConfigDict, workdir: Path) -> None:
@@ -168,7 +168,7 @@ def _adapter(config: ConfigDict, workdir: Path, data: Path) -> None:
         batches=_batches(arrays, "adapter", config, rows), curriculum=Curriculum(**config.curriculum),
         steps=config.optimization.adapter.steps, empty_ids=encode_prompt(tokenizer, "", allow_empty=True)[0],
         decode=_decoder(workdir), image_size=config.models.vae.sample_size, prediction=config.prediction,
-        masked=config.masked, mask=MaskConfig(scope=_SCOPE), taught=config.taught, spelled=config.spelled)
+        masked=config.masked, preset=find_preset(_PRESET), taught=config.taught, spelled=config.spelled)
     params = _fit("adapter", task, config, workdir)
     _save_part(workdir, "adapter", adapter_config, adapter_tensors(params["projector"], params["vision"]))
     by_the_first(lambda: _describe(folder, config.prediction))
@@ -191,7 +191,7 @@ def _describe(folder: Path, prediction: str) -> None:
     write_json(folder / "scheduler" / "scheduler_config.json", {
         "_class_name": "DPMSolverSinglestepScheduler", "beta_schedule": "scaled_linear", "beta_start": 0.00085,
         "beta_end": 0.012, "num_train_timesteps": 1000, "prediction_type": prediction, "timestep_spacing": "trailing"})
-    write_json(folder / "preset.json", {"scope": _SCOPE})
+    write_json(folder / "preset.json", _PRESET)
     write_json(folder / "vocabulary.json", {
         "nouns": sprites.NOUNS, "held_out_nouns": sprites.HELD_OUT_NOUNS, "scenes": sprites.SCENES,
         "words": sprites.VOCABULARY})
