@@ -12,23 +12,18 @@ from pathlib import Path
 import jax
 import matplotlib.pyplot as plt
 
-from benchmarks.speed import CONFIGS, latent_side, make_unet, measure, ours, run
+from benchmarks.speed import latent_side, loop_parser, make_unet, measure, ours, run
 from realcustom_jax.compilation import enable_compilation_cache
 from realcustom_jax.files import write_json
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = loop_parser(__doc__)
     add = parser.add_argument
-    add("--kind", choices=sorted(CONFIGS), default="mini")
     add("--sides", type=int, nargs="+", default=[512, 768, 1024], help="of the pictures, in pixels")
     add("--batches", type=int, nargs="+", default=[1, 4, 8])
-    add("--steps", type=int, default=25)
-    add("--freeze", type=int, default=12, help="the first step that reuses its predecessor's mask")
-    add("--dtype", choices=("float32", "bfloat16"), default="float32")
     add("--rounds", type=int, default=5)
     add("--peak-tflops", type=float, help="of the device in this dtype, to say what share of it is reached")
-    add("--json", type=Path, help="where to write the figures")
     add("--plot", type=Path, help="where to draw them")
     options = parser.parse_args()
     enable_compilation_cache()

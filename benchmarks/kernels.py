@@ -2,10 +2,10 @@
 
     python -m benchmarks.kernels --kind sdxl --dtype bfloat16 --side 1024 --json FILE
 
-One picture after a warm-up, under JAX's profiler. A fused kernel counts for the layer of its last operation.
+One picture after a warm-up, under JAX's profiler. A fused kernel counts for the layer of its last operation. What XLA
+records into command buffers has no name but the kernel's; XLA_FLAGS=--xla_gpu_enable_command_buffer= keeps it from that.
 """
 
-import argparse
 import collections
 import re
 import tempfile
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import jax
 
-from benchmarks.speed import CONFIGS, latent_side, make_unet, ours
+from benchmarks.speed import latent_side, loop_parser, make_unet, one_size, ours
 from realcustom_jax.compilation import enable_compilation_cache
 from realcustom_jax.files import write_json
 
@@ -22,16 +22,9 @@ _MODULE = re.compile(r"^(?!jit|vmap|while|body|closed_call|remat|cond|checkpoint
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add("--kind", choices=sorted(CONFIGS), default="mini")
-    add("--side", type=int, help="of the picture, in pixels (what the model was made for)")
-    add("--batch", type=int, default=1)
-    add("--steps", type=int, default=25)
-    add("--freeze", type=int, default=12, help="the first step that reuses its predecessor's mask")
-    add("--dtype", choices=("float32", "bfloat16"), default="float32")
-    add("--rows", type=int, default=40, help="of the table")
-    add("--json", type=Path, help="where to write every operation's kernels")
+    parser = loop_parser(__doc__)
+    one_size(parser)
+    parser.add_argument("--rows", type=int, default=40, help="of the table")
     options = parser.parse_args()
     enable_compilation_cache()
     model = make_unet(options.kind, options.dtype)
@@ -41,10 +34,10 @@ def main() -> None:
 
     layers = collections.Counter()
     for operation in operations:
-        layers[layer(operation["of"])] += operation["ms"]
+        layers[layer(operation["of"]) or operation["kernel"]] += operation["ms"]
     total = sum(layers.values())
     print(f"{jax.devices()[0].device_kind}, {options.kind}, {options.dtype}: {total:.1f} ms in kernels\n")
-    print("| layer | ms | share |\n|---|--:|--:|")
+    print("| layer, or kernel | ms | share |\n|---|--:|--:|")
     for name, ms in layers.most_common(options.rows):
         print(f"| {name} | {ms:.1f} | {ms / total:.1%} |")
     if options.json:
@@ -74,10 +67,10 @@ def profile(run, program_text: str) -> list[dict]:
 
 
 def layer(name: str) -> str:
-    """The last two modules of an operation's path without their numbers, and its primitive."""
+    """The last two modules of an operation's path without their numbers, and its primitive; of no path nothing."""
     *modules, primitive = name.split("/")
     modules = [re.sub(r"_\d+", "", part) for part in modules if _MODULE.match(part)]
-    return "/".join([*modules[-2:], primitive]) if name else "without a name"
+    return "/".join([*modules[-2:], primitive])
 
 
 if __name__ == "__main__":

@@ -52,19 +52,12 @@ TOKENS = {"mini": (24, 128), "sdxl50m": (77, 729), "sdxl": (77, 729), "sd15": (7
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add("--kind", choices=sorted(CONFIGS), default="mini")
-    add("--side", type=int, help="of the picture, in pixels (what the model was made for)")
-    add("--batch", type=int, default=1)
-    add("--steps", type=int, default=25)
-    add("--freeze", type=int, default=12, help="the first step that reuses its predecessor's mask")
-    add("--dtype", choices=("float32", "bfloat16"), default="float32")
-    add("--rounds", type=int, default=5)
-    add("--compile", action="store_true", help="also torch.compile of the batched pass")
-    add("--no-torch", action="store_true")
-    add("--peak-tflops", type=float, help="of the device in this dtype, to say what share of it is reached")
-    add("--json", type=Path, help="where to write the figures")
+    parser = loop_parser(__doc__)
+    one_size(parser)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--compile", action="store_true", help="also torch.compile of the batched pass")
+    parser.add_argument("--no-torch", action="store_true")
+    parser.add_argument("--peak-tflops", type=float, help="of the device in this dtype, to say what share is reached")
     options = parser.parse_args()
     side = latent_side(options.kind, options.side)
     enable_compilation_cache()
@@ -90,6 +83,24 @@ def main() -> None:
     print(json.dumps(figures, indent=2))
     if options.json:
         write_json(options.json, figures)
+
+
+def loop_parser(description: str) -> argparse.ArgumentParser:
+    """The options of every benchmark of the denoising loop."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--kind", choices=sorted(CONFIGS), default="mini")
+    add("--dtype", choices=("float32", "bfloat16"), default="float32")
+    add("--steps", type=int, default=25)
+    add("--freeze", type=int, default=12, help="the first step that reuses its predecessor's mask")
+    add("--json", type=Path, help="where to write the figures")
+    return parser
+
+
+def one_size(parser: argparse.ArgumentParser) -> None:
+    """The options of what is measured at one size."""
+    parser.add_argument("--side", type=int, help="of the picture, in pixels (what the model was made for)")
+    parser.add_argument("--batch", type=int, default=1)
 
 
 def latent_side(kind: str, side: int | None) -> int:
