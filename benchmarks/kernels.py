@@ -3,7 +3,7 @@
     python -m benchmarks.kernels --kind sdxl --dtype bfloat16 --side 1024 --json FILE
 
 One picture after a warm-up, under JAX's profiler. A fused kernel counts for the layer of its last operation. What XLA
-records into command buffers has no name but the kernel's; XLA_FLAGS=--xla_gpu_enable_command_buffer= keeps it from that.
+records into command buffers has no name but the kernel's; XLA_FLAGS=--xla_gpu_enable_command_buffer= prevents that.
 """
 
 import collections
