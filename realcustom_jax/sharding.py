@@ -150,19 +150,6 @@ def batch_sharding(mesh: Mesh, batch_size: int, rules: AxisRules = AxisRules()) 
     return NamedSharding(mesh, rules.spec(("batch",)))
 
 
-def keep_with_examples(x: jax.Array, rules: AxisRules = AxisRules()) -> jax.Array:
-    """`x` [B,…], on a mesh (`jax.set_mesh`) with each example where the batch has it.
-
-    Left to itself, XLA may divide activations as it finds the parameters divided, along the same mesh axis, and then
-    moves activations between the devices, which are many times larger than a layer's parameters.
-    """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1 or len(x) % math.prod(mesh.shape[axis] for axis in rules.batch):
-        return x
-    elsewhere = [PartitionSpec.UNCONSTRAINED] * (x.ndim - 1)
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(rules.batch, *elsewhere))
-
-
 def examples_here(shares: NamedSharding, batch_size: int) -> np.ndarray:
     """Which examples of a batch this process's devices hold, in order."""
     held = [np.arange(batch_size)[at] for at in shares.addressable_devices_indices_map((batch_size,)).values()]

@@ -18,11 +18,12 @@ import functools
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from realcustom_jax.models.attend import attend, attention_weights, target_maps
 from realcustom_jax.models.norm import GroupNorm
 from realcustom_jax.models.resize import resize_bilinear
-from realcustom_jax.models.resnet import remembered
+from realcustom_jax.models.resnet import REMEMBERED
 
 LayerNorm = functools.partial(nn.LayerNorm, epsilon=1e-5, use_fast_variance=False)
 
@@ -126,7 +127,7 @@ class TransformerBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x, text, vision, mask, target):
-        x = remembered(x)
+        x = checkpoint_name(x, REMEMBERED)
         norm = functools.partial(LayerNorm, dtype=self.dtype)
         map_rows = len(x if target is None else target) if self.return_self_map else 0
         attended, self_map = SelfAttention(self.heads, self.dtype, name="attn1")(

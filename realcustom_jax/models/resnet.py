@@ -8,16 +8,10 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from realcustom_jax.models.norm import GroupNorm
-from realcustom_jax.sharding import keep_with_examples
 
 REMEMBERED = "block"
 """The name of what enters a transformer layer or leaves a residual block: what training on large models keeps for the
 backward pass (`jax.checkpoint_policies.save_only_these_names`), computing the rest of a block again."""
-
-
-def remembered(x: jax.Array) -> jax.Array:
-    """`x` [B,…] by that name, and on a mesh with the device that has its example."""
-    return checkpoint_name(keep_with_examples(x), REMEMBERED)
 
 
 class ResnetBlock(nn.Module):
@@ -45,7 +39,7 @@ class ResnetBlock(nn.Module):
         hidden = conv((3, 3), padding=1, name="conv2")(nn.silu(norm(name="norm2")(hidden)))
         if x.shape[-1] != self.channels:
             x = conv((1, 1), name="conv_shortcut")(x)
-        return remembered(x + hidden)
+        return checkpoint_name(x + hidden, REMEMBERED)
 
 
 class Downsample(nn.Module):
