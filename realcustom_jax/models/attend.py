@@ -17,8 +17,7 @@ from realcustom_jax.sharding import AxisRules
 _LONG = 2**18
 """N·L from which a TPU's fused kernel pays; the weights of less are small."""
 _TPU_BLOCKS = (512, 384, 256, 128)
-_QUERIES_AT_ONCE = 256
-_QUERIES_AT_ONCE_ON_GPU = 1024  # where each turn of a loop waits for the host
+_QUERIES_AT_ONCE = 1024
 
 
 def attend(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
@@ -117,8 +116,7 @@ def target_maps(query: jax.Array, key: jax.Array, target: jax.Array) -> jax.Arra
         return jnp.einsum("bhqk,brk->brq", attention_weights(query, key), marked)
 
     batch, pixels = query.shape[:2]
-    most = _QUERIES_AT_ONCE_ON_GPU if jax.default_backend() == "gpu" else _QUERIES_AT_ONCE
-    part = max(size for size in range(1, most + 1) if pixels % size == 0)
+    part = max(size for size in range(1, _QUERIES_AT_ONCE + 1) if pixels % size == 0)
     if part == pixels:
         return some(query)
     parts = query.reshape(batch, -1, part, *query.shape[2:]).swapaxes(0, 1)
