@@ -23,8 +23,6 @@ from realcustom_jax.presets import Preset
 from realcustom_jax.sampling import Conditioning, sample_latents
 from realcustom_jax.stages.base import time_ids
 
-_NOUN = 2  # the place of the subject's noun in every caption, after the start token and the article
-
 
 class Gather(nn.Module):
     """What one learned query for each of `length` words finds among vision tokens, [B,L,D] → [B,length,D]: their own
@@ -103,7 +101,7 @@ class AdapterTask:
 
     def conditioning(self, params, frozen, input_ids, references) -> Conditioning:
         """references: [B,H,W,3] in [0, 1]; zeros for none."""
-        text = self.text_encoder.apply({"params": frozen["text_encoder"]}, input_ids)
+        text = self._text(frozen, input_ids)
         features = reference_features(
             self.siglip, frozen["siglip"], self.dinov2, frozen["dinov2"], references, self.settings)
         tokens = self.projector.apply({"params": params["projector"]}, features)
@@ -117,7 +115,7 @@ class AdapterTask:
         ids = jnp.where(no_text, self.empty_ids, batch["input_ids"])
         c = self.conditioning(params, frozen, ids, jnp.where(no_image, 0.0, batch["reference"] / 255.0))
         told = jnp.where(no_image[..., 0, 0], ids, batch["description_ids"])
-        told = self.text_encoder.apply({"params": frozen["text_encoder"]}, told).penultimate
+        told = self._text(frozen, told).penultimate
         unet_params = merge_unet(params["vision"], frozen["unet"])
         masked = jax.random.bernoulli(keys[3], self.masked, (size, 1, 1, 1))
 
@@ -140,14 +138,16 @@ class AdapterTask:
     def guidance_mask(self, unet_params, frozen, input_ids, noisy, t, key) -> jax.Array:
         """The mask [B,1,h,w] with which sampling would denoise the noisy latents [B,H,W,C] of timesteps t [B]."""
         mask = self.preset.mask(*noisy.shape[1:3])
-        text = self.text_encoder.apply({"params": frozen["text_encoder"]}, input_ids)
+        text = self._text(frozen, input_ids)
         known = jnp.maximum(t, self.last_mask_at)
         noisier = diffusion.add_more_noise(noisy, jax.random.normal(key, noisy.shape), t, known, self.betas)
-        target = jnp.zeros((len(input_ids), 1, input_ids.shape[1])).at[:, :, _NOUN].set(1)
         guidance = self.unet.apply(
             {"params": unet_params}, noisier, known, text.penultimate, pooled=text.pooled,
-            time_ids=time_ids(self.image_size, len(input_ids)), target=target, self_maps_at=mask.refine_at)
+            time_ids=time_ids(self.image_size, len(input_ids)), target=_noun(input_ids), self_maps_at=mask.refine_at)
         return jax.lax.stop_gradient(mask.mask(guidance, mask.size(noisy)))
+
+    def _text(self, frozen, input_ids):
+        return self.text_encoder.apply({"params": frozen["text_encoder"]}, input_ids)
 
     def _spelling(self, params, tokens, words, counted):
         """How far the states `words` [B,T,D] are from what is found among the tokens: the share of their variance,
@@ -169,8 +169,7 @@ class AdapterTask:
             positive = self.conditioning(params, frozen, batch["input_ids"], references)
             empty = jnp.broadcast_to(self.empty_ids, batch["input_ids"].shape)
             negative = self.conditioning(params, frozen, empty, jnp.zeros_like(references))
-            count, length = batch["input_ids"].shape
-            target = jnp.zeros((count, 1, length)).at[:, :, _NOUN].set(1)
+            target = _noun(batch["input_ids"])
             noise = jax.random.normal(jax.random.key(0), batch["latents"].shape)
             unet_params = merge_unet(params["vision"], frozen["unet"])
             return sample_latents(self.unet, unet_params, noise, positive, negative, target, solver=solver,
@@ -179,3 +178,8 @@ class AdapterTask:
         made = np.asarray(self.decode(sample(params, self.frozen)))
         references = references * 2 - 1
         return grid(np.concatenate([references[:8], made[:8], references[8:], made[8:]]), columns=8)
+
+
+def _noun(input_ids: jax.Array) -> jax.Array:
+    """Where the subject's noun is in captions [B,T], as a target [B,1,T]: after the start token and the article."""
+    return jnp.zeros((len(input_ids), 1, input_ids.shape[1])).at[:, :, 2].set(1)
