@@ -23,9 +23,11 @@ from jax.sharding import SingleDeviceSharding
 
 from benchmarks.speed import CONFIGS, TOKENS, latent_side
 from realcustom_jax import weights
+from realcustom_jax.compilation import sampler_options
 from realcustom_jax.files import write_json
 from realcustom_jax.models import attention
 from realcustom_jax.models.attend import attention_weights, target_maps
+from realcustom_jax.models.context import for_this_device
 from realcustom_jax.models.unet import UNet, UNetConfig
 from realcustom_jax.topology import tpu_devices
 
@@ -71,7 +73,10 @@ def compiled(kind: str, side: int, target: bool, chip: SingleDeviceSharding) -> 
         return jax.ShapeDtypeStruct(shape, dtype, sharding=chip)
 
     args, kwargs = weights.unet_inputs(config)
-    params = jax.tree.map(lambda x: array(*x.shape), weights.parameter_shapes(unet, *args, **kwargs))
+    shapes, here = weights.parameter_shapes(unet, *args, **kwargs), chip.device_set <= set(jax.devices())
+    if here:
+        shapes = jax.eval_shape(for_this_device, shapes)
+    params = jax.tree.map(lambda x: array(*x.shape), shapes)
     width = config.cross_attention_dim
     inputs = {
         "sample": array(3, side, side, config.in_channels, dtype=jnp.float32), "timestep": array(3, dtype=jnp.int32),
@@ -81,7 +86,8 @@ def compiled(kind: str, side: int, target: bool, chip: SingleDeviceSharding) -> 
         inputs |= {"pooled": array(3, config.pooled_dim), "time_ids": array(3, 6)}
     start = time.monotonic()
     step = jax.jit(lambda params, inputs: unet.apply({"params": params}, guidance_rows=1, **inputs))
-    memory = step.lower(params, inputs).compile().memory_analysis()
+    options = sampler_options() if here else None
+    memory = step.lower(params, inputs).compile(compiler_options=options).memory_analysis()
     return {"arguments": memory.argument_size_in_bytes, "temporaries": memory.temp_size_in_bytes,
             "outputs": memory.output_size_in_bytes, "compile_seconds": round(time.monotonic() - start, 1)}
 

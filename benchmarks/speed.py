@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from realcustom_jax import single_file, weights
 from realcustom_jax.arithmetic import flops
-from realcustom_jax.compilation import enable_compilation_cache
+from realcustom_jax.compilation import enable_compilation_cache, sampler_options
 from realcustom_jax.diffusion import make_solver
 from realcustom_jax.files import write_json
 from realcustom_jax.models.unet import UNet, UNetConfig
@@ -154,7 +154,7 @@ def ours(unet: UNet, params, options: argparse.Namespace, side: int):
     target = jnp.zeros((options.batch, 1, text)).at[:, :, 2].set(1)
     solver = make_solver(steps=options.steps)
 
-    @functools.partial(jax.jit, static_argnames="branches")
+    @functools.partial(jax.jit, static_argnames="branches", compiler_options=sampler_options())
     def sample(params, inputs, branches):
         return sample_latents(unet, params, *inputs, target, solver=solver, freeze_mask_step=options.freeze,
                               branches=branches).latents

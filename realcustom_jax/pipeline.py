@@ -27,7 +27,7 @@ from transformers import CLIPTokenizer
 from realcustom_jax import bundle
 from realcustom_jax.adapter import find_adapter
 from realcustom_jax.choices import check_choice
-from realcustom_jax.compilation import enable_compilation_cache
+from realcustom_jax.compilation import enable_compilation_cache, jit_sampler
 from realcustom_jax.diffusion import make_solver
 from realcustom_jax.images import VisionSettings, load_image, reference_features, to_uint8
 from realcustom_jax.locate import local_model
@@ -434,6 +434,6 @@ def decode_latents(module, params, latents: jax.Array) -> jax.Array:
     return module.apply({"params": params}, latents / module.config.scaling_factor, method="decode")
 
 
-@functools.partial(jax.jit, static_argnums=0, static_argnames=("mask", "freeze_mask_step", "branches"))
+@functools.partial(jit_sampler, static_argnums=0, static_argnames=("mask", "freeze_mask_step", "branches"))
 def _sample(unet, params, noise, positive, negative, target, **options) -> Samples:
     return sample_latents(unet, params, noise, positive, negative, target, **options)

@@ -32,6 +32,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from realcustom_jax.choices import check_choice
+from realcustom_jax.compilation import jit_sampler
 from realcustom_jax.diffusion import Solver
 from realcustom_jax.guidance import classifier_free_guidance, subject_mask
 from realcustom_jax.models import context
@@ -142,6 +143,8 @@ def sample_latents(
         (_Steps.sequential, 0, fresh), (_Steps.fused, fresh, freeze), (_Steps.frozen, freeze, solver.steps),
     ):
         steps = often if stop - start > 1 else once
+        if kind is _Steps.frozen:  # here, not in the loop, which would copy the rows' tokens in every step
+            steps = steps.replace(rows=steps.rows.pair())
         if start < stop and on_step is None:
             carry, used = _scan(functools.partial(kind, steps), carry, start, stop)
             masks.append(used)
@@ -220,8 +223,8 @@ class _Steps:
 
 
 # Steps that the host calls: one program a kind, which the persistent cache keeps (it refuses a scan that calls back).
-_make_alone = jax.jit(_Steps.make, static_argnums=(0, 1))
-_step_alone = jax.jit(lambda kind, steps, carry, i: kind(steps, carry, i), static_argnums=0)
+_make_alone = jit_sampler(_Steps.make, static_argnums=(0, 1))
+_step_alone = jit_sampler(lambda kind, steps, carry, i: kind(steps, carry, i), static_argnums=0)
 
 
 @flax.struct.dataclass
@@ -266,7 +269,7 @@ class _Rows:
 
     def pair(self) -> "_Rows":
         """Generation and negative alone."""
-        return self._take(slice(1, None), guided=0)
+        return self._take(slice(1, None), guided=0) if self.guided else self
 
     def _take(self, rows: slice, **changes) -> "_Rows":
         def of_text(path, tokens):

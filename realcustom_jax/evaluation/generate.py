@@ -26,6 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from realcustom_jax.choices import check_choice
+from realcustom_jax.compilation import jit_sampler
 from realcustom_jax.diffusion import Solver, make_solver
 from realcustom_jax.evaluation.cases import Case
 from realcustom_jax.evaluation.judge import TrainedJudge, load_judge
@@ -105,7 +106,7 @@ def _noise(pipeline: Pipeline, cases: Sequence[Case]) -> jax.Array:
     return jnp.stack([jax.random.normal(key, shape) for key in keys])
 
 
-@functools.partial(jax.jit, static_argnums=0, static_argnames=("method", "freeze_mask_step", "mask"))
+@functools.partial(jit_sampler, static_argnums=0, static_argnames=("method", "freeze_mask_step", "mask"))
 def _generate(
     unet, params, noise: jax.Array, positive: Conditioning, negative: Conditioning, target: jax.Array, *,
     method: str, solver: Solver, time: int, signal: float, guidance_scale: float, freeze_mask_step: int,
