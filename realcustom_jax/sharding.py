@@ -62,7 +62,7 @@ class AxisRules:
         return PartitionSpec(*axes)
 
 
-_CONVOLUTION = ("small", "small", "channels_in", "channels_out")
+CONVOLUTION = ("small", "small", "channels_in", "channels_out")
 _INTO, _OUT_OF = ("embed", "mlp"), ("mlp", "embed")
 # Of a parameter's path, the last names; then its logical axes, without that of a stack. A name may have two ranks.
 _PARAMETERS: tuple[tuple[str, tuple[str, ...]], ...] = (
@@ -70,7 +70,7 @@ _PARAMETERS: tuple[tuple[str, tuple[str, ...]], ...] = (
     (r"(to_out_0|out_proj|attn/proj)/kernel", ("heads", "embed")),
     (r"(net_0_proj|fc1|linear_1|projector2?_[02]|projector_base|proj_in|time_emb_proj)/kernel", _INTO),
     (r"(net_2|fc2|linear_2|projector2?_4|proj_out|text_projection)/kernel", _OUT_OF),
-    (r"(proj_in|proj_out|conv\d?|conv_shortcut)/kernel", _CONVOLUTION),
+    (r"(proj_in|proj_out|conv\d?|conv_shortcut)/kernel", CONVOLUTION),
     (r"(conv_in|conv_out|quant_conv|post_quant_conv|patch_embed/proj)/kernel", ("small",) * 4),
     (r"token_embedding/embedding", ("small", "embed")),
     (r"position_embedding/embedding", ("small", "small")),
@@ -98,6 +98,18 @@ def logical_axes(path: Sequence[str], rank: int) -> tuple[str, ...]:
     if not candidates:
         raise ValueError(f"The parameter {name!r} is unknown to realcustom_jax.sharding: add its logical axes there.")
     raise ValueError(f"The parameter {name!r} has {rank} axes; its logical axes are {candidates[0]}.")
+
+
+def gathered(kernel: jax.Array, names: Sequence[str], rules: AxisRules = AxisRules()) -> jax.Array:
+    """A kernel with these logical axes, whole along `fsdp` on the devices of the mesh in use (`jax.set_mesh`), if any.
+
+    Left to itself, XLA gathers what a convolution reads instead of its kernel: for a large batch far more.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if "fsdp" not in mesh.axis_names:
+        return kernel
+    kept = (tuple(axis for axis in _along(entry) if axis != "fsdp") or None for entry in rules.spec(names))
+    return jax.lax.with_sharding_constraint(kernel, PartitionSpec(*kept))
 
 
 def make_mesh(*, data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[Any] | None = None) -> Mesh:

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from realcustom_jax.models.attend import attend, attention_weights, target_maps
+from realcustom_jax.models.conv import Conv
 from realcustom_jax.models.norm import GroupNorm
 from realcustom_jax.models.resize import resize_bilinear
 from realcustom_jax.models.resnet import REMEMBERED
@@ -162,7 +163,7 @@ class SpatialTransformer(nn.Module):
         if self.linear_projection:
             project = functools.partial(nn.Dense, channels, dtype=self.dtype)
         else:
-            project = functools.partial(nn.Conv, channels, (1, 1), dtype=self.dtype)
+            project = functools.partial(Conv, channels, (1, 1), dtype=self.dtype)
         if mask is not None:
             mask = resize_bilinear(mask.transpose(0, 2, 3, 1), (h, w)).transpose(0, 3, 1, 2)
             mask = mask.reshape(*mask.shape[:2], h * w)

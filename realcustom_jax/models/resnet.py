@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from realcustom_jax.models.conv import Conv
 from realcustom_jax.models.norm import GroupNorm
 
 REMEMBERED = "block"
@@ -29,7 +30,7 @@ class ResnetBlock(nn.Module):
     @nn.compact
     def __call__(self, x, time_embedding=None):
         norm = functools.partial(GroupNorm, self.groups, self.epsilon, self.dtype)
-        conv = functools.partial(nn.Conv, self.channels, dtype=self.dtype)
+        conv = functools.partial(Conv, self.channels, dtype=self.dtype)
         hidden = conv((3, 3), padding=1, name="conv1")(nn.silu(norm(name="norm1")(x)))
         shift = self.get_variable("context", "shift")
         if shift is None and time_embedding is not None:
@@ -51,7 +52,7 @@ class Downsample(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        return nn.Conv(x.shape[-1], (3, 3), strides=2, padding=self.padding, dtype=self.dtype, name="conv")(x)
+        return Conv(x.shape[-1], (3, 3), strides=2, padding=self.padding, dtype=self.dtype, name="conv")(x)
 
 
 def resize_nearest(x: jax.Array, size: tuple[int, int]) -> jax.Array:
@@ -72,4 +73,4 @@ class Upsample(nn.Module):
             x = x.repeat(2, axis=1).repeat(2, axis=2)
         else:
             x = resize_nearest(x, size)
-        return nn.Conv(x.shape[-1], (3, 3), padding=1, dtype=self.dtype, name="conv")(x)
+        return Conv(x.shape[-1], (3, 3), padding=1, dtype=self.dtype, name="conv")(x)
