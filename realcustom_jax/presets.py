@@ -20,7 +20,7 @@ _CHOICES = {
 
 _VALUES = {"scope": (Real, "a number"), "guidance_scale": (Real, "a number"),
            "freeze_mask_step": (Integral, "a whole number"), "refine": (Integral, "a whole number"),
-           "negative_prompt": (str, "a text")}
+           "binary": (bool, "true or false"), "negative_prompt": (str, "a text")}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +36,7 @@ class Preset:
         normalize: of the guidance maps, see `guidance.subject_mask`.
         refine: n refines the mask by the self-attention of the layers whose size is the latents' divided by n, so that
             it spreads over the things that it lies on (paper); 0 does not (released).
+        binary: a mask is 1 where it is not 0, instead of as strong as the map.
         scope, freeze_mask_step, guidance_scale, negative_prompt: defaults of a pipeline's call.
     """
 
@@ -46,6 +47,7 @@ class Preset:
     match: str = "word"
     normalize: str = "max_norm"
     refine: int = 0
+    binary: bool = False
     scope: float = 0.25
     freeze_mask_step: int = 12
     guidance_scale: float = 3.5
@@ -62,7 +64,8 @@ class Preset:
     def mask(self, height: int, width: int, overlap: str = "sum") -> MaskConfig:
         """How masks are made for latents of this size."""
         refine_at = (height // self.refine, width // self.refine) if self.refine > 0 else None
-        return MaskConfig(scope=self.scope, normalize=self.normalize, refine_at=refine_at, overlap=overlap)
+        return MaskConfig(scope=self.scope, normalize=self.normalize, binary=self.binary, refine_at=refine_at,
+                          overlap=overlap)
 
 
 _NEGATIVE = "blurry, deformed, watermark, text, low quality"

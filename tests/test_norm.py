@@ -11,8 +11,10 @@ from realcustom_jax.models.norm import GroupNorm
 from goldens import assert_close
 
 
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
 @pytest.mark.parametrize("shape", [(2, 5, 3, 12), (2, 7, 12)])
-def test_it_is_flaxs(shape):
+def test_it_is_flaxs(shape, backend, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)  # which decides how the sums are made
     rng = np.random.default_rng(0)
     x = 100 + rng.normal(size=shape).astype(np.float32)
     theirs = nn.GroupNorm(4, epsilon=1e-5, use_fast_variance=False)
