@@ -9,6 +9,7 @@ from jax.sharding import AbstractMesh, PartitionSpec
 from realcustom_jax import sharding, single_file, weights
 from realcustom_jax.bundle import ARCHITECTURES
 from realcustom_jax.models.clip_text import ClipText, ClipTextConfig
+from realcustom_jax.models.conv import Conv
 from realcustom_jax.models.unet import UNet, UNetConfig
 from realcustom_jax.models.vae import Autoencoder, VAEConfig
 from realcustom_jax.models.vit import VisionTransformer, VitConfig
@@ -61,6 +62,18 @@ def test_a_train_state_lies_as_its_parameters(optimizer):
     specs = {s.spec for s in jax.tree.leaves(shardings(state, mesh(fsdp=2, tensor=2)))}
     assert specs == {PartitionSpec(), PartitionSpec(None), PartitionSpec(("fsdp",), ("tensor",)),
                      PartitionSpec(None, ("fsdp",), ("tensor",))}
+
+
+def test_a_convolution_gathers_its_kernel_along_fsdp():
+    def convolved(kernel):
+        return Conv(16, (3, 3)).apply({"params": {"kernel": kernel, "bias": jnp.zeros(16)}}, jnp.zeros((2, 8, 8, 4)))
+
+    kernel = jnp.zeros((3, 3, 4, 16))
+    with jax.sharding.use_abstract_mesh(mesh(data=2, fsdp=4, tensor=2)):
+        equations = jax.make_jaxpr(convolved)(kernel).eqns
+    [found] = [e.params["sharding"].spec for e in equations if e.primitive.name == "sharding_constraint"]
+    assert found == PartitionSpec(None, None, ("tensor",), None)
+    assert not any(e.primitive.name == "sharding_constraint" for e in jax.make_jaxpr(convolved)(kernel).eqns)
 
 
 def test_what_does_not_fit_is_named():
