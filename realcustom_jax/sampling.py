@@ -37,6 +37,7 @@ from realcustom_jax.diffusion import Solver
 from realcustom_jax.guidance import classifier_free_guidance, subject_mask
 from realcustom_jax.models import context
 from realcustom_jax.models.unet import UNet, UNetOutput
+from realcustom_jax.sharding import vmapped_axes
 
 
 @flax.struct.dataclass
@@ -298,7 +299,8 @@ class _Rows:
                 vision=rows.vision, mask=mask, guidance_rows=self.guided, **maps_of)
             return jax.tree.map(lambda maps: maps[0], out).replace(noise=out.noise)
 
-        return jax.vmap(image)(self, x, mask, target)
+        along = vmapped_axes(len(x), self.texts.text.shape[1])
+        return jax.vmap(image, spmd_axis_name=along)(self, x, mask, target)
 
 
 def _check(noise, positive, target, guidance_scale, freeze_mask_step) -> None:

@@ -162,6 +162,20 @@ def batch_sharding(mesh: Mesh, batch_size: int, rules: AxisRules = AxisRules()) 
     return NamedSharding(mesh, rules.spec(("batch",)))
 
 
+def vmapped_axes(count: int, rows: int, rules: AxisRules = AxisRules()) -> tuple[str, ...] | None:
+    """The axes of the mesh in use (`jax.set_mesh`) along which `count` examples that are vmapped lie, for
+    `jax.vmap(…, spmd_axis_name=…)`: without it, every device runs a kernel that XLA cannot divide for all of them.
+
+    None without a mesh, where it does not divide them evenly, or where it has so few devices that it may divide the
+    `rows` of each.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if not set(rules.batch) <= set(mesh.axis_names):
+        return None
+    shares = math.prod(mesh.shape[axis] for axis in rules.batch)
+    return rules.batch if shares > rows and count % shares == 0 else None
+
+
 def examples_here(shares: NamedSharding, batch_size: int) -> np.ndarray:
     """Which examples of a batch this process's devices hold, in order."""
     held = [np.arange(batch_size)[at] for at in shares.addressable_devices_indices_map((batch_size,)).values()]

@@ -76,6 +76,16 @@ def test_a_convolution_gathers_its_kernel_along_fsdp():
     assert not any(e.primitive.name == "sharding_constraint" for e in jax.make_jaxpr(convolved)(kernel).eqns)
 
 
+def test_vmapped_examples_lie_along_the_axes_of_a_batch():
+    for devices, count, rows, axes in (
+        (dict(data=2, fsdp=2), 4, 3, ("data", "fsdp")), (dict(data=2, fsdp=2), 6, 3, None), (dict(data=2), 4, 3, None),
+        (dict(tensor=4), 4, 3, None),
+    ):
+        with jax.sharding.use_abstract_mesh(mesh(**devices)):
+            assert sharding.vmapped_axes(count, rows) == axes
+    assert sharding.vmapped_axes(4, 3) is None
+
+
 def test_what_does_not_fit_is_named():
     with pytest.raises(ValueError, match="'to_x/kernel' is unknown"):
         logical_axes(("to_x", "kernel"), 2)
