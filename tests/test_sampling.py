@@ -14,6 +14,7 @@ from realcustom_jax.models import attention, context
 from realcustom_jax.models.unet import UNet, UNetConfig
 from realcustom_jax.sampling import Conditioning, MaskConfig, sample_latents, sample_text_only
 
+import fresh_process
 from goldens import FIXTURES, assert_close, golden, nchw, nhwc
 
 STATIC = ("unet", "mask", "freeze_mask_step", "branches")
@@ -313,3 +314,27 @@ def test_mistakes_are_named(change, words):
     arguments = dict(zip(names, small_case(), strict=True)) | OPTIONS | change
     with pytest.raises(ValueError, match=words):
         jax.eval_shape(lambda: sample_latents(**arguments))
+
+
+ON_FOUR_DEVICES = """
+import jax, numpy as np
+from realcustom_jax import sharding
+from realcustom_jax.diffusion import make_solver
+from test_sampling import sample, small_case
+
+unet, params, *inputs = small_case()
+inputs = jax.tree.map(lambda x: x[np.array([0, 1, 2, 1])], inputs)
+mesh = sharding.make_mesh(data=2, fsdp=2)
+options = {"solver": make_solver(steps=3), "freeze_mask_step": 2}
+alone = sample(unet, params, *inputs, **options)
+placed = jax.device_put(params, sharding.shardings(params, mesh))
+rows = jax.device_put(tuple(inputs), sharding.batch_sharding(mesh, len(inputs[0])))
+with jax.set_mesh(mesh):
+    divided = sample(unet, placed, *rows, **options)
+assert len(divided.latents.addressable_shards[0].data) == 1
+jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-4, rtol=1e-4), divided, alone)
+"""
+
+
+def test_on_a_mesh_every_device_makes_its_own_images():
+    fresh_process.run(ON_FOUR_DEVICES, devices=4)
