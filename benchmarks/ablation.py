@@ -25,6 +25,7 @@ import numpy as np
 from benchmarks.speed import CONFIGS, TOKENS, latent_side, make_unet, measure
 from realcustom_jax.files import write_json
 from realcustom_jax.models import attention, context
+from realcustom_jax.models.attend import plain_attention
 
 TIMESTEP = 500
 
@@ -107,7 +108,7 @@ def variants(unet, params, tokens, side: int) -> dict:
     ):
         contenders[name] = functools.partial(_run, jax.jit(function), params, known, inputs)
     contenders["layers scanned"] = functools.partial(_run, jax.jit(step), scanned, kept_scanned, inputs)
-    with mock.patch.object(attention, "attend", jax.nn.dot_product_attention):
+    with mock.patch.object(attention, "attend", plain_attention):
         # A function of its own: JAX would take what it has traced of `step`.
         plain = jax.jit(lambda *args: step(*args)).lower(params, kept, inputs).compile()
     contenders["XLA's attention"] = functools.partial(_run, plain, params, kept, inputs)

@@ -34,8 +34,17 @@ def attend(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
     if pixels * tokens >= _LONG and pixels % _TPU_BLOCKS[-1] == 0 and head_size <= 128:
         kernels["tpu"] = _on_every_device(tpu_attention, query.shape)
     if not kernels:
-        return jax.nn.dot_product_attention(query, key, value)
-    return jax.lax.platform_dependent(query, key, value, **kernels, default=jax.nn.dot_product_attention)
+        return plain_attention(query, key, value)
+    return jax.lax.platform_dependent(query, key, value, **kernels, default=plain_attention)
+
+
+def plain_attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+    """`attend` by XLA's products. The sum of the weights divides the output, which is smaller than they are: on a CPU,
+    3 % of SDXL's time less."""
+    weights = _exponentials(query, key)
+    total = weights.sum(axis=-1, keepdims=True)
+    out = jnp.einsum("bhqk,bkhd->bhqd", weights.astype(value.dtype), value, preferred_element_type=jnp.float32)
+    return (out / total).astype(value.dtype).swapaxes(1, 2)
 
 
 def _cudnn_can(query: jax.Array) -> bool:
@@ -125,5 +134,11 @@ def target_maps(query: jax.Array, key: jax.Array, target: jax.Array) -> jax.Arra
 
 def attention_weights(query: jax.Array, key: jax.Array) -> jax.Array:
     """Softmax weights [B,heads,N,L] in float32."""
-    logits = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32)
-    return jax.nn.softmax(logits / query.shape[-1] ** 0.5, axis=-1)
+    weights = _exponentials(query, key)
+    return weights / weights.sum(axis=-1, keepdims=True)
+
+
+def _exponentials(query: jax.Array, key: jax.Array) -> jax.Array:
+    """The weights [B,heads,N,L] before they are normalised, the largest of each query 1, in float32."""
+    logits = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32) * query.shape[-1] ** -0.5
+    return jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
