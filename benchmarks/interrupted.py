@@ -15,7 +15,6 @@ below, and compares losses and the bytes of the adapter with those of the first.
 import argparse
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -25,7 +24,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from realcustom_jax.pipeline import ASSETS
+from benchmarks.branch import branch
 
 WAYS = {"one": (1,), "eight": (8,), "four+four": (4, 4)}
 RUNS = [("one",), ("one", "one"), ("eight",), ("four+four",), ("eight", "four+four"), ("four+four", "eight")]
@@ -40,7 +39,7 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for run in tqdm(RUNS, unit="run"):
-            place = prepare(Path(folder) / str(len(rows)), options.workdir.absolute())
+            place = branch(options.workdir, Path(folder) / str(len(rows)), options.workdir / "cache")
             for way in run[:-1]:
                 train(place, WAYS[way], options, kill=True)
             train(place, WAYS[run[-1]], options)
@@ -54,17 +53,6 @@ def main() -> None:
         difference = max(abs(found[step] - first[step]) for step in first)
         same = "the same bytes" if tensors == bytes_of_first else "other bytes"
         print(f"| {name} | {found[options.steps - 1]:.8f} | {difference:.1e} | {same} |")
-
-
-def prepare(place: Path, workdir: Path) -> Path:
-    """A folder to train in, with the data and latents of `workdir` and a copy of its bundle."""
-    place.mkdir()
-    for name in ("data", "cache"):
-        (workdir / name).mkdir(exist_ok=True)
-        (place / name).symlink_to(workdir / name)
-    trained = workdir / "bundle"
-    shutil.copytree(trained if trained.is_dir() else ASSETS / "mini", place / "bundle")
-    return place
 
 
 def train(place: Path, devices: tuple[int, ...], options: argparse.Namespace, kill: bool = False) -> None:

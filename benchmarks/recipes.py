@@ -9,13 +9,12 @@ command resumes, and other parts need another WORKDIR or that folder deleted.
 
 import argparse
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+from benchmarks.branch import branch
 from realcustom_jax.curriculum import RECIPES
-from realcustom_jax.pipeline import ASSETS
 
 _SCORES = ("subject_similarity", "text_controllability", "mask_auc")
 
@@ -42,14 +41,7 @@ def train_and_score(recipe: str, options: argparse.Namespace) -> dict:
     folder = shared / recipe
     report = folder / "scores.json"
     if not report.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, place in (("data", options.workdir.absolute() / "data"), ("cache", shared / "cache")):
-            place.mkdir(exist_ok=True)
-            if not (folder / name).exists():
-                (folder / name).symlink_to(place)
-        trained = options.workdir / "bundle"
-        if not (folder / "bundle" / "model_index.json").is_file():
-            shutil.copytree(trained if trained.is_dir() else ASSETS / "mini", folder / "bundle", dirs_exist_ok=True)
+        branch(options.workdir, folder, shared / "cache")
         subprocess.run([
             sys.executable, "train.py", f"--config={options.config}", f"--workdir={folder}", "--config.stage=adapter",
             f"--config.curriculum.recipe={recipe}", f"--config.optimization.adapter.steps={options.steps}"], check=True)

@@ -70,7 +70,7 @@ def _cudnn_forward(query, key, value):
         lengths = jnp.full(len(key), tokens, jnp.int32) if odd else None
         return jax.nn.dot_product_attention(query, key, value, key_value_seq_lengths=lengths, implementation="cudnn")
 
-    return jax.vjp(jax.nn.dot_product_attention if pixels % 2 else even, query, key, value)
+    return jax.vjp(plain_attention if pixels % 2 else even, query, key, value)
 
 
 _cudnn.defvjp(_cudnn_forward, lambda pulled_back, out: pulled_back(out))

@@ -10,7 +10,7 @@ class GroupNorm(nn.Module):
     """Normalises each group of channels over all pixels (torch `GroupNorm`), in float32. x [B,…,C] → [B,…,C].
 
     Parameters and numbers are `nn.GroupNorm`'s. Mean and variance of each channel come first, then those of its group,
-    so that the channels' axis is never split: two to four times as fast on a CPU.
+    so that the channels' axis is never split: on a CPU 1.2 to 2.2 times as fast as Flax's.
     """
 
     groups: int
