@@ -66,7 +66,7 @@ def subject_mask(
         raise ValueError(f"scope {scope} keeps none of {height} x {width} positions: enlarge either.")
 
     refine = None if not self_maps else _mean_self_map(self_maps, height * width, normalize_self)
-    strength = _normalised_map(_stack_resized(maps, size), refine, normalize)
+    strength = _normalised_map(maps, size, refine, normalize)
     if overlap == "argmax":
         strength = jnp.where(strongest_reference(strength), strength, -jnp.inf)
 
@@ -151,6 +151,14 @@ def _stack_resized(maps: Sequence[jax.Array], size: tuple[int, int]) -> jax.Arra
     return jnp.stack([resize(x) for x in maps], axis=2)
 
 
+def _added_by_size(maps: Sequence[jax.Array]) -> list[jax.Array]:
+    """The sums of the maps of each size: resizing is linear, and a GPU takes as long for one small map as for a sum."""
+    sums = {}
+    for x in maps:
+        sums[x.shape] = sums.get(x.shape, 0) + x.astype(jnp.float32)
+    return list(sums.values())
+
+
 def _mean_self_map(self_maps: Sequence[jax.Array], positions: int, normalize: str | None) -> jax.Array:
     """[B, heads_l, n_l, n_l] each -> [B, positions, positions], the mean over the heads of all layers."""
     heads = jnp.concatenate([_stack_resized([x], (positions, positions))[:, :, 0] for x in self_maps], axis=1)
@@ -161,11 +169,16 @@ def _mean_self_map(self_maps: Sequence[jax.Array], positions: int, normalize: st
     return heads.mean(1).reshape(-1, positions, positions)
 
 
-def _normalised_map(layers: jax.Array, refine: jax.Array | None, normalize: str) -> jax.Array:
-    """Layer maps [B, R, L, n] -> [B, R, n], refined by ``refine`` [B, n, n]."""
+def _normalised_map(
+    maps: Sequence[jax.Array], size: tuple[int, int], refine: jax.Array | None, normalize: str
+) -> jax.Array:
+    """The layers' maps -> [B, R, n], n = h · w, refined by ``refine`` [B, n, n]."""
+    if normalize == "min_max_per_channel":
+        strength = _min_max(_stack_resized(maps, size)).mean(2)
+    else:
+        strength = _stack_resized(_added_by_size(maps), size).sum(2) / len(maps)
     if normalize == "none":
-        return layers.mean(2)
-    strength = (_min_max(layers) if normalize == "min_max_per_channel" else layers).mean(2)
+        return strength
     if refine is not None:
         strength = jnp.einsum("bij,brj->bri", refine, strength, precision="highest")
     if normalize == "max_norm":

@@ -91,6 +91,18 @@ def test_maps_are_the_mean_over_heads_of_the_targets_weights(pixels):
     np.testing.assert_allclose(maps[1, 1], 1, atol=1e-5)
 
 
+def test_maps_by_attending_to_marks(monkeypatch):
+    """As on NVIDIA GPUs, of half precision; cuDNN's part is XLA's here."""
+    monkeypatch.setattr(attend, "_cudnn_can", lambda query: True)
+    monkeypatch.setattr(attend, "_cudnn", attend.plain_attention)
+    query, key, _ = (x.astype(jnp.bfloat16) for x in inputs(12, 5))
+    target = np.array([[[0, 1, 1, 0, 0], [0, 0, 0, 0, 1]], [[0, 0, 0, 0, 0], [1, 1, 1, 1, 1]]])
+    maps = jax.jit(target_maps)(query, key, target)
+    weights = attention_weights(query, key).mean(axis=1)
+    assert maps.dtype == jnp.float32
+    assert_close(maps, jnp.einsum("bqk,brk->brq", weights, target.astype(np.float32)), 1e-2)
+
+
 @pytest.mark.parametrize("pixels, parts", [(64 * 64, 4), (72 * 56, 4)])
 def test_weights_are_never_whole(pixels, parts):
     """Of the pixels of SDXL at 1024 x 1024 and at 1152 x 896, no array holds all heads' weights."""

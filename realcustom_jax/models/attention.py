@@ -85,6 +85,8 @@ class CrossAttention(nn.Module):
         out, maps = attend(query, key, value), None
         if target is not None:
             maps = target_maps(query[:len(target)], key[:len(target)], target)
+            # Or XLA would make all layers' maps at the end of the network, and hold their queries until then.
+            out, maps = jax.lax.optimization_barrier((out, maps))
 
         if self.vision and vision is not None:
             key = project("to_k_vision", vision)

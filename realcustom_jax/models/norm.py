@@ -1,16 +1,20 @@
 """Group normalisation, of UNet and autoencoder."""
 
+import math
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+_AT_ONCE = 128
+"""Pixels that are summed at once where a GPU sums many."""
+
 
 class GroupNorm(nn.Module):
     """Normalises each group of channels over all pixels (torch `GroupNorm`), in float32. x [B,…,C] → [B,…,C].
 
-    Parameters and numbers are `nn.GroupNorm`'s. Mean and variance of each channel come first, then those of its group,
-    so that the channels' axis is never split: on a CPU 1.2 to 2.2 times as fast as Flax's.
+    Parameters and numbers are `nn.GroupNorm`'s; mean and variance are made as the device does it fastest.
     """
 
     groups: int
@@ -25,28 +29,39 @@ class GroupNorm(nn.Module):
         scale = self.param("scale", nn.initializers.ones, (channels,))
         bias = self.param("bias", nn.initializers.zeros, (channels,))
 
-        def over_groups(values):
-            return jnp.repeat(values.reshape(len(x), self.groups, -1).mean(-1), channels // self.groups, axis=-1)
-
         values = x.astype(jnp.float32)
-        mean, variance = _moments(values)
-        centre = over_groups(mean)
-        factor = scale * lax.rsqrt(over_groups(variance + (mean - centre) ** 2) + self.epsilon)
-        centre, factor = (jnp.expand_dims(of_channels, range(1, x.ndim - 1)) for of_channels in (centre, factor))
+        moments = _by_channels if jax.default_backend() == "cpu" else _in_one_reading
+        mean, variance = (jnp.repeat(of_groups, channels // self.groups, axis=-1)
+                          for of_groups in moments(values, self.groups))
+        pixels = range(1, x.ndim - 1)
+        centre, factor = (jnp.expand_dims(v, pixels) for v in (mean, scale * lax.rsqrt(variance + self.epsilon)))
         return ((values - centre) * factor + bias).astype(self.dtype)
 
 
-def _moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Mean and variance [B,C] of each channel of x [B,…,C], as the device computes them fastest."""
+def _by_channels(x: jax.Array, groups: int) -> tuple[jax.Array, jax.Array]:
+    """Mean and variance [B,groups] of x [B,…,C]: each channel's first, so that the channels' axis is never split. On a
+    CPU 1.2 to 2.2 times as fast as Flax's norm."""
     pixels = tuple(range(1, x.ndim - 1))
-    if jax.default_backend() == "cpu":
-        mean = x.mean(pixels, keepdims=True)
-        return mean.squeeze(pixels), ((x - mean) ** 2).mean(pixels)
-    # In one reading, from a value of each channel's own: E[x²] − E[x]² would lose a variance far below the mean.
-    first = x[:, *[0 for _ in pixels]]
-    deviation = x - jnp.expand_dims(first, pixels)
-    means = deviation, deviation**2
-    for _ in pixels:
-        # XLA would sum over all pixels at once, on a GPU in so few threads that most of it idles.
-        means = lax.optimization_barrier([mean.mean(-2) for mean in means])
-    return first + means[0], means[1] - means[0] ** 2
+    mean = x.mean(pixels, keepdims=True)
+    variance = ((x - mean) ** 2).mean(pixels)
+    mean = mean.squeeze(pixels).reshape(len(x), groups, -1)
+    centre = mean.mean(-1)
+    return centre, (variance.reshape(mean.shape) + (mean - centre[..., None]) ** 2).mean(-1)
+
+
+def _in_one_reading(x: jax.Array, groups: int) -> tuple[jax.Array, jax.Array]:
+    """Likewise, from deviations from one value of each group: E[x²] − E[x]² would lose a variance far below the mean.
+
+    Neighbouring pixels are summed first, so many at once; XLA would sum all pixels of a channel in one go, on a GPU in so
+    few threads that most of it idles.
+    """
+    batch, channels = len(x), x.shape[-1]
+    x = x.reshape(batch, -1, channels)
+    pixels, each = x.shape[1], channels // groups
+    first = x[:, 0, ::each]
+    deviation = x - jnp.repeat(first, each, axis=-1)[:, None]
+    parts = [values.reshape(batch, -1, math.gcd(pixels, _AT_ONCE), channels).sum(2)
+             for values in (deviation, deviation**2)]
+    sums = jnp.stack(lax.optimization_barrier(parts)).sum(2)
+    mean, square = sums.reshape(2, batch, groups, each).sum(-1) / (pixels * each)
+    return first + mean, square - mean**2
