@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-_AT_ONCE = 128
+_AT_ONCE = 256
 """Pixels that are summed at once where a GPU sums many."""
 
 

@@ -1,0 +1,77 @@
+"""The scripts that start training on many machines, with stand-ins for `gcloud`, `srun` and Python."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+OPTIONS = ["--config=configs/sdxl.py", "--workdir=/mnt/shared/my toys", "--config.train.mesh.data=16"]
+
+
+@pytest.fixture
+def machine(tmp_path):
+    """A home folder; what programs were called with, by those who append to its file `calls`."""
+    (tmp_path / "bin").mkdir()
+
+    def program(path: str, body: str = "") -> None:
+        """A program that notes its arguments."""
+        file = tmp_path / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        note = (f"import json, os, sys; open({str(tmp_path / 'calls')!r}, 'a').write(json.dumps("
+                f"[{Path(path).name!r}, os.environ.get('JAX_LOCAL_DEVICE_IDS'), *sys.argv[1:]]) + '\\n')\n")
+        file.write_text(f"#!{sys.executable}\n{note}{body}")
+        file.chmod(0o755)
+
+    def run(script: str, *arguments: str, **variables: str):
+        environment = os.environ | {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"} | variables
+        done = subprocess.run(["bash", ROOT / "docs/launch" / script, *arguments], env=environment, cwd=tmp_path,
+                              capture_output=True, text=True, check=False)
+        calls = tmp_path / "calls"
+        return done, [json.loads(line) for line in calls.read_text().splitlines()] if calls.exists() else []
+
+    return program, run
+
+
+def test_slurm(machine):
+    program, run = machine
+    program("bin/srun")
+    done, calls = run("slurm.sh", *OPTIONS, SLURM_GPUS_ON_NODE="8")
+    assert done.returncode == 0, done.stderr
+    assert calls == [["srun", "0,1,2,3,4,5,6,7", "--kill-on-bad-exit=1", ".venv/bin/python", "train.py",
+                      "--distributed", *OPTIONS]]
+    done, _ = run("slurm.sh", *OPTIONS)
+    assert done.returncode and "start this with sbatch" in done.stderr
+    assert run("slurm.sh")[0].returncode == 2
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="it sends the checkout's commit")
+def test_tpu(machine, tmp_path):
+    """No slice of that name: it is made. Its one host, the home folder, gets the code and trains with the options."""
+    program, run = machine
+    host = f"""
+import shutil, subprocess
+if "describe" in sys.argv:
+    sys.exit(1)
+if "scp" in sys.argv:
+    shutil.copy(sys.argv[5], {str(tmp_path / "realcustom.tar.gz")!r})
+if "ssh" in sys.argv:
+    subprocess.run(["bash", "-c", sys.argv[-1].removeprefix("--command=")], cwd={str(tmp_path)!r}, check=True)
+"""
+    program("bin/gcloud", host)
+    program("realcustom/.venv/bin/pip")
+    program("realcustom/.venv/bin/python")
+    done, calls = run("tpu.sh", "rc16", "v5litepod-16", *OPTIONS, ZONE="us-west4-a")
+    assert done.returncode == 0, done.stderr
+    on_host = [call for call in calls if call[0] != "gcloud"]
+    assert on_host == [["pip", None, "install", "-q", "-r", "requirements.txt", "jax[tpu]"],
+                       ["python", None, "train.py", "--distributed", *OPTIONS]]
+    cloud = [call[5] for call in calls if call[0] == "gcloud"]
+    assert cloud == ["describe", "create", "scp", "ssh"] and "--accelerator-type=v5litepod-16" in calls[1]
+    assert all("--zone=us-west4-a" in call for call in calls if call[0] == "gcloud")
+    assert (tmp_path / "realcustom/train.py").exists()
+    done, _ = run("tpu.sh", "rc16", "v5litepod-16", *OPTIONS, ZONE="")
+    assert done.returncode and "the zone of Google Cloud" in done.stderr
