@@ -52,8 +52,8 @@ def _by_channels(x: jax.Array, groups: int) -> tuple[jax.Array, jax.Array]:
 def _in_one_reading(x: jax.Array, groups: int) -> tuple[jax.Array, jax.Array]:
     """Likewise, from deviations from one value of each group: E[x²] − E[x]² would lose a variance far below the mean.
 
-    Neighbouring pixels are summed first, so many at once; XLA would sum all pixels of a channel in one go, on a GPU in so
-    few threads that most of it idles.
+    Neighbouring pixels are summed first, so many at once; XLA would sum all pixels of a channel in one go, on a GPU in
+    so few threads that most of it idles.
     """
     batch, channels = len(x), x.shape[-1]
     x = x.reshape(batch, -1, channels)
