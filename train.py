@@ -22,6 +22,8 @@ from ml_collections import config_flags
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The configuration, e.g. configs/mini.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of checkpoints, samples and bundle; run again to resume.")
+_RESUME = flags.DEFINE_bool("resume", False, "Continue from the checkpoints in the workdir, as the default is.")
+_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Delete the checkpoints in the workdir and begin anew.")
 _COMPILE_ONLY = flags.DEFINE_bool("compile_only", False, "Compile the step and report its memory; nothing is run.")
 _PRINT_SHARDING = flags.DEFINE_bool("print_sharding", False, "Print where each parameter lies; nothing is run.")
 _TOPOLOGY = flags.DEFINE_string("topology", None, "A TPU slice that is not there, e.g. v5e:4x4 (needs libtpu).")
@@ -40,7 +42,10 @@ def main(argv: list[str]) -> None:
     asked = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     if jax.config.jax_num_cpu_devices == -1 and not asked:
         jax.config.update("jax_num_cpu_devices", math.gcd(os.cpu_count() or 1, 8))
-    config = _CONFIG.value.lock()
+    config = _CONFIG.value
+    if _RESUME.value or _OVERWRITE.value:
+        (config.train if "train" in config else config).on_existing = "resume" if _RESUME.value else "overwrite"
+    config.lock()
     try:
         _join()
         if _COMPILE_ONLY.value or _PRINT_SHARDING.value:
@@ -107,4 +112,5 @@ def _look_ahead(config) -> None:
 
 if __name__ == "__main__":
     flags.mark_flag_as_required("config")
+    flags.mark_bool_flags_as_mutual_exclusive(["resume", "overwrite"])
     app.run(main, flags_parser=_parse)
