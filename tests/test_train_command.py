@@ -33,8 +33,12 @@ def test_a_mistake_is_one_sentence(tmp_path, wrong, message):
 ])
 def test_what_to_do_with_checkpoints(config, options, wanted, monkeypatch):
     found = []
+
+    def run(config, workdir):
+        found.append(config.get("train", config).on_existing)
+
     for stages in (miniature, published):
-        monkeypatch.setattr(stages, "run", lambda config, workdir: found.append(config.get("train", config).on_existing))
+        monkeypatch.setattr(stages, "run", run)
     command = runpy.run_path(str(ROOT / "train.py"))
     with flagsaver.flagsaver():
         flags.FLAGS.unparse_flags()
@@ -44,8 +48,8 @@ def test_what_to_do_with_checkpoints(config, options, wanted, monkeypatch):
 
 
 def test_resume_and_overwrite_exclude_each_other(tmp_path):
-    done = subprocess.run(
-        [sys.executable, ROOT / "train.py", f"--config={ROOT}/configs/mini.py", "--workdir=x", "--resume", "--overwrite"],
-        cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    options = f"--config={ROOT}/configs/mini.py", "--workdir=x", "--resume", "--overwrite"
+    done = subprocess.run([sys.executable, ROOT / "train.py", *options], cwd=tmp_path, capture_output=True, text=True,
+                          timeout=300)
     assert done.returncode and "(resume, overwrite)" in done.stdout + done.stderr
     assert not list(tmp_path.iterdir())
