@@ -258,12 +258,36 @@ def compile_ahead(program: Program, mesh: Mesh, rules: AxisRules = AxisRules()) 
 
 
 def collectives(program: str) -> dict[str, Mapping[str, int]]:
-    """How many collectives of each kind a compiled program's text holds, and the bytes that they make on a device; one
-    in a loop counts once, one in two halves where it is done."""
+    """How many collectives of each kind a device takes part in when a compiled program, given as its text, runs, and
+    the bytes that they make there. One in a loop counts as often as the loop goes round, one in two halves where it is
+    done."""
+    computations: dict[str, list[str]] = {"": []}
+    lines = computations[""]
+    for line in program.splitlines():
+        if opened := re.match(r"(?:ENTRY )?%([\w.-]+) \(.*\{$", line):
+            lines = computations[opened[1]] = []
+        lines.append(line)
+
     found: dict[str, dict[str, int]] = {}
-    for shapes, kind in re.findall(rf" = (\S.*?) ({'|'.join(_COLLECTIVES)})(?:-done)?\(", program):
-        entry = found.setdefault(kind, {"count": 0, "bytes": 0})
-        entry["count"] += 1
-        for dtype, sizes in re.findall(r"([a-z]+\d*)\[([\d,]*)\]", shapes):
-            entry["bytes"] += _BYTES.get(dtype, 4) * int(np.prod([int(n) for n in sizes.split(",") if n]))
+    times = dict.fromkeys(computations, 0) | {"": 1, list(computations)[-1]: 1}  # the entry comes last
+    for name, lines in reversed(computations.items()):  # who calls comes after who is called
+        for line in lines:
+            for role, called in re.findall(r"(\w+)=%([\w.-]+)", line):
+                if called in times:
+                    times[called] += times[name] * (_rounds(line, computations) if role == "body" else 1)
+            for shapes, kind in re.findall(rf" = (\S.*?) ({'|'.join(_COLLECTIVES)})(?:-done)?\(", line):
+                entry = found.setdefault(kind, {"count": 0, "bytes": 0})
+                entry["count"] += times[name]
+                for dtype, sizes in re.findall(r"([a-z]+\d*)\[([\d,]*)\]", shapes):
+                    length = int(np.prod([int(n) for n in sizes.split(",") if n]))
+                    entry["bytes"] += times[name] * _BYTES.get(dtype, 4) * length
     return found
+
+
+def _rounds(loop: str, computations: Mapping[str, Sequence[str]]) -> int:
+    """How often a `while` goes round that counts from 0 to a constant of its condition; of another one 1."""
+    if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop):
+        return int(known[1])
+    condition = "\n".join(computations[re.search(r"condition=%([\w.-]+)", loop)[1]])
+    limits = re.findall(r"= s32\[\]\S* constant\((\d+)\)", condition)
+    return int(limits[0]) if len(limits) == 1 and "direction=LT" in condition else 1

@@ -77,16 +77,41 @@ def load_config(name):
 
 
 def test_collectives_are_read_from_the_program():
-    text = """
+    text = """HloModule step
+%body.1 (p: (s32[], f32[2])) -> (s32[], f32[2]) {
+  %inner = f32[2]{0} fusion(%x), kind=kLoop, calls=%fused.2
+  %g = bf16[2]{0} all-gather(%x), dimensions={0}
+}
+
+%condition.1 (p: (s32[], f32[2])) -> pred[] {
+  %limit = s32[]{:T(128)} constant(10)
+  ROOT %lt = pred[] compare(%i, %limit), direction=LT
+}
+
+%unknown (p: (s32[], f32[2])) -> pred[] {
+  ROOT %lt = pred[] compare(%i, %n), direction=LT
+}
+
+ENTRY %main.3 (x: f32[2]) -> f32[2] {
   %a = bf16[4,8]{1,0} all-gather(%x), dimensions={0}
   %b = (f32[2]{0}, f32[3]{0}) all-reduce-start(%y), to_apply=%add
   %c = (f32[2]{0}, f32[3]{0}) all-reduce-done(%b)
   %d = f32[] all-reduce(%z), to_apply=%add
   %e = (bf16[4,4]{1,0}, bf16[8,4]{1,0}) all-gather-start(%w), dimensions={0}
   %f = bf16[8,4]{1,0} all-gather-done(%e)
+  LOOP
+}
 """
-    assert ahead.collectives(text) == {
-        "all-gather": {"count": 2, "bytes": 128}, "all-reduce": {"count": 2, "bytes": 24}}
+    loop = "%w = (s32[], f32[2]) while(%t), condition=%condition.1, body=%body.1"
+
+    def found(loop):
+        return ahead.collectives(text.replace("LOOP", loop))
+
+    assert found(loop) == {
+        "all-gather": {"count": 12, "bytes": 128 + 10 * 4}, "all-reduce": {"count": 2, "bytes": 24}}
+    assert found(loop + ', backend_config={"known_trip_count":{"n":"3"}}')["all-gather"]["count"] == 5
+    assert found(loop.replace("condition.1", "unknown"))["all-gather"]["count"] == 3
+    assert found("")["all-gather"]["count"] == 2
 
 
 def test_a_step_that_does_not_fit_is_one_sentence(monkeypatch):
