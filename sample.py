@@ -11,6 +11,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+_LOADED = "model", "adapter", "vision", "tokenizer", "preset", "dtype"  # what a pipeline is loaded from, and how
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one call of `Pipeline`, or a batch; returns the exit code, 2 after one sentence about unusable input."""
@@ -18,7 +20,7 @@ def main(arguments: list[str] | None = None) -> int:
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # only its tokenizer is used: torch is not missed
     logging.getLogger("jax._src.xla_bridge").setLevel(logging.ERROR)  # nor is an accelerator
     from realcustom_jax import batch, contact_sheet
-    from realcustom_jax.memory import sampler_memory
+    from realcustom_jax.memory import enough_memory, sampler_memory
     from realcustom_jax.pipeline import ASSETS, Pipeline
     from realcustom_jax.tensors import headers_only
 
@@ -37,18 +39,22 @@ def main(arguments: list[str] | None = None) -> int:
                    "negative_prompt": options.negative_prompt, "seed": options.seed, **size}
         if options.memory:
             memory = sampler_memory(
-                pipeline, **size, references=len(options.image or [None]), branches=options.branches)
+                pipeline, **size, branches=options.branches,
+                references=max(len(options.image or [None]), len(options.target or [None])))
             print(memory)
             return 0 if memory.fits else 2
         if rows:
             given = {name: value for name, value in choices.items() if value is not None}
-            summary = batch.run(pipeline, rows, options.out, options=given, model=options.model, report=say)
+            loaded = {name: str(value) if isinstance(value, Path) else value for name in _LOADED
+                      if (value := getattr(options, name)) is not None}
+            summary = batch.run(pipeline, rows, options.out, options=given, loaded=loaded, report=say)
             say(f"{summary.made} made, {summary.skipped} there already, {summary.failed} failed: {options.out}")
             return 2 if summary.failed else 0
         with tqdm(total=options.steps, desc="Sampling (the first step compiles)", unit="step", leave=False) as bar:
-            result = pipeline(
-                options.image or ASSETS / "references" / "dog.png", options.prompt, options.target or "dog", **choices,
-                on_step=lambda step: bar.update())
+            with enough_memory():
+                result = pipeline(
+                    options.image or ASSETS / "references" / "dog.png", options.prompt, options.target or "dog",
+                    **choices, on_step=lambda step: bar.update())
         files = contact_sheet.save(result, options.out)
     except (ValueError, OSError) as error:
         say(f"error: {' '.join(str(error).split())}")

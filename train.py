@@ -48,6 +48,15 @@ def main(argv: list[str]) -> None:
     config.lock()
     try:
         _join()
+        _run(config)
+    except (ValueError, OSError, FloatingPointError) as error:
+        sys.exit(f"error: {error}")
+
+
+def _run(config) -> None:
+    from realcustom_jax.memory import enough_memory
+
+    with enough_memory("choose a smaller batch, more accumulate, more fsdp, or precomputed features"):
         if _COMPILE_ONLY.value or _PRINT_SHARDING.value:
             _look_ahead(config)
         elif _WORKDIR.value is None:
@@ -60,13 +69,6 @@ def main(argv: list[str]) -> None:
             from realcustom_jax.stages import miniature
 
             miniature.run(config, Path(_WORKDIR.value))
-    except (ValueError, OSError, FloatingPointError) as error:
-        sys.exit(f"error: {error}")
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        sys.exit(f"error: a device's memory is too small ({str(error).splitlines()[0]}); choose a smaller batch, more "
-                 "accumulate, more fsdp, or precomputed features.")
 
 
 def _parse(argv: list[str]) -> list[str]:
@@ -77,6 +79,8 @@ def _parse(argv: list[str]) -> list[str]:
         unknown, nearest = re.search(r"\w+", message), re.search(r'mean "(\w+)"', message)
         sys.exit(f"error: the configuration has no key {unknown[0]!r}"
                  + (f"; did you mean {nearest[1]!r}?" if nearest else "."))
+    except OSError as error:
+        sys.exit(f"error: --config cannot be read ({error}); give a file such as configs/mini.py.")
 
 
 def _join() -> None:

@@ -13,9 +13,13 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from realcustom_jax import locate, weights
+from realcustom_jax.choices import check_choice
 from realcustom_jax.files import naming
 from realcustom_jax.images import VisionSettings
 from realcustom_jax.tensors import LazyTensors, identify, read_files
+
+CONDITIONING = ("local", "pooled", "size_order")
+"""The choices of a preset that an adapter is trained with, and has to be used with."""
 
 _LAYERS = {"to_k_vision", "to_v_vision"}
 # The blocks that the released variants read, from shallow to deep (configs/realcustom_sigdino_highres*.json).
@@ -30,13 +34,15 @@ class Adapter:
     """An adapter that is not loaded yet.
 
     settings: the released JSON's `image_prompt_settings`. vision: how references are read. tensors: torch-named;
-    a released file also holds UNet weights. where: the file or folder, for errors.
+    a released file also holds UNet weights. where: the file or folder, for errors. conditioning: the choices of
+    `CONDITIONING` that it was trained with, by name, where it says so.
     """
 
     settings: Mapping[str, Any]
     vision: VisionSettings
     tensors: LazyTensors
     where: Path
+    conditioning: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def find_adapter(path: str | Path) -> Adapter:
@@ -76,7 +82,10 @@ def find_adapter(path: str | Path) -> Adapter:
         ours = "vision_settings" in mapping
         vision = (VisionSettings.from_config(mapping["vision_settings"]) if ours else
                   VisionSettings.from_released(mapping))
-    return Adapter(settings, vision, tensors, path)
+        conditioning = mapping.get("conditioning", {})
+        for name in conditioning:
+            check_choice("choice of conditioning", name, CONDITIONING)
+    return Adapter(settings, vision, tensors, path, conditioning)
 
 
 def _released(tensors: LazyTensors, path: Path) -> Adapter:

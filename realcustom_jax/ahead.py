@@ -22,6 +22,7 @@ from realcustom_jax.arithmetic import flops
 from realcustom_jax.choices import check_choice
 from realcustom_jax.diffusion import make_solver
 from realcustom_jax.files import write_json
+from realcustom_jax.memory import enough_memory
 from realcustom_jax.models.projector import Projector, ProjectorConfig
 from realcustom_jax.models.unet import UNet, UNetConfig
 from realcustom_jax.sampling import Conditioning, sample_latents
@@ -233,14 +234,9 @@ def compile_ahead(program: Program, mesh: Mesh, rules: AxisRules = AxisRules()) 
         traced = program.function(placed).trace(*arguments)
         lowered = traced.lower()
         lowering = time.monotonic() - start
-        try:
+        with enough_memory(f"the program does not fit {mesh.size} devices of kind "
+                           f"{mesh.devices.flat[0].device_kind}; choose a larger slice, more fsdp or more accumulate"):
             compiled = lowered.compile()
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
-                raise
-            raise ValueError(f"The program does not fit {mesh.size} devices of kind "
-                             f"{mesh.devices.flat[0].device_kind} ({str(error).splitlines()[0]}); choose a larger "
-                             "slice, more fsdp or more accumulate.") from None
     operations = flops(traced.jaxpr.jaxpr)
     memory = compiled.memory_analysis()
     return {

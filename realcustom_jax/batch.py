@@ -16,12 +16,14 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from tqdm import tqdm
 
 from realcustom_jax.choices import check_choice
 from realcustom_jax.files import png, sole_user, write_file, write_json
+from realcustom_jax.memory import enough_memory
 
 _TEMPORARY = re.compile(r"\..+\.(png|json)\.[a-z0-9_]{8}")  # what a killed `write_file` leaves
 
@@ -82,8 +84,8 @@ def read_rows(file: str | Path) -> tuple[Row, ...]:
 
 
 def run(
-    pipeline: Callable, rows: Sequence[Row], out: Path, *, options: Mapping[str, Any], model: str = "mini",
-    report: Callable[[str], None] = tqdm.write,
+    pipeline: Callable, rows: Sequence[Row], out: Path, *, options: Mapping[str, Any],
+    loaded: Mapping[str, Any] = MappingProxyType({"model": "mini"}), report: Callable[[str], None] = tqdm.write,
 ) -> Summary:
     """Makes the pictures of all rows that are not complete in the folder `out`.
 
@@ -93,14 +95,15 @@ def run(
     Args:
         pipeline: a `Pipeline`, or what is called like one.
         options: of the pipeline, JSON values, for all rows; what a row says itself goes first.
-        model: what the pipeline was loaded from; recorded, so that pictures of two models do not mix.
+        loaded: what the pipeline was loaded from and how, JSON values; recorded, so that pictures of two models or
+            adapters do not mix.
         report: told one line about each row that failed.
     Raises:
         OSError, ValueError: before anything is made if two rows make the same file, another run is at work in `out`, or
-            it holds results of another request (words, options, model or content of the references); later if a file
-            cannot be written.
+            it holds results of another request (words, options, model, adapter or content of the references); later if
+            a file cannot be written.
     """
-    requests = [_request(row, options, model) for row in rows]
+    requests = [_request(row, options, loaded) for row in rows]
     _check_names(rows, requests)
     out.mkdir(parents=True, exist_ok=True)
     with sole_user(out):
@@ -116,7 +119,8 @@ def _run(pipeline, rows, requests, out: Path, report) -> Summary:
     failed, skipped = 0, len(rows) - len(todo)
     for row, request in tqdm(todo, total=len(rows), initial=skipped, desc="Prompts (a new shape compiles)"):
         try:
-            images = pipeline(list(row.references), row.prompt, row.targets, **request["options"]).images
+            with enough_memory():
+                images = pipeline(list(row.references), row.prompt, row.targets, **request["options"]).images
         except (ValueError, OSError) as error:
             report(f"{row.where} ({row.name}) failed: {' '.join(str(error).split())}")
             failed += 1
@@ -167,14 +171,14 @@ def _parse(line: bytes, default_name: str, folder: Path, where: str) -> Row:
     return Row(where, values.pop("name", default_name), values.pop("prompt"), tuple(targets), references, values)
 
 
-def _request(row: Row, options: Mapping[str, Any], model: str) -> dict[str, Any]:
+def _request(row: Row, options: Mapping[str, Any], loaded: Mapping[str, Any]) -> dict[str, Any]:
     """What `NAME.json` holds, in plain JSON values: all that decides how the row's pictures look, and their names."""
     options = {"seed": 0, **options, **row.options}
     count, digest = options.get("num_images", 1), hashlib.sha256
     files = [f"{row.name}.png"] if count == 1 else [f"{row.name}-{i}.png" for i in range(count)]
     references = [{"file": path.name, "sha256": digest(path.read_bytes()).hexdigest()} for path in row.references]
     return json.loads(json.dumps({"prompt": row.prompt, "targets": row.targets, "references": references,
-                                  "options": options, "model": model, "files": files}))
+                                  "options": options, **loaded, "files": files}))
 
 
 def _check_names(rows: Sequence[Row], requests: Sequence[Mapping[str, Any]]) -> None:
@@ -195,7 +199,7 @@ def _is_complete(out: Path, row: Row, request: Mapping[str, Any]) -> bool:
         found = dict(json.loads(marker.read_bytes()))
     except (ValueError, TypeError):  # not written here
         found = {}
-    if other := [key for key in request if found.get(key) != request[key]]:
+    if other := [key for key in {**request, **found} if found.get(key) != request.get(key)]:
         raise ValueError(f"{marker} holds results of another request than {row.where} (other {', '.join(other)}); "
                          "choose another folder, or delete that file to make the row anew.")
     return all((out / file).is_file() for file in request["files"])

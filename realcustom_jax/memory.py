@@ -5,9 +5,11 @@ sampler or, after it, in the decoder. That sum is an estimate: XLA fuses operati
 Its own figure costs a compilation.
 """
 
+import contextlib
 import dataclasses
 import functools
 import os
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +21,19 @@ from realcustom_jax.pipeline import Pipeline, decode_latents, encode_references
 from realcustom_jax.sampling import Conditioning, sample_latents
 
 GIB = 2**30
+_FOR_SAMPLING = ("choose a smaller width and height, fewer pictures at once, bfloat16 or offload; --memory says how "
+                 "much is needed")
+
+
+@contextlib.contextmanager
+def enough_memory(otherwise: str = _FOR_SAMPLING) -> Iterator[None]:
+    """Raises ValueError, one sentence that ends with `otherwise`, where a device's memory does not suffice within."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise ValueError(f"A device's memory is too small ({str(error).splitlines()[0]}): {otherwise}.") from None
 
 
 @dataclasses.dataclass(frozen=True)

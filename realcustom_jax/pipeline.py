@@ -125,7 +125,8 @@ class Pipeline:
             adapter: an adapter's folder or file, see `adapter.find_adapter`; by default the model's own `adapter/`.
             vision: the folder that holds the image encoders, by default the model's.
             tokenizer: the folder that holds `tokenizer/` (and SDXL's `tokenizer_2/`), by default the model's.
-            preset: how the model is used, see module `presets`; None: as its `preset.json` says, or the default.
+            preset: how the model is used, see module `presets`; None: as its `preset.json` says, or the default. What
+                an adapter says of the conditioning it was trained with (`adapter.CONDITIONING`) goes first.
             dtype: of parameters and computation: float32, bfloat16 or float16. Softmax, norms and the solver's state
                 are float32 always, and the autoencoder is where `dtype` is float16, which SDXL's overflows. The CPU
                 has no float16.
@@ -153,6 +154,7 @@ class Pipeline:
         if dtype == jnp.float16 and jax.default_backend() == "cpu":
             raise ValueError("XLA has no float16 attention on the CPU; choose bfloat16 or float32 there.")
         given = find_adapter(model / "adapter" if adapter is None else adapter)
+        preset = dataclasses.replace(preset, **given.conditioning)
         settings = given.vision if preset.local is None else dataclasses.replace(given.vision, local=preset.local)
         betas, prediction = bundle.read_schedule(model)
 

@@ -27,6 +27,8 @@ _VALUES = {"scope": (Real, "a number"), "guidance_scale": (Real, "a number"),
 class Preset:
     """The choices; each can be replaced alone (`dataclasses.replace`).
 
+    An adapter that says which local, pooled and size_order it was trained with is used with those.
+
     Attributes:
         local: how the reference's local views are cut: "phases" (released), "tiles" (paper), None: as the adapter says.
         pooled: SDXL's pooled text before ("unprojected", released) or after its projection (standard SDXL).

@@ -72,7 +72,7 @@ def target_tokens(
     length = _max_length(tokenizer)
     if not phrase.strip():
         raise ValueError("The target phrase is empty; give the words of the prompt that name the subject.")
-    spans = _word_spans(prompt, phrase) if match == "word" else _substring_spans(prompt, phrase)
+    spans = word_spans(prompt, phrase) if match == "word" else _substring_spans(prompt, phrase)
     if not spans:
         words = ", ".join(re.findall(r"[\w'’-]+", prompt)) or "none"
         raise ValueError(
@@ -144,7 +144,8 @@ def _merged(pieces: list[str], ranks: dict[tuple[str, str], int]) -> list[str]:
     return pieces
 
 
-def _word_spans(prompt: str, phrase: str) -> list[tuple[int, int]]:
+def word_spans(prompt: str, phrase: str) -> list[tuple[int, int]]:
+    """Where the phrase stands in the prompt as whole words, in any case and with any spaces between them."""
     words = r"\s+".join(map(re.escape, phrase.split()))
     return [match.span() for match in re.finditer(rf"(?<!\w){words}(?!\w)", prompt, re.IGNORECASE)]
 

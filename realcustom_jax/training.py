@@ -7,6 +7,7 @@ same numbers.
 
 import contextlib
 import dataclasses
+import functools
 import signal
 import sys
 import threading
@@ -73,7 +74,8 @@ class Task(Protocol):
     """Parameters that the loss reads and nothing trains."""
 
     def init(self, key: jax.Array) -> Params:
-        """The trainable parameters at step 0."""
+        """The trainable parameters at step 0; not jitted, so that those that are there already are no constants of a
+        program."""
 
     def loss(
         self, params: Params, frozen: Params, batch: Batch, key: jax.Array
@@ -188,14 +190,14 @@ def fit(name: str, task: Task, settings: TrainSettings, workdir: Path, *, mesh: 
     shares = sharding.batch_sharding(mesh, settings.batch_size // settings.accumulate, rules)
     with Checkpoints(workdir / "checkpoints", keep=settings.keep, keep_every=settings.keep_every,
                      on_existing=settings.on_existing) as checkpoints, Interruption() as interruption:
-        def make():
-            return init_state(task.init(jax.random.key(settings.seed)), settings)
-
-        fresh = jax.eval_shape(make)
+        begin = functools.partial(init_state, settings=settings)
+        key = jax.random.key(settings.seed)
+        fresh = jax.eval_shape(begin, jax.eval_shape(task.init, key))
         placed = place(fresh, mesh, rules)
         state = checkpoints.restore(sharding.shapes(fresh, placed))
         if state is None:
-            state = jax.jit(make, out_shardings=placed)()
+            params = sharding.distribute(jax.device_get(task.init(key)), placed.params)
+            state = jax.jit(begin, out_shardings=placed)(params)
         frozen = sharding.distribute(jax.tree.map(np.asarray, task.frozen), place(task.frozen, mesh, rules))
         start = int(state.step)
         train_step = make_train_step(task.loss, settings, placed)

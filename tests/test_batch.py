@@ -6,6 +6,7 @@ import subprocess
 import sys
 import types
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -134,7 +135,7 @@ def test_a_file_without_rows_or_without_a_file_is_an_error(write, tmp_path):
 def test_a_row_makes_its_pictures_and_a_record_of_their_request(write, tmp_path):
     file = write(row(), row(name="pair", image=["dog.png", "car.png"], target=["dog", "car"], seed=5, num_images=2))
     pipeline = FakePipeline()
-    summary = run(pipeline, file, tmp_path / "new" / "out", model="toy")
+    summary = run(pipeline, file, tmp_path / "new" / "out", loaded={"model": "toy"})
     assert summary == batch.Summary(made=2, skipped=0, failed=0)
     assert pipeline.calls == [
         ([tmp_path / "dog.png"], "a dog", ("dog",), {"seed": 0, "num_images": 1, "steps": 2}),
@@ -171,7 +172,8 @@ def test_rows_may_be_added_and_lost_pictures_come_back(write, tmp_path):
     ({"seed": 1}, {}, "other options"),
     ({"image": "car.png"}, {}, "other references"),
     ({}, {"options": OPTIONS | {"steps": 3}}, "other options"),
-    ({}, {"model": "large"}, "other model"),
+    ({}, {"loaded": {"model": "large"}}, "other model"),
+    ({}, {"loaded": {"model": "mini", "adapter": "mine"}}, "other adapter"),
 ])
 def test_results_of_another_request_are_not_touched(write, tmp_path, changes, options, message):
     out, pipeline = tmp_path / "out", FakePipeline()
@@ -180,6 +182,18 @@ def test_results_of_another_request_are_not_touched(write, tmp_path, changes, op
     with pytest.raises(ValueError, match=f"0001.json holds results of another .*line 1 .*{message}.*another folder"):
         run(pipeline, write(row(**changes), row()), out, **options)
     assert contents(out) == before and not pipeline.calls
+
+
+def test_too_little_memory_fails_a_row(write, tmp_path):
+    def pipeline(references, prompt, targets, **options):
+        if prompt == "large":
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\nand a table")
+        return FakePipeline()(references, prompt, targets, **options)
+
+    said = []
+    summary = run(pipeline, write(row(prompt="large"), row()), tmp_path / "out", report=said.append)
+    assert summary == batch.Summary(made=1, skipped=0, failed=1)
+    assert "memory is too small (RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.): choose a smaller" in said[0]
 
 
 def test_a_reference_that_was_painted_over_is_another_request(write, tmp_path):

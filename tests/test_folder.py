@@ -144,3 +144,11 @@ def test_cutouts_show_the_subject_and_only_the_changed_ones_lose_the_background(
         assert view.shape == (64, 64, 3) and (view == [255, 0, 0]).all(-1).sum() > 100
         assert not (view == [0, 0, 255]).all(-1).any()
     assert len({view.tobytes() for view in changed}) == 4
+
+
+@pytest.mark.parametrize("rows", [[], ["{not json"]])
+def test_a_folder_without_a_good_row_is_one_sentence(pictures, tmp_path, rows):
+    write_manifest(pictures, *rows)
+    with pytest.raises(ValueError, match="manifest.jsonl has no row that can be used"):
+        write(pictures, tmp_path / "data", side=128, reference_side=64, max_broken=5)
+    assert not list((tmp_path / "data").rglob("*array_record*"))

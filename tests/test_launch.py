@@ -39,10 +39,10 @@ def machine(tmp_path):
 def test_slurm(machine):
     program, run = machine
     program("bin/srun")
-    done, calls = run("slurm.sh", *OPTIONS, SLURM_GPUS_ON_NODE="8")
+    done, calls = run("slurm.sh", *OPTIONS, SLURM_GPUS_ON_NODE="8", SLURM_CPUS_ON_NODE="64")
     assert done.returncode == 0, done.stderr
-    assert calls == [["srun", "0,1,2,3,4,5,6,7", "--kill-on-bad-exit=1", ".venv/bin/python", "train.py",
-                      "--distributed", *OPTIONS]]
+    assert calls == [["srun", "0,1,2,3,4,5,6,7", "--kill-on-bad-exit=1", "--cpus-per-task=64", ".venv/bin/python",
+                      "train.py", "--distributed", *OPTIONS]]
     done, _ = run("slurm.sh", *OPTIONS)
     assert done.returncode and "start this with sbatch" in done.stderr
     assert run("slurm.sh")[0].returncode == 2
@@ -62,12 +62,13 @@ if "ssh" in sys.argv:
     subprocess.run(["bash", "-c", sys.argv[-1].removeprefix("--command=")], cwd={str(tmp_path)!r}, check=True)
 """
     program("bin/gcloud", host)
-    program("realcustom/.venv/bin/pip")
+    program(".local/bin/uv")
     program("realcustom/.venv/bin/python")
-    done, calls = run("tpu.sh", "rc16", "v5litepod-16", *OPTIONS, ZONE="us-west4-a")
+    done, calls = run("tpu.sh", "rc16", "v5litepod-16", *OPTIONS, ZONE="us-west4-a", HOME=str(tmp_path))
     assert done.returncode == 0, done.stderr
     on_host = [call for call in calls if call[0] != "gcloud"]
-    assert on_host == [["pip", None, "install", "-q", "-r", "requirements.txt", "jax[tpu]"],
+    assert on_host == [["uv", None, "pip", "install", "-q", "--python", ".venv/bin/python", "-r", "requirements.txt",
+                        "jax[tpu]"],
                        ["python", None, "train.py", "--distributed", *OPTIONS]]
     cloud = [call[5] for call in calls if call[0] == "gcloud"]
     assert cloud == ["describe", "create", "scp", "ssh"] and "--accelerator-type=v5litepod-16" in calls[1]

@@ -17,6 +17,7 @@ from realcustom_jax.curriculum import Curriculum
 from realcustom_jax.data import folder
 from realcustom_jax.data.bucketed import BucketBatches
 from realcustom_jax.pipeline import Pipeline
+from realcustom_jax.presets import PRESETS
 from realcustom_jax.stages import features, published
 from realcustom_jax.stages.fresh import with_tokens_like_text
 from realcustom_jax.tensors import read_files
@@ -79,6 +80,29 @@ def test_the_adapter_is_written_where_a_pipeline_reads_it(run, pictures):
                       for name in ("fresh/adapter", "adapter"))
     assert sorted(fresh) == sorted(trained)
     assert any(np.abs(np.float32(fresh[name]) - np.float32(trained[name])).max() > 1e-3 for name in fresh)
+
+
+def test_an_adapter_is_used_with_the_conditioning_that_it_was_trained_with(run):
+    """Whatever the preset says of it; of the rest, the preset."""
+    _, model, config, workdir = run
+    preset = Pipeline.load(model, workdir / "adapter", preset=PRESETS["released_pipeline"]).preset
+    trained = {"local": None, "pooled": config.train.preset.pooled, "size_order": "height_first"}
+    assert preset == dataclasses.replace(PRESETS["released_pipeline"], **trained)
+
+
+@pytest.mark.parametrize("run", ["sdxl"], indirect=True)
+def test_a_caption_that_cannot_be_sampled_stays_grey(run, monkeypatch, capsys):
+    _, model, _, workdir = run
+    data = next(path.parent for path in (workdir / "data").rglob("dataset_info.json"))
+    task = published.PublishedTask(Pipeline.load(model, workdir / "adapter"), BucketBatches(
+        data, batch_size=2, seed=0, curriculum=Curriculum(), steps=3))
+
+    def fail(*_, **__):
+        raise ValueError("the word is cut off")
+
+    monkeypatch.setattr(Pipeline, "__call__", fail)
+    made = np.asarray(task.preview(task.init(None)))
+    assert (made[-SIDE // 2:, :SIDE] == made[-1, 0]).all() and "the word is cut off" in capsys.readouterr().out
 
 
 def test_a_fresh_adapter_starts_with_the_keys_and_values_of_the_text(run):
@@ -233,7 +257,7 @@ def test_size_conditioning_is_ordered_as_the_preset_says(run):
     batches = BucketBatches(data, batch_size=2, seed=0, curriculum=Curriculum(), steps=3)
     ids = {}
     for order in ("width_first", "height_first"):
-        pipeline = Pipeline.load(model, workdir / "adapter", preset={"size_order": order})
+        pipeline = Pipeline.load(model, workdir / "fresh/adapter", preset={"size_order": order})
         ids[order] = published.PublishedTask(pipeline, batches).batch(0)["time_ids"]
     np.testing.assert_array_equal(ids["width_first"][:, [1, 0, 3, 2, 5, 4]], ids["height_first"])
     np.testing.assert_array_equal(ids["height_first"][:, 4:], [batches[0]["target"].shape[1:3]] * 2)

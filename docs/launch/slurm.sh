@@ -3,6 +3,8 @@
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
 #SBATCH --gpus-per-node=8
+#SBATCH --exclusive
+#SBATCH --mem=0
 #SBATCH --requeue
 #SBATCH --signal=TERM@180
 # Trains on hosts of 8 GPUs each, one process a host. Before a time limit or a preemption SLURM's SIGTERM saves; the
@@ -18,4 +20,4 @@ set -euo pipefail
 # Within SLURM, JAX would give each process one GPU.
 JAX_LOCAL_DEVICE_IDS=$(seq -s, 0 $((${SLURM_GPUS_ON_NODE:?start this with sbatch} - 1)))
 export JAX_LOCAL_DEVICE_IDS
-exec srun --kill-on-bad-exit=1 .venv/bin/python train.py --distributed "$@"
+exec srun --kill-on-bad-exit=1 --cpus-per-task="${SLURM_CPUS_ON_NODE:-1}" .venv/bin/python train.py --distributed "$@"

@@ -7,7 +7,7 @@
 #       --config.train.optimization.batch_size=256 --config.train.mesh.data=16 --config.train.mesh.fsdp=16
 #
 # The workdir, the pictures and the model must lie on a disk that all hosts have mounted (Filestore, gcsfuse).
-# ZONE: of Google Cloud. VERSION: of the hosts' software (v2-alpha-tpuv5-lite).
+# The hosts' own Python is too old: uv brings another. ZONE: of Google Cloud. VERSION: of the hosts' software (v2-alpha-tpuv5-lite).
 set -euo pipefail
 [ $# -ge 3 ] || { sed -n '2,/^set/p' "$0" | grep '^#'; exit 2; }
 name=$1 type=$2 zone=${ZONE:?the zone of Google Cloud is wanted, as ZONE=us-west4-a}
@@ -24,6 +24,7 @@ gcloud compute tpus tpu-vm scp "$code" "$name:realcustom.tar.gz" --zone="$zone" 
 vm ssh --worker=all --command="
   set -e
   mkdir -p realcustom && tar xzf realcustom.tar.gz -C realcustom && cd realcustom
-  [ -d .venv ] || python3 -m venv .venv
-  .venv/bin/pip install -q -r requirements.txt 'jax[tpu]'
+  [ -x ~/.local/bin/uv ] || curl -LsSf https://astral.sh/uv/install.sh | sh
+  [ -d .venv ] || ~/.local/bin/uv venv -q --python 3.12 .venv
+  ~/.local/bin/uv pip install -q --python .venv/bin/python -r requirements.txt 'jax[tpu]'
   .venv/bin/python train.py --distributed $(printf '%q ' "$@")"

@@ -97,16 +97,19 @@ class Folder(tfds.core.GeneratorBasedBuilder):
         _check(broken, config.max_broken)
         for message in broken:
             tqdm.write(f"skipped, {message}")
-        sizes = buckets(config.side)
+        sizes, made = buckets(config.side), 0
         for number, row in enumerate(tqdm(rows, desc="reading pictures", unit="row")):
             try:
                 yield number, example(row, sizes, config.reference_side, np.random.default_rng((config.seed, number)))
+                made += 1
             except (OSError, ValueError) as error:
                 broken.append(f"{row.where}: {error}")
                 tqdm.write(f"skipped, {broken[-1]}")
                 _check(broken, config.max_broken)
         if broken:
-            tqdm.write(f"{len(broken)} of {len(rows) + len(broken)} rows were skipped.")
+            tqdm.write(f"{len(broken)} of {made + len(broken)} rows were skipped.")
+        if not made:
+            raise ValueError(f"{config.folder}/manifest.jsonl has no row that can be used; give at least one.")
 
 
 def _check(broken: list[str], limit: int) -> None:
@@ -171,7 +174,8 @@ def write(folder: str | os.PathLike, data_dir: str | os.PathLike, *, side: int =
 
     Raises:
         FileNotFoundError: the folder has no manifest.jsonl.
-        ValueError: more rows are broken than `max_broken`; names them by their lines. Nothing is left behind.
+        ValueError: more rows are broken than `max_broken`, whose lines it names, or none is good. Nothing is left
+            behind.
     """
     if not (Path(folder) / "manifest.jsonl").is_file():
         raise FileNotFoundError(f"There is no manifest.jsonl in {folder}; it lists the pictures, one object a line.")

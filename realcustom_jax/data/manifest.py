@@ -13,10 +13,11 @@ Files are relative to the manifest's folder.
 import dataclasses
 import json
 import math
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from realcustom_jax.text import word_spans
 
 _KEYS = {"target", "caption", "word", "reference", "mask", "box"}
 
@@ -55,7 +56,7 @@ def read_manifest(file: Path) -> tuple[list[Row], list[str]]:
 def _parse(line: bytes, folder: Path, where: str) -> Row:
     try:
         given: Any = json.loads(line)
-    except ValueError as error:  # JSONDecodeError, UnicodeDecodeError
+    except (ValueError, RecursionError) as error:  # of JSON, of its encoding, of its depth
         raise ValueError(f"it is not JSON ({error})") from None
     if not isinstance(given, dict):
         raise ValueError("it is not a JSON object")
@@ -71,7 +72,7 @@ def _parse(line: bytes, folder: Path, where: str) -> Row:
     if not isinstance(given.get("mask", ""), str):
         raise ValueError("'mask' is no file name")
     word, caption = given["word"], given["caption"]
-    if not re.search(rf"(?<!\w){re.escape(word)}(?!\w)", caption, re.IGNORECASE):
+    if not word_spans(caption, word):
         raise ValueError(f"the word {word!r} is not in the caption {caption!r}")
     if not (references or "mask" in given or given.get("box") is not None):
         raise ValueError("it has none of 'reference', 'mask' and 'box': there is no picture of the subject")

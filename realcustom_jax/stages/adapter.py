@@ -88,7 +88,7 @@ class AdapterTask:
 
     def init(self, key):
         tokens = jnp.zeros((1, 1, self.projector.config.out_dim))
-        return self.fresh | {"gather": self.gather.init(key, tokens)["params"]}
+        return self.fresh | {"gather": jax.jit(self.gather.init)(key, tokens)["params"]}
 
     def batch(self, step):
         batch = self.batches[step]

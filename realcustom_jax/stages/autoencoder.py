@@ -30,7 +30,7 @@ class AutoencoderTask:
         self.decode = jax.jit(lambda params, latents: apply({"params": params}, latents, method="decode"))
 
     def init(self, key):
-        return self.module.init(key, jnp.zeros((1, 64, 64, 3)))["params"]
+        return jax.jit(self.module.init)(key, jnp.zeros((1, 64, 64, 3)))["params"]
 
     def batch(self, step):
         return {"target": self.batches[step]["target"]}

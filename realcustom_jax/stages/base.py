@@ -51,8 +51,8 @@ class BaseTask:
         if self.start is not None:
             return self.start
         args, kwargs = weights.unet_inputs(self.unet.config)
-        text = self.text_encoder.init(key, self.empty_ids[None])["params"]
-        return {"unet": self.unet.init(key, *args, **kwargs)["params"], "text_encoder": text}
+        text = jax.jit(self.text_encoder.init)(key, self.empty_ids[None])["params"]
+        return {"unet": jax.jit(self.unet.init)(key, *args, **kwargs)["params"], "text_encoder": text}
 
     def batch(self, step):
         return self.batches[step]

@@ -78,6 +78,9 @@ class EncodersTask:
         self.captioner = Captioner(length, self.text_tower.config.vocab_size)
 
     def init(self, key):
+        return jax.jit(self._fresh)(key) | self.start
+
+    def _fresh(self, key):
         keys = jax.random.split(key, 7)
         image, ids = jnp.zeros((1, self.size, self.size, 3)), jnp.asarray(self.batches[0]["description_ids"][:1])
         width, text_width = self.siglip.config.embed_dim, self.text_tower.config.hidden_size
@@ -91,7 +94,7 @@ class EncodersTask:
             "text_head": Head().init(keys[5], jnp.zeros((1, 1, text_width)))["params"],
             "captioner": self.captioner.init(keys[6], jnp.zeros((1, 1, width)))["params"],
             "siglip_logits": scale, "dinov2_logits": scale,
-        } | self.start
+        }
 
     def batch(self, step):
         batch = self.batches[step]

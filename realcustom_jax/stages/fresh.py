@@ -23,7 +23,7 @@ from realcustom_jax.tensors import read_files
 
 
 def write_fresh_adapter(path: Path, model: str, vision: str, settings: Mapping[str, Any]) -> None:
-    """Writes a random adapter to `path`, a folder named adapter, unless one of these settings is there.
+    """Writes a random adapter to `path`, a folder named adapter, unless one of these settings and this model is there.
 
     Args:
         model, vision: where the model and its image encoders are; no `vision`: with the model.
@@ -39,7 +39,8 @@ def write_fresh_adapter(path: Path, model: str, vision: str, settings: Mapping[s
     image_prompt = {"vision_projection_type": "custom", "image_prompt_mode": "naive",
                     "vision_projection_config": {"variant": settings["variant"], "params": params}}
     vision_settings = VisionSettings.from_config(settings["vision_settings"])
-    config = {"image_prompt_settings": image_prompt, "vision_settings": dataclasses.asdict(vision_settings)}
+    config = {"image_prompt_settings": image_prompt, "vision_settings": dataclasses.asdict(vision_settings),
+              "copied_from": str(base)}
     if (path / "config.json").is_file() and weights.read_config(path / "config.json") == json.loads(json.dumps(config)):
         return
     module = Projector(ProjectorConfig.from_config(image_prompt))

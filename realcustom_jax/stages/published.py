@@ -16,9 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
+from tqdm import tqdm
 
 from realcustom_jax import bundle, sharding
-from realcustom_jax.adapter import find_adapter, merge_unet, split_unet
+from realcustom_jax.adapter import CONDITIONING, find_adapter, merge_unet, split_unet
 from realcustom_jax.adapter import to_torch as adapter_tensors
 from realcustom_jax.choices import check_choice
 from realcustom_jax.compilation import enable_compilation_cache
@@ -72,8 +73,10 @@ def run(config: ConfigDict, workdir: Path) -> None:
                             examples=sharding.examples_here(shares, settings.batch_size))
     task = _task(pipeline, data, batches, workdir, train)
     params = fit("adapter", task, settings, workdir, mesh=mesh)
-    given = find_adapter(start)
-    adapter = {"image_prompt_settings": given.settings, "vision_settings": dataclasses.asdict(given.vision)}
+    # The preset may cut the local views in its own way; from now on the adapter says how.
+    conditioning = {name: getattr(pipeline.preset, name) for name in CONDITIONING} | {"local": None}
+    adapter = {"image_prompt_settings": find_adapter(start).settings, "conditioning": conditioning,
+               "vision_settings": dataclasses.asdict(pipeline.vision_settings)}
     tensors = bundle.to_half(adapter_tensors(params["projector"], params["vision"]))
     by_the_first(lambda: bundle.save_part(workdir, "adapter", adapter, tensors))
 
@@ -141,7 +144,11 @@ class PublishedTask:
             if len(made) == _PREVIEWS:
                 break
             reference = Image.fromarray(picture)
-            made.append(pipeline(reference, caption, word, steps=20).images[0])
+            try:
+                made.append(pipeline(reference, caption, word, steps=20).images[0])
+            except ValueError as error:  # as of a word that a long caption loses; training goes on
+                tqdm.write(f"no sample of {caption!r}: {error}")
+                made.append(Image.new("RGB", (side, side), "grey"))
             references.append(reference.resize((side, side)))
         rows = np.stack([np.asarray(image) for image in references + made])
         return grid(rows / 127.5 - 1.0, columns=len(made))
