@@ -27,6 +27,8 @@ def main(arguments: list[str] | None = None) -> int:
     warnings.showwarning = lambda message, kind, *_: kind is UserWarning and say(f"warning: {message}")
     try:
         contact_sheet.check_folder(options.out)
+        if options.image and not options.target and "dog" not in options.prompt.lower():
+            raise ValueError("--target is missing: the word or words of the prompt that the --image shows.")
         rows = batch.read_rows(options.batch) if options.batch else None
         say(f"Loading {options.model} …")
         with headers_only() if options.memory else nullcontext():

@@ -72,6 +72,9 @@ def _run(config) -> None:
 
 
 def _parse(argv: list[str]) -> list[str]:
+    for value in (argument.removeprefix("--config=") for argument in argv if argument.startswith("--config=")):
+        if not Path(value.split(":")[0]).is_file():
+            sys.exit(f"error: --config={value} does not exist; give a file such as configs/mini.py.")
     try:
         return app.parse_flags_with_usage(argv)
     except (AttributeError, KeyError) as error:  # ml_collections'
@@ -79,8 +82,6 @@ def _parse(argv: list[str]) -> list[str]:
         unknown, nearest = re.search(r"\w+", message), re.search(r'mean "(\w+)"', message)
         sys.exit(f"error: the configuration has no key {unknown[0]!r}"
                  + (f"; did you mean {nearest[1]!r}?" if nearest else "."))
-    except OSError as error:
-        sys.exit(f"error: --config cannot be read ({error}); give a file such as configs/mini.py.")
 
 
 def _join() -> None:

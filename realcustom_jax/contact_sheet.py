@@ -2,7 +2,8 @@
 
     reference  |  guidance mask over the steps  |  result
 
-One row for each reference of each picture; a reference and its mask share a colour.
+One row for each reference of each picture; a reference and its mask share a colour. Masks lie on the finished picture,
+from where they are weakest (grey) to where they are strongest; their labels say how weak and how strong.
 """
 
 import os
@@ -35,10 +36,12 @@ def fit(image: Image.Image, cell: int = CELL) -> Image.Image:
 
 
 def mask_overlay(image: Image.Image, masks: np.ndarray, *, first: int = 0) -> Image.Image:
-    """The picture in grey, tinted by each mask of [R, h, w] in the colour of its reference, the first being `first`."""
+    """The picture in grey, tinted by each mask of [R, h, w] in the colour of its reference, the first being `first`:
+    fully where the mask is strongest, not at all where it is weakest."""
     image = image.convert("L").convert("RGB")
     for i, mask in enumerate(masks, first):
-        alpha = _OPACITY * mask / max(mask.max(), 1e-6)
+        low, high = (0, mask.max()) if mask.min() == mask.max() else (mask.min(), mask.max())
+        alpha = _OPACITY * (mask - low) / max(high - low, 1e-6)
         alpha = Image.fromarray(np.uint8(255 * alpha)).resize(image.size, Image.Resampling.NEAREST)
         image.paste(_COLOURS[i % len(_COLOURS)], mask=alpha)
     return image
@@ -54,10 +57,11 @@ def contact_sheet(result: Result, columns: int = 5) -> Image.Image:
         for r, (reference, target) in enumerate(zip(references, result.targets, strict=True)):
             cells = [(f"reference: {target}", _framed(reference, r))]
             for step in steps:
-                overlay = mask_overlay(image, result.masks[step, b, r : r + 1], first=r)
-                cells.append((f"mask, step {step + 1}", fit(overlay)))
+                mask = result.masks[step, b, r : r + 1]
+                cells.append((f"mask, step {step + 1}: {mask.min():.1f} to {mask.max():.1f}",
+                              fit(mask_overlay(image, mask, first=r))))
             if r == 0:
-                cells.append((f"result {b + 1}", fit(image)))
+                cells.append((f"result image_{b}", fit(image)))
             rows.append(cells)
     return _sheet(result.prompt, f"{len(result.masks)} steps, seed {result.seed}", rows)
 

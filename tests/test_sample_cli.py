@@ -188,7 +188,9 @@ def test_the_overlay_tints_where_the_mask_is():
     quarter = SIDE // 4
     assert (overlay[quarter:] == 100).all() and (overlay[:, quarter:] == 100).all()
     assert (overlay[:quarter, :quarter] != 100).all()
+    np.testing.assert_array_equal(mask_overlay(grey, 0.5 + mask), overlay)  # the weakest place as none
     assert (np.asarray(mask_overlay(grey, 0 * mask)) == 100).all()
+    assert (np.asarray(mask_overlay(grey, 0 * mask + 1)) != 100).all()
 
 
 @pytest.mark.parametrize("size", [(16, 16), (100, 60), (300, 200), (2000, 1)])
