@@ -3,7 +3,6 @@
 import argparse
 import importlib.util
 import logging
-import os
 import sys
 import warnings
 from contextlib import nullcontext
@@ -17,8 +16,7 @@ _LOADED = "model", "adapter", "vision", "tokenizer", "preset", "dtype"  # what a
 def main(arguments: list[str] | None = None) -> int:
     """Runs one call of `Pipeline`, or a batch; returns the exit code, 2 after one sentence about unusable input."""
     options = parse(arguments)
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # only its tokenizer is used: torch is not missed
-    logging.getLogger("jax._src.xla_bridge").setLevel(logging.ERROR)  # nor is an accelerator
+    logging.getLogger("jax._src.xla_bridge").setLevel(logging.ERROR)  # that an accelerator is missing is no news
     from realcustom_jax import batch, contact_sheet
     from realcustom_jax.memory import enough_memory, sampler_memory
     from realcustom_jax.pipeline import ASSETS, Pipeline
