@@ -34,6 +34,7 @@ def test_a_mistake_is_one_sentence(tmp_path, wrong, message):
 ])
 def test_what_to_do_with_checkpoints(config, options, wanted, monkeypatch):
     found = []
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=1")  # the devices of this process stay
 
     def run(config, workdir):
         found.append(config.get("train", config).on_existing)
