@@ -1,15 +1,11 @@
 """The command train.py, as a user meets it."""
 
-import runpy
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from absl import flags
-from absl.testing import flagsaver
-
-from realcustom_jax.stages import miniature, published
 
 ROOT = Path(__file__).parents[1]
 
@@ -28,25 +24,25 @@ def test_a_mistake_is_one_sentence(tmp_path, wrong, message):
     assert not list(tmp_path.iterdir())
 
 
+# The command with the trainings replaced by one that says what it was asked for.
+ASKED = """
+import runpy, sys
+from realcustom_jax.stages import miniature, published
+miniature.run = published.run = lambda config, workdir: print("asked", config.get("train", config).on_existing)
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
 @pytest.mark.parametrize("config, options, wanted", [
     ("mini", [], "resume"), ("mini", ["--resume"], "resume"), ("mini", ["--overwrite"], "overwrite"),
-    ("sdxl", ["--overwrite"], "overwrite"),
+    ("sdxl", ["--overwrite"], "overwrite"), ("sdxl", ["--config.train.on_existing=refuse"], "refuse"),
 ])
-def test_what_to_do_with_checkpoints(config, options, wanted, monkeypatch):
-    found = []
-    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=1")  # the devices of this process stay
-
-    def run(config, workdir):
-        found.append(config.get("train", config).on_existing)
-
-    for stages in (miniature, published):
-        monkeypatch.setattr(stages, "run", run)
-    command = runpy.run_path(str(ROOT / "train.py"))
-    with flagsaver.flagsaver():
-        flags.FLAGS.unparse_flags()
-        flags.FLAGS(["train.py", f"--config={ROOT}/configs/{config}.py", "--workdir=x", *options])
-        command["main"]([])
-    assert found == [wanted]
+def test_what_to_do_with_checkpoints(tmp_path, config, options, wanted):
+    command = [ROOT / "train.py", f"--config={ROOT}/configs/{config}.py", "--workdir=x", *options]
+    done = subprocess.run([sys.executable, "-c", ASKED, *command], cwd=tmp_path, capture_output=True, text=True,
+                          timeout=300, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert done.stdout.splitlines()[-1:] == [f"asked {wanted}"], done.stderr
 
 
 def test_resume_and_overwrite_exclude_each_other(tmp_path):
