@@ -44,9 +44,8 @@ def main(arguments: list[str] | None = None) -> int:
             print(memory)
             return 0 if memory.fits else 2
         if rows:
-            given = {name: value for name, value in choices.items() if value is not None}
-            loaded = {name: str(value) if isinstance(value, Path) else value for name in _LOADED
-                      if (value := getattr(options, name)) is not None}
+            loaded = {name: getattr(options, name) for name in _LOADED}
+            given, loaded = ({name: x for name, x in said.items() if x is not None} for said in (choices, loaded))
             summary = batch.run(pipeline, rows, options.out, options=given, loaded=loaded, report=say)
             say(f"{summary.made} made, {summary.skipped} there already, {summary.failed} failed: {options.out}")
             return 2 if summary.failed else 0

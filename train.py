@@ -15,6 +15,7 @@ import os
 import re
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 import jax
 from absl import app, flags
@@ -42,15 +43,15 @@ def main(argv: list[str]) -> None:
     asked = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     if jax.config.jax_num_cpu_devices == -1 and not asked:
         jax.config.update("jax_num_cpu_devices", math.gcd(os.cpu_count() or 1, 8))
-    config = _CONFIG.value
-    if _RESUME.value or _OVERWRITE.value:
-        (config.train if "train" in config else config).on_existing = "resume" if _RESUME.value else "overwrite"
-    config.lock()
     try:
+        config = _CONFIG.value
+        if _RESUME.value or _OVERWRITE.value:
+            (config.train if "train" in config else config).on_existing = "resume" if _RESUME.value else "overwrite"
+        config.lock()
         _join()
         _run(config)
     except (ValueError, OSError, FloatingPointError) as error:
-        sys.exit(f"error: {error}")
+        _fail(error)
 
 
 def _run(config) -> None:
@@ -72,9 +73,6 @@ def _run(config) -> None:
 
 
 def _parse(argv: list[str]) -> list[str]:
-    for value in (argument.removeprefix("--config=") for argument in argv if argument.startswith("--config=")):
-        if not Path(value.split(":")[0]).is_file():
-            sys.exit(f"error: --config={value} does not exist; give a file such as configs/mini.py.")
     try:
         return app.parse_flags_with_usage(argv)
     except (AttributeError, KeyError) as error:  # ml_collections'
@@ -82,6 +80,15 @@ def _parse(argv: list[str]) -> list[str]:
         unknown, nearest = re.search(r"\w+", message), re.search(r'mean "(\w+)"', message)
         sys.exit(f"error: the configuration has no key {unknown[0]!r}"
                  + (f"; did you mean {nearest[1]!r}?" if nearest else "."))
+    except OSError as error:
+        _fail(error)
+
+
+def _fail(error: Exception) -> NoReturn:
+    message = " ".join(str(error).split())
+    if "Failed loading config file" in message:  # ml_collections', which reads it when it is first looked at
+        message = f"the file of --config cannot be read ({message}); give one such as configs/mini.py."
+    sys.exit(f"error: {message}")
 
 
 def _join() -> None:

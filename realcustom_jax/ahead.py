@@ -5,6 +5,7 @@ Nothing is run, and no weight is made: all arrays are shapes.
 
 import dataclasses
 import functools
+import math
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +14,6 @@ from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 
 from realcustom_jax import sharding, single_file, weights
@@ -257,33 +257,42 @@ def collectives(program: str) -> dict[str, Mapping[str, int]]:
     """How many collectives of each kind a device takes part in when a compiled program, given as its text, runs, and
     the bytes that they make there. One in a loop counts as often as the loop goes round, one in two halves where it is
     done."""
-    computations: dict[str, list[str]] = {"": []}
-    lines = computations[""]
-    for line in program.splitlines():
-        if opened := re.match(r"(?:ENTRY )?%([\w.-]+) \(.*\{$", line):
-            lines = computations[opened[1]] = []
-        lines.append(line)
-
-    found: dict[str, dict[str, int]] = {}
-    times = dict.fromkeys(computations, 0) | {"": 1, list(computations)[-1]: 1}  # the entry comes last
-    for name, lines in reversed(computations.items()):  # who calls comes after who is called
-        for line in lines:
-            for role, called in re.findall(r"(\w+)=%([\w.-]+)", line):
-                if called in times:
-                    times[called] += times[name] * (_rounds(line, computations) if role == "body" else 1)
-            for shapes, kind in re.findall(rf" = (\S.*?) ({'|'.join(_COLLECTIVES)})(?:-done)?\(", line):
-                entry = found.setdefault(kind, {"count": 0, "bytes": 0})
-                entry["count"] += times[name]
-                for dtype, sizes in re.findall(r"([a-z]+\d*)\[([\d,]*)\]", shapes):
-                    length = int(np.prod([int(n) for n in sizes.split(",") if n]))
-                    entry["bytes"] += times[name] * _BYTES.get(dtype, 4) * length
+    computations = _computations(program)
+    times, found = _executions(computations), {}
+    for name, text in computations.items():
+        for shapes, kind in re.findall(rf" = (\S.*?) ({'|'.join(_COLLECTIVES)})(?:-done)?\(", text):
+            entry = found.setdefault(kind, {"count": 0, "bytes": 0})
+            entry["count"] += times[name]
+            entry["bytes"] += times[name] * _bytes(shapes)
     return found
 
 
-def _rounds(loop: str, computations: Mapping[str, Sequence[str]]) -> int:
+def _computations(program: str) -> dict[str, str]:
+    """The text of each computation, by name, in the program's order: what is called before who calls it."""
+    return dict(re.findall(r"^(?:ENTRY )?%([\w.-]+) \([^\n]*\{\n(.*?)^\}", program, re.M | re.S))
+
+
+def _bytes(shapes: str) -> int:
+    return sum(_BYTES.get(dtype, 4) * math.prod(int(n) for n in sizes.split(",") if n)
+               for dtype, sizes in re.findall(r"([a-z]+\d*)\[([\d,]*)\]", shapes))
+
+
+def _executions(computations: Mapping[str, str]) -> dict[str, int]:
+    """How often each computation runs when the last one, the entry, runs once."""
+    *_, entry = computations
+    times = dict.fromkeys(computations, 0) | {entry: 1}
+    for name, text in reversed(computations.items()):
+        for line in text.splitlines():
+            for role, called in re.findall(r"(\w+)=%([\w.-]+)", line):
+                if called in times:
+                    times[called] += times[name] * (_rounds(line, computations) if role == "body" else 1)
+    return times
+
+
+def _rounds(loop: str, computations: Mapping[str, str]) -> int:
     """How often a `while` goes round that counts from 0 to a constant of its condition; of another one 1."""
     if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop):
         return int(known[1])
-    condition = "\n".join(computations[re.search(r"condition=%([\w.-]+)", loop)[1]])
+    condition = computations[re.search(r"condition=%([\w.-]+)", loop)[1]]
     limits = re.findall(r"= s32\[\]\S* constant\((\d+)\)", condition)
     return int(limits[0]) if len(limits) == 1 and "direction=LT" in condition else 1

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,8 +15,13 @@ OPTIONS = ["--config=configs/sdxl.py", "--workdir=/mnt/shared/my toys", "--confi
 
 @pytest.fixture
 def machine(tmp_path):
-    """A home folder; what programs were called with, by those who append to its file `calls`."""
+    """A home folder with a checkout; what programs were called with, by those who append to its file `calls`."""
     (tmp_path / "bin").mkdir()
+    checkout = tmp_path / "checkout"
+    shutil.copytree(ROOT / "docs/launch", checkout / "docs/launch")
+    shutil.copy(ROOT / "train.py", checkout)
+    for command in ("init -q", "add .", "-c user.name=a -c user.email=b commit -qm c"):
+        subprocess.run(["git", *command.split()], cwd=checkout, check=True)
 
     def program(path: str, body: str = "") -> None:
         """A program that notes its arguments."""
@@ -28,7 +34,7 @@ def machine(tmp_path):
 
     def run(script: str, *arguments: str, **variables: str):
         environment = os.environ | {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"} | variables
-        done = subprocess.run(["bash", ROOT / "docs/launch" / script, *arguments], env=environment, cwd=tmp_path,
+        done = subprocess.run(["bash", checkout / "docs/launch" / script, *arguments], env=environment, cwd=tmp_path,
                               capture_output=True, text=True, check=False)
         calls = tmp_path / "calls"
         return done, [json.loads(line) for line in calls.read_text().splitlines()] if calls.exists() else []
@@ -48,7 +54,6 @@ def test_slurm(machine):
     assert run("slurm.sh")[0].returncode == 2
 
 
-@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="it sends the checkout's commit")
 def test_tpu(machine, tmp_path):
     """No slice of that name: it is made. Its one host, the home folder, gets the code and trains with the options."""
     program, run = machine
@@ -62,12 +67,18 @@ if "ssh" in sys.argv:
     subprocess.run(["bash", "-c", sys.argv[-1].removeprefix("--command=")], cwd={str(tmp_path)!r}, check=True)
 """
     program("bin/gcloud", host)
-    program(".local/bin/uv")
-    program("realcustom/.venv/bin/python")
+    program("python")
+    program(".local/bin/uv", f"""
+import pathlib, shutil
+if sys.argv[1] == "venv":
+    pathlib.Path(sys.argv[-1], "bin").mkdir(parents=True)
+    shutil.copy({str(tmp_path / "python")!r}, pathlib.Path(sys.argv[-1], "bin"))
+""")
     done, calls = run("tpu.sh", "rc16", "v5litepod-16", *OPTIONS, ZONE="us-west4-a", HOME=str(tmp_path))
     assert done.returncode == 0, done.stderr
     on_host = [call for call in calls if call[0] != "gcloud"]
-    assert on_host == [["uv", None, "pip", "install", "-q", "--python", ".venv/bin/python", "-r", "requirements.txt",
+    assert on_host == [["uv", None, "venv", "-q", "--python", "3.12", ".venv"],
+                       ["uv", None, "pip", "install", "-q", "--python", ".venv/bin/python", "-r", "requirements.txt",
                         "jax[tpu]"],
                        ["python", None, "train.py", "--distributed", *OPTIONS]]
     cloud = [call[5] for call in calls if call[0] == "gcloud"]

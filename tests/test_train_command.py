@@ -14,7 +14,9 @@ ROOT = Path(__file__).parents[1]
     (["--config.stagee=base", "--workdir=x"], "no key 'stagee'; did you mean 'stage'?"),
     (["--config.optimisation.base.steps=1", "--workdir=x"], "no key 'optimisation'"),
     ([], "--workdir is missing"),
-    (["--config=configs/nosuch.py"], "--config=configs/nosuch.py does not exist; give a file such as configs/mini.py."),
+    (["--config=nosuch.py"], "No such file or directory: 'nosuch.py'); give one such as configs/mini.py."),
+    (["--config", "nosuch.py"], "No such file or directory: 'nosuch.py'); give one such as configs/mini.py."),
+    (["--config=nosuch.py", "--config.stage=base"], "'nosuch.py'); give one such as configs/mini.py."),
 ])
 def test_a_mistake_is_one_sentence(tmp_path, wrong, message):
     done = subprocess.run([sys.executable, ROOT / "train.py", f"--config={ROOT}/configs/mini.py", *wrong], cwd=tmp_path,

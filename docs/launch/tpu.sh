@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
-# Makes a TPU slice if there is none of that name, puts this checkout on all of its hosts and trains there. Call it again
-# after any stop: what is there is kept, and training resumes.
+# Makes a TPU slice if there is none of that name, puts this checkout, as committed, on all of its hosts and trains
+# there. Call it again after any stop: what is there is kept, and training resumes.
 #
 #   ZONE=us-west4-a docs/launch/tpu.sh rc16 v5litepod-16 --config=configs/sdxl.py --workdir=/mnt/shared/toys
 #   ZONE=us-west4-a docs/launch/tpu.sh rc256 v5litepod-256 --config=configs/sdxl.py --workdir=/mnt/shared/toys \
 #       --config.train.optimization.batch_size=256 --config.train.mesh.data=16 --config.train.mesh.fsdp=16
 #
 # The workdir, the pictures and the model must lie on a disk that all hosts have mounted (Filestore, gcsfuse).
-# The hosts' own Python is too old: uv brings another. ZONE: of Google Cloud. VERSION: of the hosts' software (v2-alpha-tpuv5-lite).
+# The hosts' own Python is too old: uv brings another. ZONE: of Google Cloud. VERSION: of the hosts' software
+# (v2-alpha-tpuv5-lite).
 set -euo pipefail
 [ $# -ge 3 ] || { sed -n '2,/^set/p' "$0" | grep '^#'; exit 2; }
 name=$1 type=$2 zone=${ZONE:?the zone of Google Cloud is wanted, as ZONE=us-west4-a}

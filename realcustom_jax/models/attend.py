@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from realcustom_jax.arithmetic import largest_divisor
 from realcustom_jax.sharding import AxisRules
 
 _LONG = 2**18
@@ -132,7 +133,7 @@ def target_maps(query: jax.Array, key: jax.Array, target: jax.Array) -> jax.Arra
         return jnp.einsum("bhqk,brk->brq", attention_weights(query, key), marked)
 
     batch, pixels = query.shape[:2]
-    part = max(size for size in range(1, _QUERIES_AT_ONCE + 1) if pixels % size == 0)
+    part = largest_divisor(pixels, _QUERIES_AT_ONCE)
     if part == pixels:
         return some(query)
     parts = query.reshape(batch, -1, part, *query.shape[2:]).swapaxes(0, 1)

@@ -1,11 +1,11 @@
 """Group normalisation, of UNet and autoencoder."""
 
-import math
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+from realcustom_jax.arithmetic import largest_divisor
 
 _AT_ONCE = 256
 """Pixels that are summed at once where a GPU sums many."""
@@ -60,7 +60,7 @@ def _in_one_reading(x: jax.Array, groups: int) -> tuple[jax.Array, jax.Array]:
     pixels, each = x.shape[1], channels // groups
     first = x[:, 0, ::each]
     deviation = x - jnp.repeat(first, each, axis=-1)[:, None]
-    parts = [values.reshape(batch, -1, math.gcd(pixels, _AT_ONCE), channels).sum(2)
+    parts = [values.reshape(batch, -1, largest_divisor(pixels, _AT_ONCE), channels).sum(2)
              for values in (deviation, deviation**2)]
     sums = jnp.stack(lax.optimization_barrier(parts)).sum(2)
     mean, square = sums.reshape(2, batch, groups, each).sum(-1) / (pixels * each)

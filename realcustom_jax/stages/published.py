@@ -19,7 +19,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from realcustom_jax import bundle, sharding
-from realcustom_jax.adapter import CONDITIONING, find_adapter, merge_unet, split_unet
+from realcustom_jax.adapter import find_adapter, merge_unet, split_unet
 from realcustom_jax.adapter import to_torch as adapter_tensors
 from realcustom_jax.choices import check_choice
 from realcustom_jax.compilation import enable_compilation_cache
@@ -73,8 +73,9 @@ def run(config: ConfigDict, workdir: Path) -> None:
                             examples=sharding.examples_here(shares, settings.batch_size))
     task = _task(pipeline, data, batches, workdir, train)
     params = fit("adapter", task, settings, workdir, mesh=mesh)
-    # The preset may cut the local views in its own way; from now on the adapter says how.
-    conditioning = {name: getattr(pipeline.preset, name) for name in CONDITIONING} | {"local": None}
+    # "local" is None, as the adapter says: the settings of its vision are those that the preset may have changed.
+    preset = pipeline.preset
+    conditioning = {"local": None, "pooled": preset.pooled, "size_order": preset.size_order}
     adapter = {"image_prompt_settings": find_adapter(start).settings, "conditioning": conditioning,
                "vision_settings": dataclasses.asdict(pipeline.vision_settings)}
     tensors = bundle.to_half(adapter_tensors(params["projector"], params["vision"]))
