@@ -5,8 +5,10 @@ weights are not written again, and the batches need no position of their own: ba
 """
 
 import contextlib
+import json
 import shutil
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from realcustom_jax.choices import check_choice
+from realcustom_jax.files import write_json
 from realcustom_jax.processes import by_the_first, everywhere
 
 ON_EXISTING: tuple[str, ...] = ("resume", "overwrite", "refuse")
@@ -26,12 +29,15 @@ class Checkpoints:
     Args:
         keep: how many of the newest stay. keep_every: those of steps divisible by it stay too; 0: none.
         on_existing: "resume" continues from them, "overwrite" deletes them, "refuse" is an error.
+        run: what the run is about, JSON values; kept in `run.json`, so that none continues another one's checkpoints.
     Raises:
         FileExistsError: there are checkpoints, and `on_existing` refuses.
+        ValueError: there are checkpoints of another run.
         OSError, from `save` on: the disk is full; the checkpoints before the one being written are intact.
     """
 
-    def __init__(self, folder: Path, *, keep: int = 2, keep_every: int = 0, on_existing: str = "resume"):
+    def __init__(self, folder: Path, *, keep: int = 2, keep_every: int = 0, on_existing: str = "resume",
+                 run: Mapping[str, Any] | None = None):
         check_choice("on_existing", on_existing, ON_EXISTING)
         self.folder = folder.absolute()
         if on_existing != "resume" and any(self.folder.glob("[0-9]*")):
@@ -39,8 +45,21 @@ class Checkpoints:
                 raise FileExistsError(f"{self.folder} holds checkpoints of an earlier run: resume or overwrite it "
                                       "(on_existing), or choose another folder.")
             by_the_first(lambda: shutil.rmtree(self.folder))
+        self._claim(json.loads(json.dumps(run or {})))
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, keep_period=keep_every or None)
         self._manager = ocp.CheckpointManager(self.folder, options=options)
+
+    def _claim(self, run: Mapping[str, Any]) -> None:
+        """Notes whose checkpoints these are, or raises ValueError where there are another run's."""
+        file = self.folder / "run.json"
+        if file.is_file() and any(self.folder.glob("[0-9]*")):
+            noted = json.loads(file.read_bytes())
+            for key, here in run.items():
+                if key in noted and noted[key] != here:
+                    raise ValueError(
+                        f"{self.folder} belongs to another run: {key} is {noted[key]!r} there and {here!r} here. "
+                        f"Choose another workdir, or overwrite it; if it is the same run, delete {file}.")
+        by_the_first(lambda: write_json(file, run))
 
     def __enter__(self):
         return self

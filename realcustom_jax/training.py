@@ -11,7 +11,7 @@ import functools
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -174,22 +174,22 @@ def init_state(params: Params, settings: TrainSettings) -> TrainState:
 
 
 def fit(name: str, task: Task, settings: TrainSettings, workdir: Path, *, mesh: Mesh | None = None,
-        rules: AxisRules = AxisRules()) -> Params:
+        rules: AxisRules = AxisRules(), run: Mapping[str, Any] | None = None) -> Params:
     """Trains (or resumes) one stage to its last step and returns the averaged (EMA) parameters, on the host.
 
     On `mesh` (by default all devices, along `data`) arrays lie as `rules` say. Writes to `workdir`: `checkpoints/`
     (Orbax), what `metrics.Log` writes, `samples/STEP.png`. On SIGTERM, as a machine that goes away sends, it saves and
-    exits.
+    exits. `run` says what the run is about: checkpoints of another one are not continued.
 
     Raises:
         FloatingPointError: the loss is not finite; names the step. The last checkpoint before it is intact.
-        ValueError: the batch or a parameter cannot be divided over the devices.
+        ValueError: the batch or a parameter cannot be divided over the devices; the checkpoints are another run's.
         SystemExit: with code 0, after SIGTERM; the same command continues.
     """
     mesh = sharding.make_mesh() if mesh is None else mesh
     shares = sharding.batch_sharding(mesh, settings.batch_size // settings.accumulate, rules)
     with Checkpoints(workdir / "checkpoints", keep=settings.keep, keep_every=settings.keep_every,
-                     on_existing=settings.on_existing) as checkpoints, Interruption() as interruption:
+                     on_existing=settings.on_existing, run=run) as checkpoints, Interruption() as interruption:
         begin = functools.partial(init_state, settings=settings)
         key = jax.random.key(settings.seed)
         fresh = jax.eval_shape(begin, jax.eval_shape(task.init, key))

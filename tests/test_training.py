@@ -303,6 +303,17 @@ def test_which_checkpoints_stay_and_what_happens_to_old_ones(tmp_path):
     assert [p.name for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()] == ["4"]
 
 
+def test_another_runs_checkpoints_are_not_continued(tmp_path):
+    first, other = {"data": {"folder": "toys"}, "side": 512}, {"data": {"folder": "cars"}, "side": 512}
+    fit("first", Regression(), SETTINGS, tmp_path, run=first)
+    fit("again", Regression(), SETTINGS, tmp_path, run=first | {"new": 1})  # as of a later version
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(ValueError, match="another run: data is {'folder': 'toys'} there and {'folder': 'cars'} here"):
+        fit("other", Regression(), SETTINGS, tmp_path, run=other)
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    fit("other", Regression(), dataclasses.replace(SETTINGS, on_existing="overwrite"), tmp_path, run=other)
+
+
 def test_muon_makes_every_matrix_orthogonal_and_leaves_the_rest_to_adam():
     key = jax.random.key(0)
     shapes = {"dense": (8, 32), "conv": (3, 3, 4, 16), "layers": (2, 8, 8)}

@@ -49,9 +49,15 @@ def _save_part(workdir: Path, part: str, config: Mapping, tensors: Mapping[str, 
     by_the_first(lambda: bundle.save_part(workdir / "bundle", part, config, bundle.to_half(tensors)))
 
 
+_THE_RUN = {"adapter": ("curriculum", "masked", "taught", "spelled")}
+"""What of a configuration, beside seed and data, may not change while a stage goes on."""
+
+
 def _fit(name: str, task, config: ConfigDict, workdir: Path):
     settings = TrainSettings(seed=config.seed, on_existing=config.on_existing, **config.optimization[name])
-    return fit(name, task, settings, workdir / name)
+    plain = config.to_dict()
+    run = {key: plain[key] for key in ("seed", "data", *_THE_RUN.get(name, ()))}
+    return fit(name, task, settings, workdir / name, run=run)
 
 
 def _batches(arrays, name: str, config: ConfigDict, rows=None):

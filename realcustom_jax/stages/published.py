@@ -37,6 +37,9 @@ from realcustom_jax.stages.fresh import with_tokens_like_text, write_fresh_adapt
 from realcustom_jax.training import TrainSettings, fit
 
 _PREVIEWS, _LOOKED_AT = 4, 4
+_THE_RUN = ("kind", "model", "vision", "tokenizer", "adapter", "side", "data", "preset", "fresh", "curriculum",
+            "snr_limit")
+"""What of a configuration may not change while its run goes on."""
 
 
 def run(config: ConfigDict, workdir: Path) -> None:
@@ -72,7 +75,8 @@ def run(config: ConfigDict, workdir: Path) -> None:
                             curriculum=Curriculum(**train.curriculum),
                             examples=sharding.examples_here(shares, settings.batch_size))
     task = _task(pipeline, data, batches, workdir, train)
-    params = fit("adapter", task, settings, workdir, mesh=mesh)
+    plain = train.to_dict()
+    params = fit("adapter", task, settings, workdir, mesh=mesh, run={name: plain[name] for name in _THE_RUN})
     # "local" is None, as the adapter says: the settings of its vision are those that the preset may have changed.
     preset = pipeline.preset
     conditioning = {"local": None, "pooled": preset.pooled, "size_order": preset.size_order}
