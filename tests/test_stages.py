@@ -72,20 +72,25 @@ def test_an_unknown_stage_is_named(config, tmp_path):
         miniature.run(wrong, tmp_path)
 
 
-def test_a_warm_start_begins_with_the_weights_of_a_bundle(trained, config, tmp_path, monkeypatch):
-    started = {}
+def task_of(config, workdir, **changes):
+    """The task of one stage, before its first step."""
+    found = []
 
-    def stop(name, task, *_):
-        started[name] = task.init(jax.random.key(0))
+    def stop(name, task, *_, **__):
+        found.append(task)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(miniature, "fit", stop)
     again = config.copy_and_resolve_references()
-    again.warm_start = str(trained / "bundle")
-    for stage in ("base", "adapter"):
-        again.stage = stage
-        with pytest.raises(KeyboardInterrupt):
-            miniature.run(again, trained)
+    again.update(changes)
+    with pytest.MonkeyPatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(miniature, "fit", stop)
+        miniature.run(again, workdir)
+    return found[0]
+
+
+def test_a_warm_start_begins_with_the_weights_of_a_bundle(trained, config):
+    started = {stage: task_of(config, trained, stage=stage, warm_start=str(trained / "bundle")).init(jax.random.key(0))
+               for stage in ("base", "adapter")}
     unet = read_tensors(trained / "bundle/unet" / bundle.WEIGHT_FILES["unet"])
     adapter = read_tensors(trained / "bundle/adapter" / bundle.WEIGHT_FILES["adapter"])
     for tensors, params in ((unet, started["base"]["unet"]), (adapter, started["adapter"]["vision"])):
@@ -110,18 +115,7 @@ def test_a_warm_start_keeps_the_words_it_knows_and_draws_the_others(trained, con
 @pytest.fixture(scope="module")
 def fresh_task(trained, config):
     """The adapter's task before its first step, without a warm start."""
-    found = []
-
-    def stop(name, task, *_):
-        found.append(task)
-        raise KeyboardInterrupt
-
-    again = config.copy_and_resolve_references()
-    again.stage = "adapter"
-    with pytest.MonkeyPatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(miniature, "fit", stop)
-        miniature.run(again, trained)
-    return found[0]
+    return task_of(config, trained, stage="adapter")
 
 
 def test_a_fresh_adapter_starts_with_the_keys_and_values_of_the_text(fresh_task):
@@ -204,21 +198,12 @@ def test_words_among_the_vision_tokens_are_found(fresh_task):
     assert fresh_task._spelling(params, words, words, ~every) == 0
 
 
-def test_image_encoders_continue_from_a_bundle(trained, config, monkeypatch):
-    started = []
-
-    def stop(name, task, *_):
-        started.append(task.init(jax.random.key(1)))
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(miniature, "fit", stop)
-    again = config.copy_and_resolve_references()
-    again.stage, again.warm_start = "encoders", str(trained / "bundle")
-    with pytest.raises(KeyboardInterrupt):
-        miniature.run(again, trained)
+def test_image_encoders_continue_from_a_bundle(trained, config):
+    task = task_of(config, trained, stage="encoders", warm_start=str(trained / "bundle"))
+    started = task.init(jax.random.key(1))
     for name in ("siglip", "dinov2"):
         _, kept = bundle.load_vision_encoder(trained / "bundle", f"image_encoder_{name}")
-        jax.tree.map(np.testing.assert_array_equal, started[0][name], kept)
+        jax.tree.map(np.testing.assert_array_equal, started[name], kept)
 
 
 def test_the_captioner_reads_what_the_tokens_say():
