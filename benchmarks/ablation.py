@@ -41,7 +41,8 @@ def main() -> None:
     options = parser.parse_args()
     side = latent_side(options.kind, options.side)
 
-    seconds = measure(variants(*make_unet(options.kind, options.dtype), TOKENS[options.kind], side), options.rounds)
+    model = make_unet(options.kind, options.dtype, arrange=lambda scanned: scanned)
+    seconds = measure(variants(*model, TOKENS[options.kind], side), options.rounds)
     figures = {
         "device": jax.devices()[0].device_kind, "kind": options.kind, "side": side, "dtype": options.dtype,
         "seconds": {name: round(value, 5) for name, value in seconds.items()},

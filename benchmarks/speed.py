@@ -32,6 +32,7 @@ from realcustom_jax.arithmetic import flops
 from realcustom_jax.compilation import enable_compilation_cache, sampler_options
 from realcustom_jax.diffusion import make_solver
 from realcustom_jax.files import write_json
+from realcustom_jax.models.context import for_this_device
 from realcustom_jax.models.unet import UNet, UNetConfig
 from realcustom_jax.pipeline import ASSETS
 from realcustom_jax.sampling import Conditioning, sample_latents
@@ -121,12 +122,12 @@ def measure(contenders: dict[str, Callable[[], None]], rounds: int) -> dict[str,
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def make_unet(kind: str, dtype: str):
+def make_unet(kind: str, dtype: str, arrange=for_this_device):
     """(UNet with visual attention, random parameters of a size that keeps activations finite)."""
     config = UNetConfig.from_config(CONFIGS[kind] | {"image_prompt_settings": {"vision_projection_type": "custom"}})
     unet = UNet(config, jnp.dtype(dtype))
     args, kwargs = weights.unet_inputs(config)
-    shapes = weights.parameter_shapes(unet, *args, **kwargs)
+    shapes = jax.eval_shape(arrange, weights.parameter_shapes(unet, *args, **kwargs))
     noise = np.random.default_rng(0).standard_normal(999_983, np.float32)  # prime: what repeats it never lines up
 
     def draw(shape):

@@ -31,6 +31,7 @@ from realcustom_jax.compilation import enable_compilation_cache, jit_sampler
 from realcustom_jax.diffusion import make_solver
 from realcustom_jax.images import VisionSettings, load_image, reference_features, to_uint8
 from realcustom_jax.locate import local_model
+from realcustom_jax.models import context
 from realcustom_jax.models.clip_text import TextOutput
 from realcustom_jax.models.resize import resize_bilinear
 from realcustom_jax.models.unet import UNetConfig
@@ -116,6 +117,7 @@ class Pipeline:
         preset: str | Preset | Mapping[str, Any] | None = None,
         dtype=jnp.float32,
         offload: bool = False,
+        scan_layers: bool | None = None,
     ) -> "Pipeline":
         """Loads a model.
 
@@ -131,6 +133,7 @@ class Pipeline:
                 are float32 always, and the autoencoder is where `dtype` is float16, which SDXL's overflows. The CPU
                 has no float16.
             offload: keeps the text and image encoders in the host's memory, and on the device only while they run.
+            scan_layers: see `weights.load_unet`; None: as this machine's device samples fastest.
 
         Under `tensors.headers_only` nothing but the files' headers is read: enough for `memory.sampler_memory`.
 
@@ -167,7 +170,9 @@ class Pipeline:
                 bundle.load_tokenizer(words, f"tokenizer{end}"),
                 encoder(bundle.load_text_encoder, model, f"text_encoder{end}")) for end in bundle.text_encoders(model)),
             vae=Network(*bundle.load_autoencoder(model, dtype=jnp.float32 if dtype == jnp.float16 else dtype)),
-            unet=Network(*bundle.load_unet(model, given, base_last=preset.weight_order == "base_last", dtype=dtype)),
+            unet=Network(*bundle.load_unet(
+                model, given, base_last=preset.weight_order == "base_last", dtype=dtype,
+                scan_layers=context.scans_layers() if scan_layers is None else scan_layers)),
             siglip=encoder(bundle.load_vision_encoder, encoders, "image_encoder_siglip"),
             dino=encoder(bundle.load_vision_encoder, encoders, "image_encoder_dinov2"),
             projector=Network(*bundle.load_projector(given, dtype=dtype)),

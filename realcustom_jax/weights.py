@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from realcustom_jax.models import clip_text, projector, unet, vae, vit
+from realcustom_jax.models import clip_text, context, projector, unet, vae, vit
 from realcustom_jax.tensors import LazyTensors, identify, read_files, reads_headers_only
 
 PROJECTOR_PREFIX = "encoder_hidden_states_vision_projection."
@@ -200,8 +200,13 @@ def _select(tensors: LazyTensors, part: str) -> LazyTensors:
     return tensors.rename(ours)
 
 
-def _load(part: str, module: nn.Module, tensors, dtype, *init_args, optional=None, rng=None, **init_kwargs):
-    shapes = parameter_shapes(module, *init_args, **init_kwargs)
+def _as_they_are(params):
+    return params
+
+
+def _load(part: str, module: nn.Module, tensors, dtype, *init_args, optional=None, rng=None, arrange=_as_they_are,
+          **init_kwargs):
+    shapes = jax.eval_shape(arrange, parameter_shapes(module, *init_args, **init_kwargs))
     params, unused = from_torch(shapes, tensors, part, dtype=dtype, missing_ok=optional)
     _raise(part, tensors, unknown=sorted(unused))
     absent = set(flatten_dict(shapes)) - set(flatten_dict(params))
@@ -209,7 +214,7 @@ def _load(part: str, module: nn.Module, tensors, dtype, *init_args, optional=Non
         # jit drops everything but the absent leaves, so a fresh adapter costs only its own memory.
         @jax.jit
         def fresh(key):
-            init = flatten_dict(module.init(key, *init_args, **init_kwargs)["params"])
+            init = flatten_dict(arrange(module.init(key, *init_args, **init_kwargs)["params"]))
             return {path: init[path].astype(dtype) for path in absent}
         params = unflatten_dict({**flatten_dict(params), **fresh(rng)})
     return module, params
@@ -222,7 +227,7 @@ def _check_init(init_missing, rng):
         raise ValueError("init_missing needs rng=jax.random.key(…) to draw the fresh weights.")
 
 
-def load_unet(config, *files, dtype=jnp.float32, init_missing=(), rng=None):
+def load_unet(config, *files, dtype=jnp.float32, init_missing=(), rng=None, scan_layers=True):
     """The denoising UNet.
 
     Args:
@@ -231,6 +236,7 @@ def load_unet(config, *files, dtype=jnp.float32, init_missing=(), rng=None):
         files: weight files; later ones override earlier ones.
         dtype: of the parameters and the computation.
         init_missing: ("vision",) draws `to_*_vision` freshly from `rng` when the files have none.
+        scan_layers: whether equal transformer layers are one stack, or apart (`models.context.layers_apart`).
     Returns:
         (module, params)
     Raises:
@@ -244,7 +250,8 @@ def load_unet(config, *files, dtype=jnp.float32, init_missing=(), rng=None):
         tensors = tensors.rename(lambda k: None if _VISION_LAYER.search(k) else k)
     optional = _VISION_LAYER.search if "vision" in init_missing else None
     args, kwargs = unet_inputs(config)
-    return _load("UNet", module, tensors, dtype, *args, optional=optional, rng=rng, **kwargs)
+    return _load("UNet", module, tensors, dtype, *args, optional=optional, rng=rng,
+                 arrange=_as_they_are if scan_layers else context.layers_apart, **kwargs)
 
 
 def unet_inputs(config: unet.UNetConfig, *, batch: int = 1, size: tuple[int, int] = (16, 16), tokens: int = 2):

@@ -11,6 +11,7 @@ from PIL import Image
 from realcustom_jax import bundle
 from realcustom_jax.compilation import enable_compilation_cache
 from realcustom_jax.files import write_json
+from realcustom_jax.models import context
 from realcustom_jax.pipeline import ASSETS, Pipeline
 from realcustom_jax.tensors import read_tensors
 
@@ -153,6 +154,16 @@ def test_another_adapter_can_be_given(mini_folder, tmp_path):
     for part in ("projector", "unet"):
         changed = jax.tree.map(np.array_equal, getattr(ours, part).params, getattr(theirs, part).params)
         assert not all(jax.tree.leaves(changed))
+
+
+def test_layers_are_loaded_as_the_device_samples_fastest(mini_folder, monkeypatch):
+    """A GPU's apart, unless they are wanted together, as training wants them."""
+    def scans(**options):
+        return "transformer_blocks" in Pipeline.load(mini_folder, **options).unet.params["mid_block"]["attentions_0"]
+
+    assert scans()
+    monkeypatch.setattr(context, "scans_layers", lambda: False)
+    assert not scans() and scans(scan_layers=True)
 
 
 def test_parts_that_do_not_fit_each_other_are_named(mini_folder, tmp_path):

@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
+from flax.traverse_util import flatten_dict
 
 from realcustom_jax import weights
 from realcustom_jax.tensors import read_tensors
@@ -124,6 +125,24 @@ def test_a_fresh_adapter_on_a_base_model(tmp_path):
         load(weights.load_unet, "unet_sdxl", file, init_missing=("vision",))
     with pytest.raises(ValueError, match="'visual' is unknown"):
         load(weights.load_unet, "unet_sdxl", file, init_missing=("visual",), rng=jax.random.key(0))
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_layers_apart(tmp_path, fresh):
+    """As on GPUs: the same numbers, those that are drawn afresh too, and no stack of layers."""
+    tensors = {k: v for k, v in tensors_of("unet_sdxl").items()
+               if not k.startswith(weights.PROJECTOR_PREFIX) and not (fresh and "_vision" in k)}
+    file, options = written(tmp_path, tensors), {}
+    if fresh:
+        options = {"init_missing": ("vision",), "rng": jax.random.key(0)}
+    _, scanned = load(weights.load_unet, "unet_sdxl", file, **options)
+    _, apart = load(weights.load_unet, "unet_sdxl", file, scan_layers=False, **options)
+    assert not any("transformer_blocks" in path for path in flatten_dict(apart))
+    assert_same(weights.to_torch(apart), weights.to_torch(scanned))
+    assert len(weights.to_torch(apart)) == len(weights.to_torch(scanned))
+    del tensors[next(name for name in tensors if "transformer_blocks.1" in name)]
+    with pytest.raises(ValueError, match="missing keys: .*transformer_blocks.1"):
+        load(weights.load_unet, "unet_sdxl", written(tmp_path, tensors), scan_layers=False, **options)
 
 
 def test_bfloat16_parameters():

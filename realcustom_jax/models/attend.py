@@ -115,19 +115,22 @@ def tpu_attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Arr
 
 
 def target_maps(query: jax.Array, key: jax.Array, target: jax.Array) -> jax.Array:
-    """The weights of the tokens that target [B,R,L] marks, summed over them and averaged over heads, float32 [B,R,N].
+    """The weights of the tokens that target [G,R,L] marks, summed over them and averaged over heads, float32 [G,R,N],
+    of the first G rows of query and key.
 
-    The weights [B,heads,N,L] are never whole. On NVIDIA GPUs the maps are what cuDNN attends to when the marks are the
-    values; elsewhere queries are taken so many at a time. That `attend` makes the weights once more, inside its kernel,
-    costs next to nothing; a second way of making its output would cost memory.
+    The weights [G,heads,N,L] are never whole. On NVIDIA GPUs the maps are what cuDNN attends to when the marks are the
+    values, in all rows: to cut out the first would take longer. Elsewhere queries are taken so many at a time. That
+    `attend` makes the weights once more, inside its kernel, costs next to nothing; a second way of making its output
+    would cost memory.
     """
-    references, (heads, head_size) = target.shape[1], query.shape[2:]
+    rows, references, (heads, head_size) = len(target), target.shape[1], query.shape[2:]
     if _cudnn_can(query) and references <= head_size:
-        marks = jnp.pad(target.astype(key.dtype).swapaxes(1, 2), ((0, 0), (0, 0), (0, head_size - references)))
+        marks = jnp.pad(target.astype(key.dtype).swapaxes(1, 2),
+                        ((0, len(key) - rows), (0, 0), (0, head_size - references)))
         marks = jnp.broadcast_to(marks[:, :, None], key.shape)
-        return attend(query, key, marks)[..., :references].mean(axis=2, dtype=jnp.float32).swapaxes(1, 2)
+        return attend(query, key, marks)[:rows, ..., :references].mean(axis=2, dtype=jnp.float32).swapaxes(1, 2)
 
-    marked = target.astype(jnp.float32) / heads
+    query, key, marked = query[:rows], key[:rows], target.astype(jnp.float32) / heads
 
     def some(query):
         return jnp.einsum("bhqk,brk->brq", attention_weights(query, key), marked)

@@ -84,7 +84,7 @@ class CrossAttention(nn.Module):
         key, value = project("to_k", text), project("to_v", text)
         out, maps = attend(query, key, value), None
         if target is not None:
-            maps = target_maps(query[:len(target)], key[:len(target)], target)
+            maps = target_maps(query, key, target)
             # Or XLA would make all layers' maps at the end of the network, and hold their queries until then.
             out, maps = jax.lax.optimization_barrier((out, maps))
 

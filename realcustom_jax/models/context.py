@@ -63,8 +63,9 @@ def project_time(
 def layers_apart(params) -> dict:
     """The UNet's parameters with a name for each transformer layer (`transformer_blocks_0`, …) instead of a layer axis.
 
-    The UNet then does not scan its layers. That compiles longer and keeps a second copy of their weights, but scanning
-    copies a layer's weights whenever it is evaluated, which takes a GPU a seventh of SDXL's time.
+    The UNet then does not scan its layers. That compiles longer, but scanning copies a layer's weights whenever it is
+    evaluated, which takes a GPU a seventh of SDXL's time. Taking them apart copies all of them once: do it when a model
+    is loaded (`weights.load_unet(…, scan_layers=False)` never has them together), not in the program that samples.
     """
     apart = {}
     for name, child in params.items():
@@ -76,9 +77,14 @@ def layers_apart(params) -> dict:
     return apart
 
 
+def scans_layers() -> bool:
+    """Whether this machine's device evaluates scanned layers as fast as layers apart: all but GPUs do."""
+    return jax.default_backend() != "gpu"
+
+
 def for_this_device(params) -> dict:
-    """The parameters as this machine's device evaluates them fastest: layers apart on GPUs."""
-    return layers_apart(params) if jax.default_backend() == "gpu" else params
+    """The parameters as this machine's device evaluates them fastest."""
+    return params if scans_layers() else layers_apart(params)
 
 
 def merge(*contexts: dict) -> dict:

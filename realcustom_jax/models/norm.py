@@ -29,12 +29,14 @@ class GroupNorm(nn.Module):
         scale = self.param("scale", nn.initializers.ones, (channels,))
         bias = self.param("bias", nn.initializers.zeros, (channels,))
 
-        values = x.astype(jnp.float32)
-        moments = _by_channels if jax.default_backend() == "cpu" else _in_one_reading
+        values, on_cpu = x.astype(jnp.float32), jax.default_backend() == "cpu"
+        moments = _by_channels if on_cpu else _in_one_reading
         mean, variance = (jnp.repeat(of_groups, channels // self.groups, axis=-1)
                           for of_groups in moments(values, self.groups))
-        pixels = range(1, x.ndim - 1)
-        centre, factor = (jnp.expand_dims(v, pixels) for v in (mean, scale * lax.rsqrt(variance + self.epsilon)))
+        centre, factor = mean, scale * lax.rsqrt(variance + self.epsilon)
+        if not on_cpu:  # or a GPU would make each in a kernel of its own
+            centre, factor = lax.optimization_barrier((centre, factor))
+        centre, factor = (jnp.expand_dims(v, range(1, x.ndim - 1)) for v in (centre, factor))
         return ((values - centre) * factor + bias).astype(self.dtype)
 
 

@@ -36,6 +36,8 @@ class ResnetBlock(nn.Module):
         if shift is None and time_embedding is not None:
             shift = nn.Dense(self.channels, dtype=self.dtype, name="time_emb_proj")(nn.silu(time_embedding))
         if shift is not None:
+            if jax.default_backend() == "gpu":  # or cuDNN's convolution would be given the shift of every pixel
+                hidden = jax.lax.optimization_barrier(hidden)
             hidden = hidden + shift[:, None, None]
         hidden = conv((3, 3), padding=1, name="conv2")(nn.silu(norm(name="norm2")(hidden)))
         if x.shape[-1] != self.channels:

@@ -64,7 +64,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     # The parts lie in the host's memory until `fit` shares them out: no single chip has to hold all of them.
     with jax.default_device(jax.local_devices(backend="cpu")[0]) if _has_cpu() else contextlib.nullcontext():
         pipeline = Pipeline.load(train.model, start, vision=train.vision or None, tokenizer=train.tokenizer or None,
-                                 preset=train.preset.to_dict(), dtype=train.dtype, offload=True)
+                                 preset=train.preset.to_dict(), dtype=train.dtype, offload=True, scan_layers=True)
         if not train.adapter:
             rows = Split(data, "train", fields=("references", "caption"))
             rows = [rows[i] for i in range(min(len(rows), _LOOKED_AT))]
