@@ -18,8 +18,10 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     logging.getLogger("jax._src.xla_bridge").setLevel(logging.ERROR)  # that an accelerator is missing is no news
     from realcustom_jax import batch, contact_sheet
+    from realcustom_jax.images import load_image
+    from realcustom_jax.locate import ASSETS
     from realcustom_jax.memory import enough_memory, sampler_memory
-    from realcustom_jax.pipeline import ASSETS, Pipeline
+    from realcustom_jax.pipeline import Pipeline, check_options
     from realcustom_jax.tensors import headers_only
 
     warnings.showwarning = lambda message, kind, *_: kind is UserWarning and say(f"warning: {message}")
@@ -27,16 +29,20 @@ def main(arguments: list[str] | None = None) -> int:
         contact_sheet.check_folder(options.out)
         if options.image and not options.target and "dog" not in options.prompt.lower():
             raise ValueError("--target is missing: the word or words of the prompt that the --image shows.")
+        size = {"width": options.width, "height": options.height, "num_images": options.num_images}
+        numbers = {"steps": options.steps, "guidance_scale": options.guidance, "scope": options.scope,
+                   "branches": options.branches, "freeze_mask_step": options.freeze_mask_step, "seed": options.seed}
+        # A large model loads for a minute: what is wrong without it is told before.
+        check_options(**numbers, num_images=options.num_images)
+        for image in options.image or ():
+            load_image(image)
         rows = batch.read_rows(options.batch) if options.batch else None
         say(f"Loading {options.model} …")
         with headers_only() if options.memory else nullcontext():
             pipeline = Pipeline.load(
                 options.model, options.adapter, vision=options.vision, tokenizer=options.tokenizer,
                 preset=options.preset, dtype=options.dtype, offload=options.offload)
-        size = {"width": options.width, "height": options.height, "num_images": options.num_images}
-        choices = {"steps": options.steps, "guidance_scale": options.guidance, "scope": options.scope,
-                   "branches": options.branches, "freeze_mask_step": options.freeze_mask_step,
-                   "negative_prompt": options.negative_prompt, "seed": options.seed, **size}
+        choices = {**numbers, "negative_prompt": options.negative_prompt, **size}
         if options.memory:
             memory = sampler_memory(
                 pipeline, **size, branches=options.branches,

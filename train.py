@@ -78,17 +78,19 @@ def _parse(argv: list[str]) -> list[str]:
     except (AttributeError, KeyError) as error:  # ml_collections'
         message = str(error.args[0])
         unknown, nearest = re.search(r"\w+", message), re.search(r'mean "(\w+)"', message)
-        sys.exit(f"error: the configuration has no key {unknown[0]!r}"
-                 + (f"; did you mean {nearest[1]!r}?" if nearest else "."))
+        _fail(f"the configuration has no key {unknown[0]!r}"
+              + (f"; did you mean {nearest[1]!r}?" if nearest else "."))
     except OSError as error:
         _fail(error)
 
 
-def _fail(error: Exception) -> NoReturn:
-    message = " ".join(str(error).split())
+def _fail(problem: object) -> NoReturn:
+    """One sentence, and exit code 2."""
+    message = " ".join(str(problem).split())
     if "Failed loading config file" in message:  # ml_collections', which reads it when it is first looked at
         message = f"the file of --config cannot be read ({message}); give one such as configs/mini.py."
-    sys.exit(f"error: {message}")
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)
 
 
 def _join() -> None:

@@ -3,7 +3,7 @@
 import shutil
 from pathlib import Path
 
-from realcustom_jax.pipeline import ASSETS
+from realcustom_jax.locate import ASSETS
 
 
 def branch(workdir: Path, place: Path, cache: Path) -> Path:

@@ -32,10 +32,10 @@ from realcustom_jax.arithmetic import flops
 from realcustom_jax.compilation import enable_compilation_cache, sampler_options
 from realcustom_jax.diffusion import make_solver
 from realcustom_jax.files import write_json
+from realcustom_jax.locate import ASSETS
 from realcustom_jax.models.context import for_this_device
 from realcustom_jax.models.unet import UNet, UNetConfig
-from realcustom_jax.pipeline import ASSETS
-from realcustom_jax.sampling import Conditioning, sample_latents
+from realcustom_jax.sampling import BRANCHES, Conditioning, sample_latents
 
 _SDXL = single_file.CONFIGS["sdxl"]["unet"]
 CONFIGS = {
@@ -47,7 +47,6 @@ CONFIGS = {
     "sdxl": _SDXL,
     "sd15": single_file.CONFIGS["sd15"]["unet"],
 }
-BRANCHES = "fused", "sequential"
 _LATENT_SIDES = {"mini": 16, "sdxl50m": 32, "sdxl": 128, "sd15": 64}
 TOKENS = {"mini": (24, 128), "sdxl50m": (77, 729), "sdxl": (77, 729), "sd15": (77, 729)}  # of text, of vision
 

@@ -19,7 +19,6 @@ from realcustom_jax.adapter import find_adapter, split_unet
 from realcustom_jax.adapter import to_torch as adapter_tensors
 from realcustom_jax.files import write_file
 from realcustom_jax.locate import local_model, part_folder
-from realcustom_jax.pipeline import ASSETS
 from realcustom_jax.tensors import read_files
 
 
@@ -79,7 +78,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="file (.pth, .safetensors) or, of a UNet, folder")
     options = parser.parse_args(arguments)
     try:
-        model = ASSETS / "mini" if options.model == "mini" else local_model(options.model)
+        model = local_model(options.model)
         if options.what == "adapter":
             count = export_adapter(model, options.adapter or part_folder(model, "adapter"), options.out)
         else:

@@ -12,6 +12,9 @@ from pathlib import Path
 
 from realcustom_jax.tensors import read_index
 
+ASSETS = Path(__file__).parent / "assets"
+"""What comes with the package: the miniature and its references."""
+
 # Where a part may be: in diffusers' layout (ours, for the image encoders), in the released one.
 _FOLDERS = {
     "text_encoder": ("text_encoder", "clip-sdxl-1"),
@@ -31,14 +34,13 @@ _FETCHED = ("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "token
 _NOT_FETCHED = ("*.fp16*", "*non_ema*", "*openvino*", "*flax*")
 
 
-
 def local_model(model: str | Path) -> Path:
-    """The folder or single file of a model given as that or as a name on the hub ("owner/model").
+    """The folder or single file of a model given as that, as a name on the hub ("owner/model"), or as "mini".
 
     Raises:
         FileNotFoundError: it is neither, or it cannot be downloaded; says what to give instead.
     """
-    folder = Path(model)
+    folder = ASSETS / "mini" if model == "mini" else Path(model)
     if folder.is_dir() or folder.is_file() and folder.suffix in _FILES:
         return folder
     if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(model)):

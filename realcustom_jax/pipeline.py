@@ -36,14 +36,13 @@ from realcustom_jax.models.clip_text import TextOutput
 from realcustom_jax.models.resize import resize_bilinear
 from realcustom_jax.models.unet import UNetConfig
 from realcustom_jax.presets import PRESETS, Preset, find_preset
-from realcustom_jax.sampling import Conditioning, Samples, sample_latents
+from realcustom_jax.sampling import BRANCHES, Conditioning, Samples, check_freeze, sample_latents
 from realcustom_jax.text import encode_prompt, target_tokens
 from realcustom_jax.tiling import decode_tiles
 from realcustom_jax.vocabulary import Vocabulary
 from realcustom_jax.weights import read_config
 
 ImageSource = str | Path | Image.Image
-ASSETS = Path(__file__).parent / "assets"
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -141,16 +140,18 @@ class Pipeline:
             FileNotFoundError, ValueError: names the file that is missing, unreadable or does not fit.
         """
         enable_compilation_cache()
-        model = ASSETS / "mini" if path == "mini" else local_model(path)
+        model = local_model(path)
         words, encoders = (model if other is None else local_model(other) for other in (tokenizer, vision))
         if not bundle.has_part(model, "unet"):
             raise FileNotFoundError(f"{model} is not a model folder: it holds no unet/ folder.")
         if adapter is None and not (model / "adapter").is_dir():
             raise FileNotFoundError(f"The model is not complete: {model / 'adapter'} is missing. A base model needs "
                                     "an adapter: give the file or folder of one, e.g. RealCustom_highres.pth.")
-        for what, place in (("tokenizer", words), ("image encoders", encoders)):
+        for option, what, place in (("tokenizer", "tokenizer", words), ("vision", "image encoders", encoders)):
             if place.is_file():
-                raise FileNotFoundError(f"{place} is a single file, which holds no {what}; give their folder too.")
+                raise FileNotFoundError(
+                    f"{place} is a single file, which holds no {what}; name the folder that does with {option} "
+                    f"(--{option}).")
         check_choice("dtype", dtype if isinstance(dtype, str) else jnp.dtype(dtype).name, DTYPES)
         preset = bundle.load_preset(model) if preset is None else find_preset(preset)
         dtype = jnp.dtype(dtype)
@@ -233,7 +234,8 @@ class Pipeline:
                  "negative_prompt": negative_prompt, "normalize": normalize}
         choices = dataclasses.replace(self.preset, **{k: v for k, v in given.items() if v is not None})
         references, targets = _paired(image, target)
-        _check_numbers(seed, num_images, choices.guidance_scale, choices.scope)
+        check_options(seed=seed, num_images=num_images, steps=steps, guidance_scale=choices.guidance_scale,
+                      scope=choices.scope, freeze_mask_step=choices.freeze_mask_step, branches=branches)
         width, height = self.picture_size(width, height)
         pictures = [load_image(reference) for reference in references]
         schedule = make_solver(solver, steps, betas=self.betas, prediction=self.prediction)
@@ -396,14 +398,21 @@ def _given_noise(latents, shape: tuple[int, ...]) -> jax.Array:
     return jnp.asarray(latents, jnp.float32)
 
 
-def _check_numbers(seed: int, num_images: int, guidance_scale: float, scope: float) -> None:
+def check_options(*, seed: int = 0, num_images: int = 1, steps: int = 25, guidance_scale: float | None = None,
+                  scope: float | None = None, freeze_mask_step: int | None = None, branches: str = "fused") -> None:
+    """Raises ValueError for options of `Pipeline.__call__` that no model takes; None is as the preset says."""
     if not (isinstance(seed, Integral) and 0 <= seed < 2**32):
         raise ValueError(f"seed is {seed}; expected a whole number from 0 to {2**32 - 1}.")
     if not (isinstance(num_images, Integral) and num_images >= 1):
         raise ValueError(f"num_images is {num_images}; expected a whole number, at least 1.")
-    if not math.isfinite(guidance_scale):
+    if not (isinstance(steps, Integral) and steps >= 1):
+        raise ValueError(f"steps is {steps}; expected a whole number, at least 1.")
+    if guidance_scale is not None and not math.isfinite(guidance_scale):
         raise ValueError(f"guidance_scale is {guidance_scale}; expected a finite number.")
-    if not 0 < scope <= 1:
+    if freeze_mask_step is not None:
+        check_freeze(freeze_mask_step)
+    check_choice("branches", branches, BRANCHES)
+    if scope is not None and not 0 < scope <= 1:
         raise ValueError(f"scope is {scope}; expected the share of the picture that a mask covers, in (0, 1].")
 
 

@@ -39,6 +39,8 @@ from realcustom_jax.models import context
 from realcustom_jax.models.unet import UNet, UNetOutput
 from realcustom_jax.sharding import vmapped_axes
 
+BRANCHES = "fused", "sequential"
+
 
 @flax.struct.dataclass
 class Conditioning:
@@ -126,7 +128,7 @@ def sample_latents(
     Raises:
         ValueError: an unknown option, an impossible number, or arrays that do not fit together.
     """
-    check_choice("branches", branches, ("fused", "sequential"))
+    check_choice("branches", branches, BRANCHES)
     _check(noise, positive, target, guidance_scale, freeze_mask_step)
     config = mask or MaskConfig()
     size = config.size(noise)
@@ -299,6 +301,12 @@ class _Rows:
         return jax.vmap(image, spmd_axis_name=along)(self, x, mask, target)
 
 
+def check_freeze(freeze_mask_step: int) -> None:
+    """Raises ValueError for a step before the first."""
+    if freeze_mask_step < 1:
+        raise ValueError(f"freeze_mask_step is {freeze_mask_step}; it must be at least 1, or no mask is ever made.")
+
+
 def _check(noise, positive, target, guidance_scale, freeze_mask_step) -> None:
     if noise.ndim != 4:
         raise ValueError(f"noise has shape {noise.shape}; expected [B,H,W,C].")
@@ -307,8 +315,7 @@ def _check(noise, positive, target, guidance_scale, freeze_mask_step) -> None:
     if target.shape[:2] != positive.vision.shape[:2]:
         raise ValueError(f"target has shape {target.shape} and positive.vision {positive.vision.shape}: "
                          "give one target phrase for each reference ([B,R,T] and [B,R,L,D]).")
-    if freeze_mask_step < 1:
-        raise ValueError(f"freeze_mask_step is {freeze_mask_step}; it must be at least 1, or no mask is ever made.")
+    check_freeze(freeze_mask_step)
     if not isinstance(guidance_scale, jax.Array) and not np.isfinite(guidance_scale):
         raise ValueError(f"guidance_scale is {guidance_scale}; it must be a finite number.")
 

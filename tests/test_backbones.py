@@ -9,7 +9,8 @@ import pytest
 import safetensors.numpy
 
 from realcustom_jax import bundle, single_file
-from realcustom_jax.pipeline import ASSETS, Pipeline
+from realcustom_jax.locate import ASSETS
+from realcustom_jax.pipeline import Pipeline
 from realcustom_jax.presets import PRESETS, Preset, find_preset
 from realcustom_jax.tensors import read_tensors
 

@@ -112,9 +112,6 @@ def test_batch_order_follows_the_seed_alone(folder, arrays):
 
 def test_a_run_resumes_at_any_step(arrays):
     whole = batches(arrays, batch_size=8, seed=1)
-    resumed = batches(arrays, batch_size=8, seed=1, start_step=9)
-    assert _same(resumed[0], whole[9]) and _same(resumed[4], whole[13])
-
     iterator = iter(whole)
     for _ in range(3):
         next(iterator)
@@ -126,19 +123,10 @@ def test_a_run_resumes_at_any_step(arrays):
 
 def test_an_epoch_serves_every_row_once_and_epochs_differ():
     rows = {"index": np.arange(30)}
-    epochs = batches(rows, batch_size=10, seed=0, epochs=2)
-    assert len(epochs) == 6
+    epochs = batches(rows, batch_size=10, seed=0)
     order = np.concatenate([epochs[step]["index"] for step in range(6)]).reshape(2, 30)
     assert np.array_equal(np.sort(order), np.tile(np.arange(30), (2, 1)))
     assert not np.array_equal(order[0], order[1])
-
-
-def test_processes_share_each_batch(arrays):
-    whole = batches(arrays, batch_size=8, seed=1)
-    parts = [batches(arrays, batch_size=8, seed=1, process_index=i, process_count=2) for i in range(2)]
-    for step in (0, 6):
-        joined = np.concatenate([part[step]["target"] for part in parts])
-        assert np.array_equal(joined, whole[step]["target"])
 
 
 def test_held_out_nouns_stay_out_of_filtered_batches(arrays):
@@ -158,9 +146,7 @@ def test_mistakes_are_named(folder, arrays, tmp_path):
         Split(folder, "validation")
     with pytest.raises(ValueError, match="mask'.*masks"):
         Split(folder, "train", fields=["mask"])
-    with pytest.raises(ValueError, match="do not fill"):
-        batches(arrays, batch_size=64, seed=0, epochs=1)
-    with pytest.raises(ValueError, match="not divisible"):
-        batches(arrays, batch_size=9, seed=0, process_count=2)
+    with pytest.raises(ValueError, match="no rows"):
+        batches(arrays, batch_size=8, seed=0, rows=np.array([], int))
     with pytest.raises(ValueError, match="num_test"):
         builder.write(tmp_path, num_train=1, num_test=0)

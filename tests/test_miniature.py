@@ -6,7 +6,8 @@ import pytest
 from realcustom_jax.data import sprites
 from realcustom_jax.evaluation.judge import load_judge
 from realcustom_jax.evaluation.metrics import roc_area
-from realcustom_jax.pipeline import ASSETS, Pipeline
+from realcustom_jax.locate import ASSETS
+from realcustom_jax.pipeline import Pipeline
 
 REFERENCES = ASSETS / "references"
 

@@ -278,3 +278,4 @@ def test_what_cannot_be_used_is_named(change, words, pictures, tmp_path):
     with pytest.raises((ValueError, OSError), match=words):
         published.run(config, tmp_path / "run")
     assert not (tmp_path / "run" / "adapter").exists()
+    assert not {"model", "adapter"} & set(change) or not (tmp_path / "run" / "data").exists(), "before the pictures"

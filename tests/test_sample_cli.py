@@ -14,7 +14,8 @@ import sample
 from realcustom_jax import bundle, weights
 from realcustom_jax.contact_sheet import CELL, contact_sheet, fit, mask_overlay, save
 from realcustom_jax.files import write_json
-from realcustom_jax.pipeline import ASSETS, Pipeline, Result
+from realcustom_jax.locate import ASSETS
+from realcustom_jax.pipeline import Pipeline, Result
 from realcustom_jax.presets import Preset
 from realcustom_jax.tensors import read_tensors
 
@@ -76,6 +77,15 @@ def test_bad_input_is_one_sentence_and_exit_code_2(command, arguments, message):
     assert (code, files) == (2, [])
     assert "error: " in lines[-1]
     assert re.search(message, lines[-1]), lines
+
+
+def test_what_no_model_takes_is_told_before_one_is_loaded(monkeypatch, tmp_path, capsys):
+    def load(*_, **__):
+        raise AssertionError("loaded")
+
+    monkeypatch.setattr(Pipeline, "load", load)
+    for arguments in (["--steps", "0"], ["--scope", "2"], ["--image", "nowhere.png", "--target", "dog"]):
+        assert _runner(tmp_path, capsys)(*arguments)[0] == 2
 
 
 def test_a_long_prompt_is_told_what_was_cut(command):

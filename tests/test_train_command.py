@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 def test_a_mistake_is_one_sentence(tmp_path, wrong, message):
     done = subprocess.run([sys.executable, ROOT / "train.py", f"--config={ROOT}/configs/mini.py", *wrong], cwd=tmp_path,
                           capture_output=True, text=True, timeout=300)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert message in done.stderr and len(done.stderr.strip().splitlines()) == 1, done.stderr
     assert not list(tmp_path.iterdir())
 

@@ -1,7 +1,7 @@
 """Reads a written dataset and serves it in batches whose order is a pure function of (seed, step).
 
-Batch `s` is `batches(...)[s]`: nothing has to be replayed to resume a run at any step, and the order depends
-neither on the number of processes nor on what was read before.
+Batch `s` is `batches(...)[s]`: nothing has to be replayed to resume a run at any step, and the order does not depend
+on what was read before.
 """
 
 import functools
@@ -83,29 +83,18 @@ def batches(
     batch_size: int,
     seed: int,
     rows: np.ndarray | None = None,
-    epochs: int | None = None,
-    start_step: int = 0,
-    process_index: int = 0,
-    process_count: int = 1,
 ) -> grain.MapDataset:
-    """Shuffled batches of `source`, both indexable by step and iterable from `start_step` on.
+    """Shuffled batches of `source` without end, indexable by step.
 
     Args:
       source: a `Split`, or a dict of arrays with the rows on their first axis.
-      batch_size: rows of a whole batch, over all processes.
-      seed: of the order; every epoch has its own. An incomplete last batch is dropped.
+      batch_size: rows of a batch.
+      seed: of the order; every epoch has its own, and serves each row once.
       rows: indices of the rows to serve; all by default.
-      epochs: None is endless.
-      start_step: what index 0 of the result is.
-      process_index, process_count: this process gets its equal part of each batch.
 
     Returns:
-      A Grain dataset of dicts of arrays [batch_size / process_count, ...].
+      A Grain dataset of dicts of arrays [batch_size, ...].
     """
-    if not 0 <= process_index < process_count:
-        raise ValueError(f"process_index is {process_index}; expected 0 to {process_count - 1}.")
-    if batch_size % process_count:
-        raise ValueError(f"batch_size {batch_size} is not divisible by the {process_count} processes.")
     if isinstance(source, Mapping):
         gather = functools.partial(_gather, source)
         length = len(next(iter(source.values())))
@@ -113,19 +102,9 @@ def batches(
         gather = functools.partial(_read, source)
         length = len(source)
     rows = np.arange(length) if rows is None else np.asarray(rows)
-    if epochs is not None and len(rows) * epochs < batch_size or not len(rows):
-        raise ValueError(f"{len(rows)} rows do not fill one batch of {batch_size}.")
-
-    share = batch_size // process_count
-    part = slice(process_index * share, (process_index + 1) * share)
-    return (
-        grain.MapDataset.source(rows)
-        .shuffle(seed)
-        .repeat(epochs)
-        .batch(batch_size, drop_remainder=True)
-        .slice(slice(start_step, None))
-        .map(lambda indices: gather(indices[part]))
-    )
+    if not len(rows):
+        raise ValueError("There are no rows to make batches of.")
+    return grain.MapDataset.source(rows).shuffle(seed).repeat().batch(batch_size, drop_remainder=True).map(gather)
 
 
 def _gather(arrays: Arrays, indices: np.ndarray) -> dict[str, np.ndarray]:

@@ -32,7 +32,8 @@ from realcustom_jax.evaluation.cases import Case
 from realcustom_jax.evaluation.judge import TrainedJudge, load_judge
 from realcustom_jax.evaluation.scores import Generated
 from realcustom_jax.images import from_uint8
-from realcustom_jax.pipeline import ASSETS, Pipeline
+from realcustom_jax.locate import local_model
+from realcustom_jax.pipeline import Pipeline
 from realcustom_jax.sampling import Conditioning, MaskConfig, sample_latents, sample_text_only
 from realcustom_jax.text import target_tokens
 
@@ -59,7 +60,7 @@ class Generator:
     def load(cls, model: str | Path) -> "Generator":
         """Loads a model folder, or the bundled miniature "mini". Raises as `Pipeline.load` and `load_judge`."""
         pipeline = Pipeline.load(model)
-        return cls(pipeline, load_judge(ASSETS / "mini" if model == "mini" else Path(model)))
+        return cls(pipeline, load_judge(local_model(model)))
 
     def __call__(self, cases: Sequence[Case], method: str) -> Generated:
         """Makes one picture of each case. Batches of one length share a compilation."""

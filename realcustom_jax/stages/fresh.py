@@ -18,7 +18,7 @@ from realcustom_jax.adapter import scaled_tokens, vision_from_text_tensors
 from realcustom_jax.images import VisionSettings
 from realcustom_jax.locate import local_model
 from realcustom_jax.models.projector import Projector, ProjectorConfig
-from realcustom_jax.pipeline import ASSETS, Network, Pipeline
+from realcustom_jax.pipeline import Network, Pipeline
 from realcustom_jax.tensors import read_files
 
 
@@ -29,7 +29,7 @@ def write_fresh_adapter(path: Path, model: str, vision: str, settings: Mapping[s
         model, vision: where the model and its image encoders are; no `vision`: with the model.
         settings: `variant`, `dim_head` and `vision_settings`; the widths are those of the model and the encoders.
     """
-    base = ASSETS / "mini" if model == "mini" else local_model(model)
+    base = local_model(model)
     encoders = local_model(vision) if vision else base
     unet_config, *files = bundle.part_files(base, "unet")
     widths = [weights.read_config(bundle.part_files(encoders, f"image_encoder_{name}")[0])["embed_dim"]

@@ -28,6 +28,7 @@ from realcustom_jax.data import folder
 from realcustom_jax.data.bucketed import BucketBatches
 from realcustom_jax.data.loader import Split
 from realcustom_jax.images import grid
+from realcustom_jax.locate import local_model
 from realcustom_jax.pipeline import DTYPES, Network, Pipeline
 from realcustom_jax.processes import by_the_first
 from realcustom_jax.stages import features
@@ -55,6 +56,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
                          "see docs/scale.md.")
     settings = TrainSettings(on_existing=train.on_existing, **train.optimization)
     mesh = sharding.make_mesh(**train.mesh)
+    by_the_first(functools.partial(_find_parts, train))  # before the pictures take their hours
     sizes = {"side": train.side, "reference_side": train.fresh.vision_settings.size}
     by_the_first(lambda: folder.write(data_dir=workdir / "data", **sizes, **train.data))
     data = folder.write(data_dir=workdir / "data", **sizes, **train.data)
@@ -84,6 +86,14 @@ def run(config: ConfigDict, workdir: Path) -> None:
                "vision_settings": dataclasses.asdict(pipeline.vision_settings)}
     tensors = bundle.to_half(adapter_tensors(params["projector"], params["vision"]))
     by_the_first(lambda: bundle.save_part(workdir, "adapter", adapter, tensors))
+
+
+def _find_parts(train: ConfigDict) -> None:
+    """Raises FileNotFoundError or ValueError for what is not where the configuration says."""
+    for model in filter(None, (train.model, train.vision, train.tokenizer)):
+        local_model(model)
+    if train.adapter:
+        find_adapter(train.adapter)
 
 
 def _task(pipeline: Pipeline, data: Path, batches: BucketBatches, workdir: Path, train: ConfigDict) -> "PublishedTask":
