@@ -256,11 +256,19 @@ def compile_ahead(program: Program, mesh: Mesh, rules: AxisRules = AxisRules()) 
 def collectives(program: str) -> dict[str, Mapping[str, int]]:
     """How many collectives of each kind a device takes part in when a compiled program, given as its text, runs, and
     the bytes that they make there. One in a loop counts as often as the loop goes round, one in two halves where it is
-    done."""
+    done. A TPU's compiler writes one that goes on beside other work into the fusions that start it, do that work and
+    end it: these have the same channel, and count once."""
     computations = _computations(program)
-    times, found = _executions(computations), {}
+    times, found, counted = _executions(computations), {}, set()
+    fused_into = {
+        called: name for name, text in computations.items() for called in re.findall(r"calls=%([\w.-]+)", text)}
     for name, text in computations.items():
-        for shapes, kind in re.findall(rf" = (\S.*?) ({'|'.join(_COLLECTIVES)})(?:-done)?\(", text):
+        for shapes, kind, rest in re.findall(rf" = (\S.*?) ({'|'.join(_COLLECTIVES)})(?:-done)?\((.*)", text):
+            if channel := re.search(r"channel_id=(\d+)", rest):
+                where = channel[1], fused_into.get(name, name)
+                if where in counted:
+                    continue
+                counted.add(where)
             entry = found.setdefault(kind, {"count": 0, "bytes": 0})
             entry["count"] += times[name]
             entry["bytes"] += times[name] * _bytes(shapes)

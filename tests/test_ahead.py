@@ -78,8 +78,18 @@ def load_config(name):
 
 def test_collectives_are_read_from_the_program():
     text = """HloModule step
+%start.1 (p: f32[2]) -> f32[4] {
+  %s = f32[4]{0} all-gather(%p), channel_id=7, dimensions={0}
+}
+
+%meanwhile.1 (p: f32[2]) -> f32[4] {
+  %m = f32[4]{0} all-gather(%p), channel_id=7, dimensions={0}
+}
+
 %body.1 (p: (s32[], f32[2])) -> (s32[], f32[2]) {
   %inner = f32[2]{0} fusion(%x), kind=kLoop, calls=%fused.2
+  %begun = f32[4]{0} fusion(%x), kind=kCustom, calls=%start.1
+  %work = f32[2]{0} fusion(%begun), kind=kCustom, calls=%meanwhile.1
   %g = bf16[2]{0} all-gather(%x), dimensions={0}
 }
 
@@ -108,9 +118,9 @@ ENTRY %main.3 (x: f32[2]) -> f32[2] {
         return ahead.collectives(text.replace("LOOP", loop))
 
     assert found(loop) == {
-        "all-gather": {"count": 12, "bytes": 128 + 10 * 4}, "all-reduce": {"count": 2, "bytes": 24}}
-    assert found(loop + ', backend_config={"known_trip_count":{"n":"3"}}')["all-gather"]["count"] == 5
-    assert found(loop.replace("condition.1", "unknown"))["all-gather"]["count"] == 3
+        "all-gather": {"count": 22, "bytes": 128 + 10 * (4 + 16)}, "all-reduce": {"count": 2, "bytes": 24}}
+    assert found(loop + ', backend_config={"known_trip_count":{"n":"3"}}')["all-gather"]["count"] == 8
+    assert found(loop.replace("condition.1", "unknown"))["all-gather"]["count"] == 4
     assert found("")["all-gather"]["count"] == 2
 
 
