@@ -258,11 +258,11 @@ def collectives(program: str) -> dict[str, Mapping[str, int]]:
     the bytes that they make there. One in a loop counts as often as the loop goes round, one in two halves where it is
     done. A TPU's compiler writes one that goes on beside other work into the fusions that start it, do that work and
     end it: these have the same channel, and count once."""
-    computations = _computations(program)
-    times, found, counted = _executions(computations), {}, set()
+    texts = computations(program)
+    times, found, counted = executions(texts), {}, set()
     fused_into = {
-        called: name for name, text in computations.items() for called in re.findall(r"calls=%([\w.-]+)", text)}
-    for name, text in computations.items():
+        called: name for name, text in texts.items() for called in re.findall(r"calls=%([\w.-]+)", text)}
+    for name, text in texts.items():
         for shapes, kind, rest in re.findall(rf" = (\S.*?) ({'|'.join(_COLLECTIVES)})(?:-done)?\((.*)", text):
             if channel := re.search(r"channel_id=(\d+)", rest):
                 where = channel[1], fused_into.get(name, name)
@@ -275,7 +275,7 @@ def collectives(program: str) -> dict[str, Mapping[str, int]]:
     return found
 
 
-def _computations(program: str) -> dict[str, str]:
+def computations(program: str) -> dict[str, str]:
     """The text of each computation, by name, in the program's order: what is called before who calls it."""
     return dict(re.findall(r"^(?:ENTRY )?%([\w.-]+) \([^\n]*\{\n(.*?)^\}", program, re.M | re.S))
 
@@ -285,22 +285,22 @@ def _bytes(shapes: str) -> int:
                for dtype, sizes in re.findall(r"([a-z]+\d*)\[([\d,]*)\]", shapes))
 
 
-def _executions(computations: Mapping[str, str]) -> dict[str, int]:
-    """How often each computation runs when the last one, the entry, runs once."""
-    *_, entry = computations
-    times = dict.fromkeys(computations, 0) | {entry: 1}
-    for name, text in reversed(computations.items()):
+def executions(texts: Mapping[str, str]) -> dict[str, int]:
+    """How often each of a program's computations runs when the last one, the entry, runs once."""
+    *_, entry = texts
+    times = dict.fromkeys(texts, 0) | {entry: 1}
+    for name, text in reversed(texts.items()):
         for line in text.splitlines():
             for role, called in re.findall(r"(\w+)=%([\w.-]+)", line):
                 if called in times:
-                    times[called] += times[name] * (_rounds(line, computations) if role == "body" else 1)
+                    times[called] += times[name] * (_rounds(line, texts) if role == "body" else 1)
     return times
 
 
-def _rounds(loop: str, computations: Mapping[str, str]) -> int:
+def _rounds(loop: str, texts: Mapping[str, str]) -> int:
     """How often a `while` goes round that counts from 0 to a constant of its condition; of another one 1."""
     if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop):
         return int(known[1])
-    condition = computations[re.search(r"condition=%([\w.-]+)", loop)[1]]
+    condition = texts[re.search(r"condition=%([\w.-]+)", loop)[1]]
     limits = re.findall(r"= s32\[\]\S* constant\((\d+)\)", condition)
     return int(limits[0]) if len(limits) == 1 and "direction=LT" in condition else 1

@@ -1,0 +1,110 @@
+"""The fused sampler's program for an NVIDIA H100 that is not there: how many kernels it has, and its memory.
+
+    pip install --no-deps jax-cuda12-pjrt jax-cuda12-plugin    # of jax's own version; no CUDA library is needed
+    JAX_PLATFORMS=cpu python -m benchmarks.gpu_program --kind sdxl --side 1024
+
+XLA compiles for a GPU from its description, but tunes nothing, so that a kernel more or less is what this tells, and no
+time. Between two kernels of an H100 lie 1.7 µs (RESULTS.md). One picture, 25 steps, the mask frozen at the 12th.
+"""
+
+import argparse
+import contextlib
+import json
+import re
+import time
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from unittest import mock
+
+import jax
+from jax._src.cudnn import fused_attention_stablehlo
+from jax.experimental import topologies
+from jax.sharding import SingleDeviceSharding
+
+from realcustom_jax import single_file
+from realcustom_jax.ahead import Sampler, computations, executions
+from realcustom_jax.compilation import sampler_options
+from realcustom_jax.files import write_json
+from realcustom_jax.models.context import for_this_device
+
+H100 = """
+gpu_device_info {
+  threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 2048 core_count: 132 fpus_per_core: 128
+  shared_memory_per_block: 49152 shared_memory_per_core: 233472 shared_memory_per_block_optin: 232448
+  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+  registers_per_core_limit: 65536 registers_per_block_limit: 65536
+  memory_bandwidth: 3352320000000 l2_cache_size: 52428800 clock_rate_ghz: 1.98 device_memory_size: 84929347584
+  cuda_compute_capability { major: 9 }
+}
+platform_name: "CUDA"
+dnn_version_info { major: 9 minor: 12 }
+runtime_version { major: 12 minor: 9 }
+device_description_str: "NVIDIA H100 80GB HBM3"
+"""
+_NO_KERNEL = {"get-tuple-element", "parameter", "bitcast", "constant", "tuple", "after-all", "while", "conditional"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kind", choices=("sdxl", "sd15"), default="sdxl")
+    parser.add_argument("--side", type=int, default=1024, help="of the picture, in pixels")
+    parser.add_argument("--json", type=Path, help="where to write the figures")
+    options = parser.parse_args()
+    try:
+        device = topologies.get_topology_desc(platform="cuda", topology="1x1x1", target_config=H100).devices[0]
+    except Exception as error:  # of many kinds, by what is missing
+        parser.error(f"XLA for CUDA is not there ({str(error).splitlines()[0]}): install it as --help says")
+
+    sampler = Sampler(single_file.CONFIGS[options.kind]["unet"], options.side)
+    start = time.monotonic()
+    with as_on_an_h100():
+        params, inputs = sampler.arguments()
+        arguments = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=SingleDeviceSharding(device)),
+            (jax.eval_shape(for_this_device, params), inputs))
+        untuned = sampler_options() | {"xla_gpu_autotune_level": 0}
+        compiled = sampler.function(None).lower(*arguments).compile(compiler_options=untuned)
+    memory = compiled.memory_analysis()
+    figures = {
+        "kind": options.kind, "side": options.side, "jax": jax.__version__, **kernels(compiled.as_text()),
+        "arguments": memory.argument_size_in_bytes, "temporaries": memory.temp_size_in_bytes,
+        "seconds": round(time.monotonic() - start, 1)}
+    print(json.dumps(figures, indent=2))
+    if options.json:
+        write_json(options.json, figures)
+
+
+@contextlib.contextmanager
+def as_on_an_h100() -> Iterator[None]:
+    """Within it, what the code asks of its machine is answered as on one with an H100 and cuDNN."""
+    gpu = types.SimpleNamespace(compute_capability="9.0")
+    answers = [(jax, "default_backend", "gpu"), (jax, "devices", [gpu]),
+               *((fused_attention_stablehlo, name, answer) for name, answer in (
+                   ("check_cudnn_version", 91200), ("check_compute_capability", True),
+                   ("is_cuda_compute_capability_equal", False)))]
+    with contextlib.ExitStack() as stack:
+        for module, name, answer in answers:
+            stack.enter_context(mock.patch.object(module, name, lambda *_, answer=answer: answer))
+        yield
+
+
+def kernels(program: str) -> dict[str, dict[str, int]]:
+    """Kernels of a step in each loop over steps, by its rounds, and of everything outside these loops."""
+    texts = computations(program)
+    times = executions(texts)
+    bodies = {name for text in texts.values() for name in re.findall(r"body=%([\w.-]+)", text)}
+    count = {name: sum(map(_is_kernel, text.splitlines())) for name, text in texts.items()}
+    *_, entry = texts
+    loops = {name: count[name] for name in bodies if times[name] > 10 and count[name] > 200}
+    outside = count[entry] + sum(times[name] * count[name] for name in bodies - set(loops))
+    return {"kernels of a step": {f"{times[name]} steps": n for name, n in loops.items()}, "kernels outside": outside}
+
+
+def _is_kernel(line: str) -> bool:
+    operation = re.search(r" = (?:\(.*?\)|\S+) ([a-z][\w-]*)\(", line)
+    return bool(operation) and operation[1] not in _NO_KERNEL and not operation[1].endswith("-done")
+
+
+if __name__ == "__main__":
+    main()
