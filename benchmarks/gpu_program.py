@@ -51,10 +51,7 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=1024, help="of the picture, in pixels")
     parser.add_argument("--json", type=Path, help="where to write the figures")
     options = parser.parse_args()
-    try:
-        device = topologies.get_topology_desc(platform="cuda", topology="1x1x1", target_config=H100).devices[0]
-    except Exception as error:  # of many kinds, by what is missing
-        parser.error(f"XLA for CUDA is not there ({str(error).splitlines()[0]}): install it as --help says")
+    device = h100()
 
     sampler = Sampler(single_file.CONFIGS[options.kind]["unet"], options.side)
     start = time.monotonic()
@@ -73,6 +70,15 @@ def main() -> None:
     print(json.dumps(figures, indent=2))
     if options.json:
         write_json(options.json, figures)
+
+
+def h100():
+    """The device to compile for."""
+    try:
+        return topologies.get_topology_desc(platform="cuda", topology="1x1x1", target_config=H100).devices[0]
+    except Exception as error:  # of many kinds, by what is missing
+        raise SystemExit(f"XLA for CUDA is not there ({str(error).splitlines()[0]}): install it as the help of "
+                         "benchmarks.gpu_program says") from None
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
     pip install libtpu
     python -m benchmarks.map_memory --kind sdxl --side 1024 --json FILE            # for a TPU v5e, on any machine
     python -m benchmarks.map_memory --kind sdxl --side 1024 --topology here        # for this machine's own
+    python -m benchmarks.map_memory --kind sdxl --side 1024 --topology h100        # see benchmarks.gpu_program
 
 Nothing is run and no weight is made. The step is the three-lane one; compared are temporaries and outputs
 
@@ -12,6 +13,7 @@ Nothing is run and no weight is made. The step is the three-lane one; compared a
 """
 
 import argparse
+import contextlib
 import json
 import time
 from pathlib import Path
@@ -21,6 +23,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import SingleDeviceSharding
 
+from benchmarks.gpu_program import as_on_an_h100, h100
 from benchmarks.speed import CONFIGS, TOKENS, latent_side
 from realcustom_jax import weights
 from realcustom_jax.compilation import sampler_options
@@ -36,20 +39,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kind", choices=sorted(CONFIGS), default="sdxl")
     parser.add_argument("--side", type=int, help="of the picture, in pixels (what the model was made for)")
-    parser.add_argument("--topology", default="v5e:2x2", help="whose first chip to compile for; here: this machine's")
+    parser.add_argument("--topology", default="v5e:2x2", help="whose first chip to compile for; here: this one's; h100")
     parser.add_argument("--json", type=Path, help="where to write the figures")
     options = parser.parse_args()
     side = latent_side(options.kind, options.side)
-    devices = jax.devices() if options.topology == "here" else tpu_devices(options.topology)
-    chip = SingleDeviceSharding(devices[0])
+    machine = contextlib.nullcontext()
+    if options.topology == "h100":
+        device, machine = h100(), as_on_an_h100()
+    else:
+        device = (jax.devices() if options.topology == "here" else tpu_devices(options.topology))[0]
+    with machine:
+        compare(options, side, device)
 
-    figures = {"kind": options.kind, "side": side, "chip": devices[0].device_kind}
+
+def compare(options: argparse.Namespace, side: int, device) -> None:
+    """Prints and writes the figures of the step on `device`."""
+    figures = {"kind": options.kind, "side": side, "chip": device.device_kind}
     for name, target, collect in (
         ("without maps", False, target_maps), ("with maps", True, target_maps),
         ("whole weights", True, whole_weights),
     ):
         with mock.patch.object(attention, "target_maps", collect):
-            figures[name] = compiled(options.kind, side, target, chip)
+            figures[name] = compiled(options.kind, side, target, SingleDeviceSharding(device))
         print(json.dumps({name: figures[name]}), flush=True)
     plain = figures["without maps"]
     for name in ("with maps", "whole weights"):
@@ -73,9 +84,9 @@ def compiled(kind: str, side: int, target: bool, chip: SingleDeviceSharding) -> 
         return jax.ShapeDtypeStruct(shape, dtype, sharding=chip)
 
     args, kwargs = weights.unet_inputs(config)
-    shapes, here = weights.parameter_shapes(unet, *args, **kwargs), chip.device_set <= set(jax.devices())
-    if here:
-        shapes = jax.eval_shape(for_this_device, shapes)
+    shapes, options = weights.parameter_shapes(unet, *args, **kwargs), None
+    if next(iter(chip.device_set)).platform != "tpu":
+        shapes, options = jax.eval_shape(for_this_device, shapes), sampler_options()
     params = jax.tree.map(lambda x: array(*x.shape), shapes)
     width = config.cross_attention_dim
     inputs = {
@@ -86,7 +97,6 @@ def compiled(kind: str, side: int, target: bool, chip: SingleDeviceSharding) -> 
         inputs |= {"pooled": array(3, config.pooled_dim), "time_ids": array(3, 6)}
     start = time.monotonic()
     step = jax.jit(lambda params, inputs: unet.apply({"params": params}, guidance_rows=1, **inputs))
-    options = sampler_options() if here else None
     memory = step.lower(params, inputs).compile(compiler_options=options).memory_analysis()
     return {"arguments": memory.argument_size_in_bytes, "temporaries": memory.temp_size_in_bytes,
             "outputs": memory.output_size_in_bytes, "compile_seconds": round(time.monotonic() - start, 1)}
