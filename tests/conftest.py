@@ -9,6 +9,14 @@ from goldens import FIXTURES
 os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
 
 
+_LONGEST = "test_stages.py", "test_published.py", "test_unet.py", "test_sampling.py", "test_ahead.py"
+
+
+def pytest_collection_modifyitems(items):
+    """Each file runs in one process, where what it trains and compiles serves all its tests; the longest begin."""
+    items.sort(key=lambda item: _LONGEST.index(item.path.name) if item.path.name in _LONGEST else len(_LONGEST))
+
+
 @pytest.fixture
 def fixtures() -> Path:
     """The folder of the golden files."""
