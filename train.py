@@ -10,6 +10,7 @@ whether it fits:
     python train.py --config=configs/sdxl.py --compile_only --topology=v5e:4x4 --json=FILE
 """
 
+import logging
 import math
 import os
 import re
@@ -39,6 +40,7 @@ _JSON = flags.DEFINE_string("json", None, "File to write the report of --compile
 
 def main(argv: list[str]) -> None:
     del argv
+    logging.getLogger("jax._src.xla_bridge").setLevel(logging.ERROR)  # that an accelerator is missing is no news
     # Two half-batches side by side keep two cores busier than one batch whose every operation is divided (1.3x).
     asked = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     if jax.config.jax_num_cpu_devices == -1 and not asked:
