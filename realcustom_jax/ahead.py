@@ -297,10 +297,28 @@ def executions(texts: Mapping[str, str]) -> dict[str, int]:
     return times
 
 
+_CONSTANT = r"[su]32\[\]\S* constant\((\d+)\)"
+
+
 def _rounds(loop: str, texts: Mapping[str, str]) -> int:
     """How often a `while` goes round that counts from 0 to a constant of its condition; of another one 1."""
     if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop):
         return int(known[1])
-    condition = texts[re.search(r"condition=%([\w.-]+)", loop)[1]]
-    limits = re.findall(r"= s32\[\]\S* constant\((\d+)\)", condition)
-    return int(limits[0]) if len(limits) == 1 and "direction=LT" in condition else 1
+    condition, body = (texts[re.search(rf"{role}=%([\w.-]+)", loop)[1]] for role in ("condition", "body"))
+    limits = re.findall(rf" = {_CONSTANT}", condition)
+    if len(limits) != 1 or "direction=LT" not in condition:
+        return 1
+    return math.ceil(int(limits[0]) / _stride(condition, body))
+
+
+def _stride(condition: str, body: str) -> int:
+    """By how much the counter that the condition looks at, an element of the loop's tuple, grows in a round; 1 where
+    that does not show. A matrix product that is divided over chips goes round by two."""
+    place = re.search(r"get-tuple-element\(.*?\), index=(\d+)", condition)
+    after = re.search(r"ROOT .* tuple\((.*?)\)", body)
+    if not place or not after:
+        return 1
+    counter = re.findall(r"%[\w.-]+", after[1])[int(place[1])]
+    added = re.search(rf"{re.escape(counter)} = .* add\(.*?(%[\w.-]+)\)", body)
+    constant = added and re.search(rf"{re.escape(added[1])} = {_CONSTANT}", body)
+    return int(constant[1]) if constant else 1

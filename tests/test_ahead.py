@@ -91,10 +91,19 @@ def test_collectives_are_read_from_the_program():
   %begun = f32[4]{0} fusion(%x), kind=kCustom, calls=%start.1
   %work = f32[2]{0} fusion(%begun), kind=kCustom, calls=%meanwhile.1
   %g = bf16[2]{0} all-gather(%x), dimensions={0}
+  %two = u32[]{:T(128)} constant(2)
+  %next = u32[]{:T(128)} add(%i, %two)
+  ROOT %r = (f32[2]{0}, u32[]{:T(128)}) tuple(%g, %next)
 }
 
 %condition.1 (p: (s32[], f32[2])) -> pred[] {
   %limit = s32[]{:T(128)} constant(10)
+  ROOT %lt = pred[] compare(%i, %limit), direction=LT
+}
+
+%by_twos (p: (f32[2], u32[])) -> pred[] {
+  %limit = u32[]{:T(128)} constant(9)
+  %i = u32[]{:T(128)} get-tuple-element(%p), index=1
   ROOT %lt = pred[] compare(%i, %limit), direction=LT
 }
 
@@ -120,6 +129,7 @@ ENTRY %main.3 (x: f32[2]) -> f32[2] {
     assert found(loop) == {
         "all-gather": {"count": 22, "bytes": 128 + 10 * (4 + 16)}, "all-reduce": {"count": 2, "bytes": 24}}
     assert found(loop + ', backend_config={"known_trip_count":{"n":"3"}}')["all-gather"]["count"] == 8
+    assert found(loop.replace("condition.1", "by_twos"))["all-gather"]["count"] == 2 + 2 * 5
     assert found(loop.replace("condition.1", "unknown"))["all-gather"]["count"] == 4
     assert found("")["all-gather"]["count"] == 2
 

@@ -266,7 +266,7 @@ def test_size_conditioning_is_ordered_as_the_preset_says(run):
 @pytest.mark.parametrize("change, words", [
     ({"data.folder": ""}, "config.train.data.folder is empty"),
     ({"data.folder": "/nowhere"}, "no manifest.jsonl in /nowhere"),
-    ({"model": "/nowhere/model"}, "/nowhere/model"),
+    ({"model": "/nowhere/model"}, "config.train.model: /nowhere/model"),
     ({"adapter": "/nowhere/adapter.pth"}, "/nowhere/adapter.pth"),
     ({"dtype": "float16"}, "float16"),
 ])

@@ -90,8 +90,12 @@ def run(config: ConfigDict, workdir: Path) -> None:
 
 def _find_parts(train: ConfigDict) -> None:
     """Raises FileNotFoundError or ValueError for what is not where the configuration says."""
-    for model in filter(None, (train.model, train.vision, train.tokenizer)):
-        local_model(model)
+    for name in ("model", "vision", "tokenizer"):
+        try:
+            if train[name]:
+                local_model(train[name])
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"config.train.{name}: {error}") from None
     if train.adapter:
         find_adapter(train.adapter)
 
