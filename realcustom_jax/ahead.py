@@ -256,19 +256,15 @@ def compile_ahead(program: Program, mesh: Mesh, rules: AxisRules = AxisRules()) 
 def collectives(program: str) -> dict[str, Mapping[str, int]]:
     """How many collectives of each kind a device takes part in when a compiled program, given as its text, runs, and
     the bytes that they make there. One in a loop counts as often as the loop goes round, one in two halves where it is
-    done. A TPU's compiler writes one that goes on beside other work into the fusions that start it, do that work and
-    end it: these have the same channel, and count once."""
+    done. A TPU's compiler writes one that goes on beside other work into all the fusions that start it, do that work
+    and end it: it counts where it is started."""
     texts = computations(program)
-    times, found, counted = executions(texts), {}, set()
-    fused_into = {
-        called: name for name, text in texts.items() for called in re.findall(r"calls=%([\w.-]+)", text)}
+    times, found = executions(texts), {}
+    ends = set(re.findall(r"%async-collective-done[\w.-]* = .* calls=%([\w.-]+)", program))
     for name, text in texts.items():
-        for shapes, kind, rest in re.findall(rf" = (\S.*?) ({'|'.join(_COLLECTIVES)})(?:-done)?\((.*)", text):
-            if channel := re.search(r"channel_id=(\d+)", rest):
-                where = channel[1], fused_into.get(name, name)
-                if where in counted:
-                    continue
-                counted.add(where)
+        if name in ends or name.startswith("async_collective_fusion"):
+            continue
+        for shapes, kind in re.findall(rf" = (\S.*?) ({'|'.join(_COLLECTIVES)})(?:-done)?\(", text):
             entry = found.setdefault(kind, {"count": 0, "bytes": 0})
             entry["count"] += times[name]
             entry["bytes"] += times[name] * _bytes(shapes)

@@ -79,17 +79,26 @@ def load_config(name):
 def test_collectives_are_read_from_the_program():
     text = """HloModule step
 %start.1 (p: f32[2]) -> f32[4] {
-  %s = f32[4]{0} all-gather(%p), channel_id=7, dimensions={0}
+  %s = f32[4]{0} all-gather(%p), dimensions={0}
 }
 
-%meanwhile.1 (p: f32[2]) -> f32[4] {
-  %m = f32[4]{0} all-gather(%p), channel_id=7, dimensions={0}
+%async_collective_fusion.1 (p: f32[2]) -> f32[4] {
+  %m = f32[4]{0} all-gather(%p), dimensions={0}
+}
+
+%end.1 (p: f32[2]) -> f32[4] {
+  %e = f32[4]{0} all-gather(%p), dimensions={0}
+}
+
+%product.1 (p: (f32[2], u32[])) -> (f32[2], u32[]) {
+  %work = f32[2]{0} fusion(%begun), kind=kCustom, calls=%async_collective_fusion.1
 }
 
 %body.1 (p: (s32[], f32[2])) -> (s32[], f32[2]) {
   %inner = f32[2]{0} fusion(%x), kind=kLoop, calls=%fused.2
-  %begun = f32[4]{0} fusion(%x), kind=kCustom, calls=%start.1
-  %work = f32[2]{0} fusion(%begun), kind=kCustom, calls=%meanwhile.1
+  %async-collective-start.1 = f32[4]{0} fusion(%x), kind=kCustom, calls=%start.1
+  %async-collective-done.1 = f32[4]{0} fusion(%x), kind=kCustom, calls=%end.1
+  %p = (f32[2], u32[]) while(%t), condition=%by_twos, body=%product.1
   %g = bf16[2]{0} all-gather(%x), dimensions={0}
   %two = u32[]{:T(128)} constant(2)
   %next = u32[]{:T(128)} add(%i, %two)
