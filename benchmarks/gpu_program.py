@@ -15,6 +15,7 @@ import time
 import types
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import jax
@@ -95,7 +96,7 @@ def as_on_an_h100() -> Iterator[None]:
         yield
 
 
-def kernels(program: str) -> dict[str, dict[str, int]]:
+def kernels(program: str) -> dict[str, Any]:
     """Kernels of a step in each loop over steps, by its rounds, and of everything outside these loops."""
     texts = computations(program)
     times = executions(texts)

@@ -114,8 +114,8 @@ def sample_latents(
     """Customised latents from pure noise; pure, to be jitted as a whole (but see `on_step`).
 
     Args:
-        unet, params: the UNet with visual attention; a GPU is a seventh faster with its layers apart
-            (`models.context.for_this_device`).
+        unet, params: the UNet with visual attention. A GPU's layers are taken apart if they are not
+            (`models.context.layers_apart`), which copies them in every call: load them apart.
         noise: [B,H,W,C] of unit variance.
         positive, negative: with vision tokens, and of equal shapes.
         target: [B,R,T] 0/1, the tokens of each reference's phrase in the positive text.
@@ -135,7 +135,7 @@ def sample_latents(
     if min(size) < 1:
         raise ValueError(f"noise has shape {noise.shape}, too small for a mask downscaled by {config.downscale}.")
     make = _Steps.make if on_step is None else _make_alone
-    steps = make(unet, config, params, positive, negative, target, solver, guidance_scale)
+    steps = make(unet, config, context.for_this_device(params), positive, negative, target, solver, guidance_scale)
     freeze = 0 if mask is None else min(freeze_mask_step, solver.steps)
     fresh = freeze if branches == "sequential" else min(freeze, 1)
     carry = solver.init(noise), jnp.ones((*target.shape[:2], *size), jnp.float32)
@@ -170,6 +170,7 @@ def sample_text_only(
 
     Arguments as in `sample_latents`; vision tokens are ignored.
     """
+    params = context.for_this_device(params)
     pair = _Rows.make(unet, params, positive.replace(vision=None), negative.replace(vision=None), solver).pair()
 
     def step(state, i):

@@ -64,8 +64,8 @@ def layers_apart(params) -> dict:
     """The UNet's parameters with a name for each transformer layer (`transformer_blocks_0`, …) instead of a layer axis.
 
     The UNet then does not scan its layers. That compiles longer, but scanning copies a layer's weights whenever it is
-    evaluated, which takes a GPU a seventh of SDXL's time. Taking them apart copies all of them once: do it when a model
-    is loaded (`weights.load_unet(…, scan_layers=False)` never has them together), not in the program that samples.
+    evaluated, which takes a GPU a seventh of SDXL's time. Taking them apart copies all of them; what is loaded apart
+    (`weights.load_unet(…, scan_layers=False)`) stays as it is.
     """
     apart = {}
     for name, child in params.items():
