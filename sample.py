@@ -29,11 +29,11 @@ def main(arguments: list[str] | None = None) -> int:
         contact_sheet.check_folder(options.out)
         if options.image and not options.target and "dog" not in options.prompt.lower():
             raise ValueError("--target is missing: the word or words of the prompt that the --image shows.")
-        size = {"width": options.width, "height": options.height, "num_images": options.num_images}
-        numbers = {"steps": options.steps, "guidance_scale": options.guidance, "scope": options.scope,
-                   "branches": options.branches, "freeze_mask_step": options.freeze_mask_step, "seed": options.seed}
+        choices = {"steps": options.steps, "guidance_scale": options.guidance, "scope": options.scope,
+                   "branches": options.branches, "freeze_mask_step": options.freeze_mask_step, "seed": options.seed,
+                   "num_images": options.num_images}
         # A large model loads for a minute: what is wrong without it is told before.
-        check_options(**numbers, num_images=options.num_images)
+        check_options(**choices)
         for image in options.image or ():
             load_image(image)
         rows = batch.read_rows(options.batch) if options.batch else None
@@ -42,10 +42,11 @@ def main(arguments: list[str] | None = None) -> int:
             pipeline = Pipeline.load(
                 options.model, options.adapter, vision=options.vision, tokenizer=options.tokenizer,
                 preset=options.preset, dtype=options.dtype, offload=options.offload)
-        choices = {**numbers, "negative_prompt": options.negative_prompt, **size}
+        size = {"width": options.width, "height": options.height}
+        choices |= {"negative_prompt": options.negative_prompt, **size}
         if options.memory:
             memory = sampler_memory(
-                pipeline, **size, branches=options.branches,
+                pipeline, **size, num_images=options.num_images, branches=options.branches,
                 references=max(len(options.image or [None]), len(options.target or [None])))
             print(memory)
             return 0 if memory.fits else 2

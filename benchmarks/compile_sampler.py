@@ -20,11 +20,7 @@ from realcustom_jax.memory import temporary_bytes
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kind", choices=("sdxl", "sd15"), default="sdxl")
-    parser.add_argument("--side", type=int, default=1024, help="of the picture, in pixels")
-    parser.add_argument("--json", type=Path, help="where to write the figures")
-    options = parser.parse_args()
+    options = parse(__doc__)
     sampler = Sampler(single_file.CONFIGS[options.kind]["unet"], options.side)
     params, inputs = sampler.arguments()
 
@@ -40,6 +36,19 @@ def main() -> None:
     figures["compile_s"] = round(time.perf_counter() - start, 1)
     memory = compiled.memory_analysis()
     figures |= {"argument_bytes": memory.argument_size_in_bytes, "temporary_bytes": memory.temp_size_in_bytes}
+    report(figures, options)
+
+
+def parse(description: str) -> argparse.Namespace:
+    """The options of what compiles a whole sampler."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kind", choices=("sdxl", "sd15"), default="sdxl")
+    parser.add_argument("--side", type=int, default=1024, help="of the picture, in pixels")
+    parser.add_argument("--json", type=Path, help="where to write the figures")
+    return parser.parse_args()
+
+
+def report(figures: dict, options: argparse.Namespace) -> None:
     print(json.dumps(figures, indent=2))
     if options.json:
         write_json(options.json, figures)

@@ -7,14 +7,11 @@ XLA compiles for a GPU from its description, but tunes nothing, so that a kernel
 time. Between two kernels of an H100 lie 1.7 µs (RESULTS.md). One picture, 25 steps, the mask frozen at the 12th.
 """
 
-import argparse
 import contextlib
-import json
 import re
 import time
 import types
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -23,10 +20,10 @@ from jax._src.cudnn import fused_attention_stablehlo
 from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 
+from benchmarks.compile_sampler import parse, report
 from realcustom_jax import single_file
 from realcustom_jax.ahead import Sampler, computations, executions
 from realcustom_jax.compilation import sampler_options
-from realcustom_jax.files import write_json
 from realcustom_jax.models.context import for_this_device
 
 H100 = """
@@ -44,16 +41,12 @@ runtime_version { major: 12 minor: 9 }
 device_description_str: "NVIDIA H100 80GB HBM3"
 """
 _NO_KERNEL = {"get-tuple-element", "parameter", "bitcast", "constant", "tuple", "after-all", "while", "conditional"}
+_OF_A_LAYER = 100
+"""Kernels that the body of a loop over layers never has, and that of a loop over steps has many times over."""
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kind", choices=("sdxl", "sd15"), default="sdxl")
-    parser.add_argument("--side", type=int, default=1024, help="of the picture, in pixels")
-    parser.add_argument("--json", type=Path, help="where to write the figures")
-    options = parser.parse_args()
-    device = h100()
-
+    options, device = parse(__doc__), h100()
     sampler = Sampler(single_file.CONFIGS[options.kind]["unet"], options.side)
     start = time.monotonic()
     with as_on_an_h100():
@@ -64,13 +57,10 @@ def main() -> None:
         untuned = sampler_options() | {"xla_gpu_autotune_level": 0}
         compiled = sampler.function(None).lower(*arguments).compile(compiler_options=untuned)
     memory = compiled.memory_analysis()
-    figures = {
+    report({
         "kind": options.kind, "side": options.side, "jax": jax.__version__, **kernels(compiled.as_text()),
         "arguments": memory.argument_size_in_bytes, "temporaries": memory.temp_size_in_bytes,
-        "seconds": round(time.monotonic() - start, 1)}
-    print(json.dumps(figures, indent=2))
-    if options.json:
-        write_json(options.json, figures)
+        "seconds": round(time.monotonic() - start, 1)}, options)
 
 
 def h100():
@@ -103,9 +93,9 @@ def kernels(program: str) -> dict[str, Any]:
     bodies = {name for text in texts.values() for name in re.findall(r"body=%([\w.-]+)", text)}
     count = {name: sum(map(_is_kernel, text.splitlines())) for name, text in texts.items()}
     *_, entry = texts
-    loops = {name: count[name] for name in bodies if times[name] > 10 and count[name] > 200}
-    outside = count[entry] + sum(times[name] * count[name] for name in bodies - set(loops))
-    return {"kernels of a step": {f"{times[name]} steps": n for name, n in loops.items()}, "kernels outside": outside}
+    steps = {name for name in bodies if count[name] > _OF_A_LAYER}
+    outside = count[entry] + sum(times[name] * count[name] for name in bodies - steps)
+    return {"kernels of a step": {f"{times[name]} steps": count[name] for name in steps}, "kernels outside": outside}
 
 
 def _is_kernel(line: str) -> bool:

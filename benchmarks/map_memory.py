@@ -60,7 +60,7 @@ def compare(options: argparse.Namespace, side: int, device) -> None:
         ("whole weights", True, whole_weights),
     ):
         with mock.patch.object(attention, "target_maps", collect):
-            figures[name] = compiled(options.kind, side, target, SingleDeviceSharding(device))
+            figures[name] = compiled(options.kind, side, target, device)
         print(json.dumps({name: figures[name]}), flush=True)
     plain = figures["without maps"]
     for name in ("with maps", "whole weights"):
@@ -74,18 +74,18 @@ def compare(options: argparse.Namespace, side: int, device) -> None:
 _COUNTED = "temporaries", "outputs"
 
 
-def compiled(kind: str, side: int, target: bool, chip: SingleDeviceSharding) -> dict:
+def compiled(kind: str, side: int, target: bool, device) -> dict:
     """Bytes of the compiled step on a chip, and how long it took to compile."""
     settings = {"image_prompt_settings": {"vision_projection_type": "custom"}}
     unet = UNet(UNetConfig.from_config(CONFIGS[kind] | settings), jnp.bfloat16)
     config, (text, vision) = unet.config, TOKENS[kind]
 
     def array(*shape, dtype=jnp.bfloat16):
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=chip)
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=SingleDeviceSharding(device))
 
     args, kwargs = weights.unet_inputs(config)
     shapes, options = weights.parameter_shapes(unet, *args, **kwargs), None
-    if next(iter(chip.device_set)).platform != "tpu":
+    if device.platform != "tpu":
         shapes, options = jax.eval_shape(for_this_device, shapes), sampler_options()
     params = jax.tree.map(lambda x: array(*x.shape), shapes)
     width = config.cross_attention_dim
