@@ -53,7 +53,11 @@ class Checkpoints:
         """Notes whose checkpoints these are, or raises ValueError where there are another run's."""
         file = self.folder / "run.json"
         if file.is_file() and any(self.folder.glob("[0-9]*")):
-            noted = json.loads(file.read_bytes())
+            try:
+                noted = json.loads(file.read_bytes())
+            except ValueError:
+                raise ValueError(f"{file}, which says whose checkpoints these are, is damaged; delete it if they are "
+                                 "this run's, or choose another workdir.") from None
             for key, here in run.items():
                 if key in noted and noted[key] != here:
                     raise ValueError(

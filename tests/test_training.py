@@ -311,6 +311,9 @@ def test_another_runs_checkpoints_are_not_continued(tmp_path):
     with pytest.raises(ValueError, match="another run: data is {'folder': 'toys'} there and {'folder': 'cars'} here"):
         fit("other", Regression(), SETTINGS, tmp_path, run=other)
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    (tmp_path / "checkpoints" / "run.json").write_bytes(b"{")
+    with pytest.raises(ValueError, match="run.json.* is damaged; delete it"):
+        fit("other", Regression(), SETTINGS, tmp_path, run=other)
     fit("other", Regression(), dataclasses.replace(SETTINGS, on_existing="overwrite"), tmp_path, run=other)
 
 
