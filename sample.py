@@ -18,11 +18,11 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     logging.getLogger("jax._src.xla_bridge").setLevel(logging.ERROR)  # that an accelerator is missing is no news
     from realcustom_jax import batch, contact_sheet
-    from realcustom_jax.images import load_image
-    from realcustom_jax.locate import ASSETS
+    from realcustom_jax.conditioning.references import load_image
     from realcustom_jax.memory import enough_memory, sampler_memory
+    from realcustom_jax.model_files.locate import ASSETS
+    from realcustom_jax.model_files.tensors import headers_only
     from realcustom_jax.pipeline import Pipeline, check_options
-    from realcustom_jax.tensors import headers_only
 
     warnings.showwarning = lambda message, kind, *_: kind is UserWarning and say(f"warning: {message}")
     try:

@@ -65,13 +65,13 @@ def _run(config) -> None:
         elif _WORKDIR.value is None:
             raise ValueError("--workdir is missing: the folder that checkpoints and results are written to.")
         elif "train" in config:
-            from realcustom_jax.stages import published
+            from realcustom_jax.training.published import run as published
 
             published.run(config, Path(_WORKDIR.value))
         else:
-            from realcustom_jax.stages import miniature
+            from realcustom_jax.training.miniature import stages
 
-            miniature.run(config, Path(_WORKDIR.value))
+            stages.run(config, Path(_WORKDIR.value))
 
 
 def _parse(argv: list[str]) -> list[str]:
@@ -114,16 +114,16 @@ def _join() -> None:
 
 
 def _look_ahead(config) -> None:
-    from realcustom_jax import ahead
+    from realcustom_jax.devices import ahead_of_time
 
     if "train" not in config:
         raise ValueError("--compile_only and --print_sharding are for published models: configs/sdxl.py, "
                          "configs/sd15.py.")
-    program, mesh = ahead.from_config(config.train, _TOPOLOGY.value, _PROGRAM.value)
+    program, mesh = ahead_of_time.from_config(config.train, _TOPOLOGY.value, _PROGRAM.value)
     if _PRINT_SHARDING.value:
-        print(ahead.describe(program, mesh))
+        print(ahead_of_time.describe(program, mesh))
     if _COMPILE_ONLY.value:
-        ahead.report(program, mesh, _JSON.value)
+        ahead_of_time.report(program, mesh, _JSON.value)
 
 
 if __name__ == "__main__":

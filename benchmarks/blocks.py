@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from realcustom_jax.compilation import sampler_options
+from realcustom_jax.devices.compilation import sampler_options
 from realcustom_jax.models import context
 from realcustom_jax.models.attention import TransformerBlock
 from realcustom_jax.models.resnet import ResnetBlock

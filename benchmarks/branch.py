@@ -3,7 +3,7 @@
 import shutil
 from pathlib import Path
 
-from realcustom_jax.locate import ASSETS
+from realcustom_jax.model_files.locate import ASSETS
 
 
 def branch(workdir: Path, place: Path, cache: Path) -> Path:

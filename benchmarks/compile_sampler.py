@@ -13,10 +13,10 @@ from pathlib import Path
 
 import jax
 
-from realcustom_jax import single_file
-from realcustom_jax.ahead import Sampler
+from realcustom_jax.devices.ahead_of_time import Sampler
 from realcustom_jax.files import write_json
 from realcustom_jax.memory import temporary_bytes
+from realcustom_jax.model_files import single_file
 
 
 def main() -> None:

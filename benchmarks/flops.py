@@ -13,10 +13,10 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from realcustom_jax import single_file, weights
-from realcustom_jax.ahead import Sampler
-from realcustom_jax.arithmetic import flops
-from realcustom_jax.bundle import ARCHITECTURES
+from realcustom_jax.devices.ahead_of_time import Sampler
+from realcustom_jax.devices.operations import flops
+from realcustom_jax.model_files import single_file, weights
+from realcustom_jax.model_files.bundle import ARCHITECTURES
 from realcustom_jax.models.vae import Autoencoder, VAEConfig
 from realcustom_jax.models.vit import VisionTransformer, VitConfig
 from realcustom_jax.pipeline import decode_latents

@@ -21,8 +21,8 @@ import numpy as np
 import safetensors.numpy
 from tqdm import tqdm
 
-from realcustom_jax import adapter, bundle, single_file, weights
 from realcustom_jax.files import write_json
+from realcustom_jax.model_files import adapter, bundle, single_file, weights
 from realcustom_jax.models.projector import Projector, ProjectorConfig
 from realcustom_jax.models.unet import UNet, UNetConfig
 

@@ -18,17 +18,17 @@ from unittest.mock import patch
 import jax
 import jax.numpy as jnp
 
-from realcustom_jax import bundle, single_file, weights
+from realcustom_jax.conditioning.prompts import build_tokenizer
 from realcustom_jax.files import write_json
 from realcustom_jax.memory import sampler_memory
+from realcustom_jax.model_files import bundle, single_file, weights
+from realcustom_jax.model_files.tensors import headers_only
 from realcustom_jax.models.clip_text import ClipText, ClipTextConfig
 from realcustom_jax.models.projector import Projector, ProjectorConfig
 from realcustom_jax.models.unet import UNet, UNetConfig
 from realcustom_jax.models.vae import Autoencoder, VAEConfig
 from realcustom_jax.models.vit import VisionTransformer, VitConfig
 from realcustom_jax.pipeline import Pipeline
-from realcustom_jax.tensors import headers_only
-from realcustom_jax.text import build_tokenizer
 
 ENCODERS = {"image_encoder_siglip": ("vit_so400m_patch14_siglip_384", 384),
             "image_encoder_dinov2": ("vit_large_patch14_reg4_dinov2", 518)}

@@ -18,8 +18,8 @@ from tqdm import tqdm
 
 from benchmarks.full_size import WatchedMemory, random
 from benchmarks.full_size_memory import write
-from realcustom_jax import single_file
 from realcustom_jax.files import write_json
+from realcustom_jax.model_files import single_file
 from realcustom_jax.pipeline import Pipeline
 
 

@@ -21,9 +21,9 @@ from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 
 from benchmarks.compile_sampler import parse, report
-from realcustom_jax import single_file
-from realcustom_jax.ahead import Sampler, computations, executions
-from realcustom_jax.compilation import sampler_options
+from realcustom_jax.devices.ahead_of_time import Sampler, computations, executions
+from realcustom_jax.devices.compilation import sampler_options
+from realcustom_jax.model_files import single_file
 from realcustom_jax.models.context import for_this_device
 
 H100 = """

@@ -13,7 +13,7 @@ import jax
 import matplotlib.pyplot as plt
 
 from benchmarks.speed import latent_side, loop_parser, make_unet, measure, ours, run
-from realcustom_jax.compilation import enable_compilation_cache
+from realcustom_jax.devices.compilation import enable_compilation_cache
 from realcustom_jax.files import write_json
 
 

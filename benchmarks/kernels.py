@@ -14,7 +14,7 @@ from pathlib import Path
 import jax
 
 from benchmarks.speed import latent_side, loop_parser, make_unet, one_size, ours
-from realcustom_jax.compilation import enable_compilation_cache
+from realcustom_jax.devices.compilation import enable_compilation_cache
 from realcustom_jax.files import write_json
 
 _INSTRUCTION = re.compile(r'%?([\w.-]+) = .*?op_name="([^"]*)"')

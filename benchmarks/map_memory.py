@@ -25,14 +25,14 @@ from jax.sharding import SingleDeviceSharding
 
 from benchmarks.gpu_program import as_on_an_h100, h100
 from benchmarks.speed import CONFIGS, TOKENS, latent_side
-from realcustom_jax import weights
-from realcustom_jax.compilation import sampler_options
+from realcustom_jax.devices.compilation import sampler_options
+from realcustom_jax.devices.topology import tpu_devices
 from realcustom_jax.files import write_json
+from realcustom_jax.model_files import weights
 from realcustom_jax.models import attention
 from realcustom_jax.models.attend import attention_weights, target_maps
 from realcustom_jax.models.context import for_this_device
 from realcustom_jax.models.unet import UNet, UNetConfig
-from realcustom_jax.topology import tpu_devices
 
 
 def main() -> None:

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import trange
 
-from realcustom_jax.data.sprites import paint_reference, random_identity
+from realcustom_jax.conditioning.references import reference_features
+from realcustom_jax.data.sprites.world import paint_reference, random_identity
 from realcustom_jax.evaluation.judge import ATTRIBUTES
-from realcustom_jax.images import reference_features
 from realcustom_jax.pipeline import Pipeline
 
 FIT, SCORE, AT_ONCE, RIDGE = 1200, 300, 100, 30.0

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from benchmarks.branch import branch
-from realcustom_jax.curriculum import RECIPES
+from realcustom_jax.training.curriculum import RECIPES
 
 _SCORES = ("subject_similarity", "text_controllability", "mask_auc")
 

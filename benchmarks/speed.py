@@ -27,15 +27,15 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from realcustom_jax import single_file, weights
-from realcustom_jax.arithmetic import flops
-from realcustom_jax.compilation import enable_compilation_cache, sampler_options
-from realcustom_jax.diffusion import make_solver
+from realcustom_jax.devices.compilation import enable_compilation_cache, sampler_options
+from realcustom_jax.devices.operations import flops
 from realcustom_jax.files import write_json
-from realcustom_jax.locate import ASSETS
+from realcustom_jax.model_files import single_file, weights
+from realcustom_jax.model_files.locate import ASSETS
 from realcustom_jax.models.context import for_this_device
 from realcustom_jax.models.unet import UNet, UNetConfig
-from realcustom_jax.sampling import BRANCHES, Conditioning, sample_latents
+from realcustom_jax.sampling.sampler import BRANCHES, Conditioning, sample_latents
+from realcustom_jax.sampling.solvers import make_solver
 
 _SDXL = single_file.CONFIGS["sdxl"]["unet"]
 CONFIGS = {

@@ -16,9 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
-from realcustom_jax.diffusion import make_solver
 from realcustom_jax.pipeline import Pipeline, decode_latents, encode_references
-from realcustom_jax.sampling import Conditioning, sample_latents
+from realcustom_jax.sampling.sampler import Conditioning, sample_latents
+from realcustom_jax.sampling.solvers import make_solver
 
 GIB = 2**30
 _FOR_SAMPLING = ("choose a smaller width and height, fewer pictures at once, bfloat16 or offload; --memory says how "

@@ -24,23 +24,23 @@ import numpy as np
 from PIL import Image
 from transformers import CLIPTokenizer
 
-from realcustom_jax import bundle
-from realcustom_jax.adapter import find_adapter
 from realcustom_jax.choices import check_choice
-from realcustom_jax.compilation import enable_compilation_cache, jit_sampler
-from realcustom_jax.diffusion import make_solver
-from realcustom_jax.images import VisionSettings, load_image, reference_features, to_uint8
-from realcustom_jax.locate import local_model
+from realcustom_jax.conditioning.prompts import encode_prompt, target_tokens
+from realcustom_jax.conditioning.references import VisionSettings, load_image, reference_features, to_uint8
+from realcustom_jax.conditioning.vocabulary import Vocabulary
+from realcustom_jax.devices.compilation import enable_compilation_cache, jit_sampler
+from realcustom_jax.model_files import bundle
+from realcustom_jax.model_files.adapter import find_adapter
+from realcustom_jax.model_files.locate import local_model
+from realcustom_jax.model_files.weights import read_config
 from realcustom_jax.models import context
 from realcustom_jax.models.clip_text import TextOutput
 from realcustom_jax.models.resize import resize_bilinear
 from realcustom_jax.models.unet import UNetConfig
 from realcustom_jax.presets import PRESETS, Preset, find_preset
-from realcustom_jax.sampling import BRANCHES, Conditioning, Samples, check_freeze, sample_latents
-from realcustom_jax.text import encode_prompt, target_tokens
-from realcustom_jax.tiling import decode_tiles
-from realcustom_jax.vocabulary import Vocabulary
-from realcustom_jax.weights import read_config
+from realcustom_jax.sampling.sampler import BRANCHES, Conditioning, Samples, check_freeze, sample_latents
+from realcustom_jax.sampling.solvers import make_solver
+from realcustom_jax.sampling.tiling import decode_tiles
 
 ImageSource = str | Path | Image.Image
 DTYPES = ("float32", "bfloat16", "float16")
@@ -222,9 +222,9 @@ class Pipeline:
             guidance_scale: of classifier-free guidance.
             scope: share of the picture that a mask covers, in (0, 1].
             freeze_mask_step: the mask stays as it is from this step on; at least 1.
-            branches: "fused" | "sequential", see module `sampling`.
+            branches: "fused" | "sequential", see module `sampler`.
             negative_prompt: what the picture should not be.
-            normalize, overlap: see `guidance.subject_mask`; by default several references do not overlap.
+            normalize, overlap: see `masks.subject_mask`; by default several references do not overlap.
             latents: the initial noise [B, H, W, C] instead of the seed's, e.g. torch's.
             on_step: called with the number of each finished step.
         Raises:

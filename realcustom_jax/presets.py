@@ -10,7 +10,7 @@ from numbers import Integral, Real
 from typing import Any
 
 from realcustom_jax.choices import check_choice
-from realcustom_jax.sampling import MaskConfig
+from realcustom_jax.sampling.sampler import MaskConfig
 
 _CHOICES = {
     "pooled": ("unprojected", "projected"), "size_order": ("width_first", "height_first"),
@@ -34,8 +34,8 @@ class Preset:
         pooled: SDXL's pooled text before ("unprojected", released) or after its projection (standard SDXL).
         size_order: of SDXL's size conditioning: (w, h, 0, 0, w, h) as released, or SDXL's (h, w, …).
         weight_order: whose UNet weights win where base and adapter files both hold them.
-        match: how a target phrase is found in the prompt, see `text.target_tokens`.
-        normalize: of the guidance maps, see `guidance.subject_mask`.
+        match: how a target phrase is found in the prompt, see `prompts.target_tokens`.
+        normalize: of the guidance maps, see `masks.subject_mask`.
         refine: n refines the mask by the self-attention of the layers whose size is the latents' divided by n, so that
             it spreads over the things that it lies on (paper); 0 does not (released).
         binary: a mask is 1 where it is not 0, instead of as strong as the map.

@@ -9,15 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from realcustom_jax import bundle, weights
+from realcustom_jax.conditioning.prompts import build_tokenizer
+from realcustom_jax.conditioning.references import VisionSettings
 from realcustom_jax.files import write_json
-from realcustom_jax.images import VisionSettings
+from realcustom_jax.model_files import bundle, weights
 from realcustom_jax.models.clip_text import ClipText, ClipTextConfig
 from realcustom_jax.models.projector import Projector, ProjectorConfig
 from realcustom_jax.models.unet import UNet, UNetConfig
 from realcustom_jax.models.vae import Autoencoder, VAEConfig
 from realcustom_jax.models.vit import VisionTransformer, VitConfig
-from realcustom_jax.text import build_tokenizer
 
 NOUNS, HELD_OUT_NOUNS, SCENES = ["dog", "cat", "car"], ["teapot"], ["beach", "snow"]
 WORDS = ["a", "and", "the", "on", "in", *NOUNS, *HELD_OUT_NOUNS, *SCENES]

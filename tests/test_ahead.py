@@ -7,9 +7,9 @@ from pathlib import Path
 import jax
 import pytest
 
-from realcustom_jax import ahead, topology
-from realcustom_jax.sharding import make_mesh
-from realcustom_jax.training import TrainSettings
+from realcustom_jax.devices import ahead_of_time, topology
+from realcustom_jax.devices.sharding import make_mesh
+from realcustom_jax.training.loop import TrainSettings
 
 from fresh_process import run
 
@@ -18,21 +18,21 @@ UNET = {
     "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"], "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
     "attention_head_dim": 2, "cross_attention_dim": 64, "addition_embed_type": "text_time",
     "addition_time_embed_dim": 8, "projection_class_embeddings_input_dim": 64}
-STEP = ahead.AdapterStep(UNET, 64, TrainSettings(steps=10, batch_size=4))
+STEP = ahead_of_time.AdapterStep(UNET, 64, TrainSettings(steps=10, batch_size=4))
 
 
-SAMPLER = ahead.Sampler(UNET, 64, batch_size=4)
+SAMPLER = ahead_of_time.Sampler(UNET, 64, batch_size=4)
 
 
 def compile_on_four(program="STEP", **sizes):
     """In a process of four simulated devices."""
     script = ("import json; from test_ahead import *; "
-              f"print(json.dumps(ahead.compile_ahead({program}, make_mesh(**{sizes}))))")
+              f"print(json.dumps(ahead_of_time.compile_ahead({program}, make_mesh(**{sizes}))))")
     return json.loads(run(script, devices=4).splitlines()[-1])
 
 
 def test_a_mesh_divides_the_memory_and_the_work():
-    one = ahead.compile_ahead(STEP, make_mesh(devices=jax.devices()[:1]))
+    one = ahead_of_time.compile_ahead(STEP, make_mesh(devices=jax.devices()[:1]))
     four = compile_on_four(fsdp=4)
     assert one["collectives"] == {} and one["flop"] == one["flop_per_device"] == four["flop"]
     assert four["flop_per_device"] == one["flop"] // 4
@@ -44,7 +44,7 @@ def test_a_mesh_divides_the_memory_and_the_work():
 
 
 def test_a_mesh_divides_the_sampler():
-    one = ahead.compile_ahead(SAMPLER, make_mesh(devices=jax.devices()[:1]))
+    one = ahead_of_time.compile_ahead(SAMPLER, make_mesh(devices=jax.devices()[:1]))
     four = compile_on_four("SAMPLER", fsdp=4)
     assert one["collectives"] == {} and one["flop"] == four["flop"] == 4 * four["flop_per_device"]
     assert four["frozen"] < one["frozen"] / 2 and four["temporaries"] < one["temporaries"]
@@ -52,7 +52,7 @@ def test_a_mesh_divides_the_sampler():
 
 
 def test_the_parameters_of_the_sampler_are_described():
-    text = ahead.describe(SAMPLER, make_mesh(devices=jax.devices()[:1]))
+    text = ahead_of_time.describe(SAMPLER, make_mesh(devices=jax.devices()[:1]))
     assert "frozen" in text and "to_k_vision" in text
 
 
@@ -60,13 +60,13 @@ def test_the_parameters_of_the_sampler_are_described():
 def test_a_configuration_says_what_is_compiled(variant, layers, tokens):
     config = load_config("sdxl").train
     config.fresh.variant = variant
-    step, mesh = ahead.from_config(config, None)
+    step, mesh = ahead_of_time.from_config(config, None)
     features = step.arguments()[2]["features"]
     assert [x.shape for x in features] == [(16, 729, 2176)] * layers + [(16, 4 * 729, 2176)]
-    sampler, _ = ahead.from_config(config, None, "sampler")
+    sampler, _ = ahead_of_time.from_config(config, None, "sampler")
     assert sampler.arguments()[1][1].vision.shape == (16, 1, tokens, 2048) and mesh.size == jax.device_count()
     with pytest.raises(ValueError, match="did you mean 'sampler'"):
-        ahead.from_config(config, None, "samplr")
+        ahead_of_time.from_config(config, None, "samplr")
 
 
 def load_config(name):
@@ -133,7 +133,7 @@ ENTRY %main.3 (x: f32[2]) -> f32[2] {
     loop = "%w = (s32[], f32[2]) while(%t), condition=%condition.1, body=%body.1"
 
     def found(loop):
-        return ahead.collectives(text.replace("LOOP", loop))
+        return ahead_of_time.collectives(text.replace("LOOP", loop))
 
     assert found(loop) == {
         "all-gather": {"count": 22, "bytes": 128 + 10 * (4 + 16)}, "all-reduce": {"count": 2, "bytes": 24}}
@@ -155,9 +155,9 @@ def test_a_step_that_does_not_fit_is_one_sentence(monkeypatch):
         def lower(self):
             return Lowered()
 
-    monkeypatch.setattr(ahead.AdapterStep, "function", lambda *_: Traced())
+    monkeypatch.setattr(ahead_of_time.AdapterStep, "function", lambda *_: Traced())
     with pytest.raises(ValueError, match="17.1G of 15.75G\\): the program does not fit 1 devices of kind cpu; choose"):
-        ahead.compile_ahead(STEP, make_mesh(devices=jax.devices()[:1]))
+        ahead_of_time.compile_ahead(STEP, make_mesh(devices=jax.devices()[:1]))
 
 
 def test_without_libtpu_one_sentence_says_what_to_do(monkeypatch):

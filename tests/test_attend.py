@@ -7,12 +7,12 @@ import pytest
 from jax._src.cudnn import fused_attention_stablehlo
 from jax.experimental.pallas import tpu as pltpu
 
-from realcustom_jax import weights
-from realcustom_jax.diffusion import make_solver
+from realcustom_jax.model_files import weights
 from realcustom_jax.models import attend
 from realcustom_jax.models.attend import attention_weights, target_maps, tpu_attention
 from realcustom_jax.models.unet import UNet, UNetConfig
-from realcustom_jax.sampling import Conditioning, sample_latents
+from realcustom_jax.sampling.sampler import Conditioning, sample_latents
+from realcustom_jax.sampling.solvers import make_solver
 
 from goldens import assert_close
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from realcustom_jax import bundle, single_file
-from realcustom_jax.locate import ASSETS
+from realcustom_jax.model_files import bundle, single_file
+from realcustom_jax.model_files.locate import ASSETS
+from realcustom_jax.model_files.tensors import read_tensors
 from realcustom_jax.pipeline import Pipeline
 from realcustom_jax.presets import PRESETS, Preset, find_preset
-from realcustom_jax.tensors import read_tensors
 
 from mini_bundle import SIDE, WIDTH, write_mini_bundle
 

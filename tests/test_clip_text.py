@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from realcustom_jax.model_files.weights import load_text_encoder
 from realcustom_jax.models.clip_text import ClipText, ClipTextConfig
-from realcustom_jax.weights import load_text_encoder
 
 from goldens import FIXTURES, assert_close, golden
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from realcustom_jax.curriculum import RECIPES, Curriculum
+from realcustom_jax.training.curriculum import RECIPES, Curriculum
 
 DIFFICULTY = np.array([0, 1 / 3, 2 / 3, 1], np.float32)
 

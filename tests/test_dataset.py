@@ -6,10 +6,10 @@ import sys
 import numpy as np
 import pytest
 
-from realcustom_jax.data import builder
 from realcustom_jax.data.loader import Split, batches, load_arrays, rows_without
-from realcustom_jax.data.pairs import KINDS, paint_example
-from realcustom_jax.data.sprites import HELD_OUT_NOUNS, NOUNS, SCENES
+from realcustom_jax.data.sprites import builder
+from realcustom_jax.data.sprites.pairs import KINDS, paint_example
+from realcustom_jax.data.sprites.world import HELD_OUT_NOUNS, NOUNS, SCENES
 
 COUNTS = {"num_train": 30, "num_test": 6}
 
@@ -57,7 +57,8 @@ def test_arrays_are_the_rows(folder, arrays):
 def test_writing_and_reading_need_no_tensorflow(tmp_path):
     code = f"""
 import sys
-from realcustom_jax.data import builder, loader
+from realcustom_jax.data import loader
+from realcustom_jax.data.sprites import builder
 folder = builder.write({str(tmp_path)!r}, num_train=2, num_test=1, seed=0)
 loader.batches(loader.Split(folder, "train"), batch_size=2, seed=0)[0]
 assert "tensorflow" not in sys.modules

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from realcustom_jax.diffusion import add_more_noise, add_noise, betas, integrate, make_solver, snr, velocity
+from realcustom_jax.sampling.solvers import add_more_noise, add_noise, betas, integrate, make_solver, snr, velocity
 
 from goldens import assert_close, golden, nchw, nhwc
 

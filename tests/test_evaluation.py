@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from realcustom_jax import pipeline
-from realcustom_jax.data.sprites import (
+from realcustom_jax.data.sprites.world import (
     HELD_OUT_NOUNS,
     NOUNS,
     SCENES,
@@ -35,8 +35,8 @@ from realcustom_jax.evaluation.judge import (
 )
 from realcustom_jax.evaluation.metrics import agreement, bootstrap_interval, roc_area, summarize
 from realcustom_jax.evaluation.scores import Generated, distance, examine, report_method, score_masks, score_pictures
-from realcustom_jax.sampling import Samples
-from realcustom_jax.stages.judge import JudgeTask, disturb, single_subject_rows
+from realcustom_jax.sampling.sampler import Samples
+from realcustom_jax.training.miniature.judge import JudgeTask, disturb, single_subject_rows
 
 from mini_bundle import write_mini_bundle
 

@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from realcustom_jax import export
-from realcustom_jax.adapter import find_adapter
-from realcustom_jax.tensors import read_files, read_tensors
+from realcustom_jax.model_files import export
+from realcustom_jax.model_files.adapter import find_adapter
+from realcustom_jax.model_files.tensors import read_files, read_tensors
 
 
 @pytest.mark.parametrize("name", ["adapter.safetensors", "adapter.pth"])

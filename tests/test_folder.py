@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from realcustom_jax.data.cutouts import cut_out, recontextualised
-from realcustom_jax.data.folder import AUGMENTED, OTHER_VIEW, RECONSTRUCTION, bucket_of, buckets, fit, write
 from realcustom_jax.data.loader import Split
-from realcustom_jax.data.manifest import read_manifest
+from realcustom_jax.data.pictures.cutouts import cut_out, recontextualised
+from realcustom_jax.data.pictures.folder import AUGMENTED, OTHER_VIEW, RECONSTRUCTION, bucket_of, buckets, fit, write
+from realcustom_jax.data.pictures.manifest import read_manifest
 
 
 def save(folder, name, size, colour):

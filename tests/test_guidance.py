@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from realcustom_jax.guidance import classifier_free_guidance, strongest_reference, subject_mask
+from realcustom_jax.sampling.masks import classifier_free_guidance, strongest_reference, subject_mask
 
 from goldens import assert_close, golden, nchw, nhwc
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from realcustom_jax.images import (
+from realcustom_jax.conditioning.references import (
     DINO_MEAN,
     DINO_STD,
     VisionSettings,
@@ -22,7 +22,7 @@ from realcustom_jax.images import (
     reference_features,
     to_uint8,
 )
-from realcustom_jax.weights import load_vision_encoder
+from realcustom_jax.model_files.weights import load_vision_encoder
 
 from goldens import FIXTURES, assert_close, golden, nhwc
 

@@ -9,12 +9,12 @@ import pytest
 import safetensors.numpy
 from huggingface_hub.utils import filter_repo_objects
 
-from realcustom_jax import bundle, locate, weights
-from realcustom_jax.adapter import find_adapter
 from realcustom_jax.files import write_json
-from realcustom_jax.locate import ASSETS
+from realcustom_jax.model_files import bundle, locate, weights
+from realcustom_jax.model_files.adapter import find_adapter
+from realcustom_jax.model_files.locate import ASSETS
+from realcustom_jax.model_files.tensors import identify, read_files, read_tensors
 from realcustom_jax.pipeline import Pipeline
-from realcustom_jax.tensors import identify, read_files, read_tensors
 
 from mini_bundle import SIDE, WIDTH
 

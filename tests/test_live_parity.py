@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from realcustom_jax import weights
-from realcustom_jax.images import prepare_reference
+from realcustom_jax.conditioning.references import prepare_reference
+from realcustom_jax.model_files import weights
 
 from goldens import assert_close, nchw, nhwc
 

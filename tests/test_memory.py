@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import pytest
 
 from realcustom_jax.memory import Memory, peak_bytes, sampler_memory
+from realcustom_jax.model_files.tensors import headers_only, read_tensors
 from realcustom_jax.pipeline import Pipeline
-from realcustom_jax.tensors import headers_only, read_tensors
 
 from mini_bundle import SIDE, write_mini_bundle
 

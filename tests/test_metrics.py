@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from realcustom_jax.metrics import Log, peak_flops
+from realcustom_jax.training.log import Log, peak_flops
 
 
 def records(folder):

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from realcustom_jax.data import sprites
+from realcustom_jax.data.sprites import world
 from realcustom_jax.evaluation.judge import load_judge
 from realcustom_jax.evaluation.metrics import roc_area
-from realcustom_jax.locate import ASSETS
+from realcustom_jax.model_files.locate import ASSETS
 from realcustom_jax.pipeline import Pipeline
 
 REFERENCES = ASSETS / "references"
@@ -24,9 +24,9 @@ def test_the_bundle_is_small_and_described():
 
 
 def test_it_knows_the_sprite_world(pipeline):
-    assert set(pipeline.vocabulary.nouns) == set(sprites.NOUNS)
-    assert set(pipeline.vocabulary.scenes) == set(sprites.SCENES)
-    for word in sprites.VOCABULARY:
+    assert set(pipeline.vocabulary.nouns) == set(world.NOUNS)
+    assert set(pipeline.vocabulary.scenes) == set(world.SCENES)
+    for word in world.VOCABULARY:
         assert len(pipeline.tokenizer.tokenize(word)) == 1
 
 
@@ -36,7 +36,7 @@ def test_customised_pictures_and_their_masks(pipeline):
     assert pictures.shape == (4, 64, 64, 3)
     assert result.masks.shape == (10, 4, 1, 8, 8)
     opinions = load_judge(ASSETS / "mini")(pictures)
-    assert (opinions.labels["scene"] == sprites.SCENES.index("beach")).mean() >= 0.75
+    assert (opinions.labels["scene"] == world.SCENES.index("beach")).mean() >= 0.75
     masks = result.masks[-1, :, 0].repeat(8, axis=1).repeat(8, axis=2)
     areas = [roc_area(mask, subject > 0.5) for mask, subject in zip(masks, opinions.subject, strict=True)]
     assert np.mean(areas) > 0.7, "chance is 0.5"

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from realcustom_jax.diffusion import add_noise, betas
-from realcustom_jax.objectives import denoising_loss
+from realcustom_jax.sampling.solvers import add_noise, betas
+from realcustom_jax.training.losses import denoising_loss
 
 BETAS = betas()
 LATENTS = jax.random.normal(jax.random.key(0), (64, 4, 4, 2))

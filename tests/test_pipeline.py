@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from realcustom_jax import bundle
-from realcustom_jax.compilation import enable_compilation_cache
+from realcustom_jax.devices.compilation import enable_compilation_cache
 from realcustom_jax.files import write_json
-from realcustom_jax.locate import ASSETS
+from realcustom_jax.model_files import bundle
+from realcustom_jax.model_files.locate import ASSETS
+from realcustom_jax.model_files.tensors import read_tensors
 from realcustom_jax.models import context
 from realcustom_jax.pipeline import Pipeline
-from realcustom_jax.tensors import read_tensors
 
 from mini_bundle import SIDE
 

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from realcustom_jax.model_files.weights import load_projector
 from realcustom_jax.models.projector import Projector, ProjectorConfig
-from realcustom_jax.weights import load_projector
 
 from goldens import FIXTURES, assert_close, golden
 

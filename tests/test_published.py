@@ -12,15 +12,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from realcustom_jax.adapter import scaled_tokens
-from realcustom_jax.curriculum import Curriculum
-from realcustom_jax.data import folder
-from realcustom_jax.data.bucketed import BucketBatches
+from realcustom_jax.data.pictures import folder
+from realcustom_jax.data.pictures.bucketed import BucketBatches
+from realcustom_jax.model_files.adapter import scaled_tokens
+from realcustom_jax.model_files.tensors import read_files
 from realcustom_jax.pipeline import Pipeline
 from realcustom_jax.presets import PRESETS
-from realcustom_jax.stages import features, published
-from realcustom_jax.stages.fresh import with_tokens_like_text
-from realcustom_jax.tensors import read_files
+from realcustom_jax.training.curriculum import Curriculum
+from realcustom_jax.training.published import features
+from realcustom_jax.training.published import run as published
+from realcustom_jax.training.published.fresh_adapter import with_tokens_like_text
 
 import fresh_process
 from mini_bundle import ENCODER_SIDE, SIDE, write_mini_bundle
@@ -154,7 +155,7 @@ def test_training_that_stopped_goes_on_to_the_same_bytes(run, tmp_path, monkeypa
 SHARDED = """
 import sys
 from pathlib import Path
-from realcustom_jax.stages import published
+from realcustom_jax.training.published import run as published
 from test_published import get_config
 
 model, pictures, workdir = map(Path, sys.argv[1:4])

@@ -11,13 +11,13 @@ import pytest
 from PIL import Image
 
 import sample
-from realcustom_jax import bundle, weights
 from realcustom_jax.contact_sheet import CELL, contact_sheet, fit, mask_overlay, save
 from realcustom_jax.files import write_json
-from realcustom_jax.locate import ASSETS
+from realcustom_jax.model_files import bundle, weights
+from realcustom_jax.model_files.locate import ASSETS
+from realcustom_jax.model_files.tensors import read_tensors
 from realcustom_jax.pipeline import Pipeline, Result
 from realcustom_jax.presets import Preset
-from realcustom_jax.tensors import read_tensors
 
 from mini_bundle import SIDE
 

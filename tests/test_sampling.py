@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from realcustom_jax import weights
-from realcustom_jax.diffusion import make_solver
+from realcustom_jax.model_files import weights
 from realcustom_jax.models import attention, context
 from realcustom_jax.models.unet import UNet, UNetConfig
-from realcustom_jax.sampling import Conditioning, MaskConfig, sample_latents, sample_text_only
+from realcustom_jax.sampling.sampler import Conditioning, MaskConfig, sample_latents, sample_text_only
+from realcustom_jax.sampling.solvers import make_solver
 
 import fresh_process
 from goldens import FIXTURES, assert_close, golden, nchw, nhwc
@@ -319,8 +319,8 @@ def test_mistakes_are_named(change, words):
 
 ON_FOUR_DEVICES = """
 import jax, numpy as np
-from realcustom_jax import sharding
-from realcustom_jax.diffusion import make_solver
+from realcustom_jax.devices import sharding
+from realcustom_jax.sampling.solvers import make_solver
 from test_sampling import sample, small_case
 
 unet, params, *inputs = small_case()

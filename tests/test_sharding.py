@@ -6,15 +6,16 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractMesh, PartitionSpec
 
-from realcustom_jax import sharding, single_file, weights
-from realcustom_jax.bundle import ARCHITECTURES
+from realcustom_jax.devices import sharding
+from realcustom_jax.devices.sharding import AxisRules, logical_axes, make_mesh, shardings
+from realcustom_jax.model_files import single_file, weights
+from realcustom_jax.model_files.bundle import ARCHITECTURES
 from realcustom_jax.models.clip_text import ClipText, ClipTextConfig
 from realcustom_jax.models.conv import Conv
 from realcustom_jax.models.unet import UNet, UNetConfig
 from realcustom_jax.models.vae import Autoencoder, VAEConfig
 from realcustom_jax.models.vit import VisionTransformer, VitConfig
-from realcustom_jax.sharding import AxisRules, logical_axes, make_mesh, shardings
-from realcustom_jax.training import TrainSettings, init_state
+from realcustom_jax.training.loop import TrainSettings, init_state
 
 
 def mesh(data=1, fsdp=1, tensor=1):

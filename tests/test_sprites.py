@@ -7,8 +7,8 @@ import itertools
 import numpy as np
 import pytest
 
-from realcustom_jax.data.pairs import crop_subject, paint_example, recontextualise
-from realcustom_jax.data.sprites import (
+from realcustom_jax.data.sprites.pairs import crop_subject, paint_example, recontextualise
+from realcustom_jax.data.sprites.world import (
     ACCESSORIES,
     BUILDS,
     COLOURS,

@@ -11,14 +11,15 @@ import numpy as np
 import optax
 import pytest
 
-from realcustom_jax import bundle, diffusion, weights
-from realcustom_jax.adapter import merge_unet, scaled_tokens
-from realcustom_jax.data import sprites
+from realcustom_jax.data.sprites import world
+from realcustom_jax.model_files import bundle, weights
+from realcustom_jax.model_files.adapter import merge_unet, scaled_tokens
+from realcustom_jax.model_files.tensors import read_tensors
 from realcustom_jax.models.clip_text import ClipText, ClipTextConfig
 from realcustom_jax.models.unet import UNetOutput
-from realcustom_jax.sampling import sample_latents
-from realcustom_jax.stages import base, encoders, miniature
-from realcustom_jax.tensors import read_tensors
+from realcustom_jax.sampling import solvers
+from realcustom_jax.sampling.sampler import sample_latents
+from realcustom_jax.training.miniature import base, encoders, stages
 
 CONFIG = Path(__file__).parents[1] / "configs" / "mini.py"
 
@@ -45,11 +46,11 @@ def config():
 @pytest.fixture(scope="module")
 def trained(config, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("run")
-    miniature.run(config, workdir)
+    stages.run(config, workdir)
     return workdir
 
 
-@pytest.mark.parametrize("stage", miniature.STAGES)
+@pytest.mark.parametrize("stage", stages.STAGES)
 def test_every_stage_leaves_a_picture_and_a_checkpoint(trained, stage):
     assert (trained / stage / "samples" / "000002.png").is_file()
     assert (trained / stage / "checkpoints" / "2").is_dir()
@@ -69,7 +70,7 @@ def test_an_unknown_stage_is_named(config, tmp_path):
     wrong = config.copy_and_resolve_references()
     wrong.stage = "adaptor"
     with pytest.raises(ValueError, match="did you mean 'adapter'"):
-        miniature.run(wrong, tmp_path)
+        stages.run(wrong, tmp_path)
 
 
 def task_of(config, workdir, **changes):
@@ -83,8 +84,8 @@ def task_of(config, workdir, **changes):
     again = config.copy_and_resolve_references()
     again.update(changes)
     with pytest.MonkeyPatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(miniature, "fit", stop)
-        miniature.run(again, workdir)
+        patched.setattr(stages, "fit", stop)
+        stages.run(again, workdir)
     return found[0]
 
 
@@ -99,12 +100,12 @@ def test_a_warm_start_begins_with_the_weights_of_a_bundle(trained, config):
 
 
 def test_a_warm_start_keeps_the_words_it_knows_and_draws_the_others(trained, config, monkeypatch):
-    monkeypatch.setattr(sprites, "VOCABULARY", ("axolotl", *sprites.VOCABULARY[1:]))
+    monkeypatch.setattr(world, "VOCABULARY", ("axolotl", *world.VOCABULARY[1:]))
     again = config.copy_and_resolve_references()
     again.warm_start = str(trained / "bundle")
-    tokenizer = miniature._tokenizer(again)
+    tokenizer = stages._tokenizer(again)
     new, old = (params["text_model"]["embeddings"]["token_embedding"]["embedding"] for params in (
-        miniature._warm_start(again, tokenizer)["text_encoder"], bundle.load_text_encoder(trained / "bundle")[1]))
+        stages._warm_start(again, tokenizer)["text_encoder"], bundle.load_text_encoder(trained / "bundle")[1]))
     known = bundle.load_tokenizer(trained / "bundle").get_vocab()
     assert new.shape == (len(tokenizer), old.shape[1])
     np.testing.assert_array_equal(new[tokenizer.get_vocab()["dog</w>"]], old[known["dog</w>"]])
@@ -155,7 +156,7 @@ def test_pairs_are_trained_with_the_mask_of_sampling(fresh_task):
     ids, noise = batch["input_ids"], jax.random.normal(jax.random.key(1), batch["latents"].shape)
     condition = fresh_task.conditioning(params, fresh_task.frozen, ids, batch["reference"] / 255)
     target = jnp.zeros((len(ids), 1, ids.shape[1])).at[:, :, 2].set(1)
-    solver = diffusion.make_solver(steps=2, betas=fresh_task.betas, prediction=fresh_task.prediction)
+    solver = solvers.make_solver(steps=2, betas=fresh_task.betas, prediction=fresh_task.prediction)
     sampled = jax.jit(functools.partial(
         sample_latents, fresh_task.unet, solver=solver, branches="sequential",
         mask=fresh_task.preset.mask(*noise.shape[1:3])))(

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from transformers import CLIPTokenizer
 
-from realcustom_jax.text import build_tokenizer, encode_prompt, target_tokens
+from realcustom_jax.conditioning.prompts import build_tokenizer, encode_prompt, target_tokens
 
 WORDS = ("a an and now snow no on one in the dog dogs cat beach beaches toy jungle jungles café "
          "elephant red n now").split()

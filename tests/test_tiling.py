@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from realcustom_jax.tiling import decode_tiles
+from realcustom_jax.sampling.tiling import decode_tiles
 
 LATENTS = np.random.default_rng(0).normal(size=(2, 13, 22, 3)).astype(np.float32)
 

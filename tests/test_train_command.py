@@ -29,7 +29,8 @@ def test_a_mistake_is_one_sentence(tmp_path, wrong, message):
 # The command with the trainings replaced by one that says what it was asked for.
 ASKED = """
 import runpy, sys
-from realcustom_jax.stages import miniature, published
+from realcustom_jax.training.miniature import stages as miniature
+from realcustom_jax.training.published import run as published
 miniature.run = published.run = lambda config, workdir: print("asked", config.get("train", config).on_existing)
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from realcustom_jax import weights
+from realcustom_jax.model_files import weights
 from realcustom_jax.models import context
 
 from goldens import FIXTURES, assert_close, golden, nchw, nhwc

@@ -1,6 +1,6 @@
 """The autoencoder against diffusers' AutoencoderKL (golden)."""
 
-from realcustom_jax import weights
+from realcustom_jax.model_files import weights
 
 from goldens import FIXTURES, assert_close, golden, nchw, nhwc
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from realcustom_jax.model_files.weights import load_vision_encoder
 from realcustom_jax.models.vit import VisionTransformer, VitConfig, resample_pos_embed
-from realcustom_jax.weights import load_vision_encoder
 
 from goldens import FIXTURES, assert_close, golden, nhwc
 

@@ -6,8 +6,8 @@ import pytest
 import safetensors.numpy
 from flax.traverse_util import flatten_dict
 
-from realcustom_jax import weights
-from realcustom_jax.tensors import read_tensors
+from realcustom_jax.model_files import weights
+from realcustom_jax.model_files.tensors import read_tensors
 
 from goldens import FIXTURES
 

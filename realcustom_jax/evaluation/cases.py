@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from realcustom_jax.data.sprites import (
+from realcustom_jax.data.sprites.world import (
     HELD_OUT_NOUNS,
     NOUNS,
     SCENES,

@@ -26,16 +26,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from realcustom_jax.choices import check_choice
-from realcustom_jax.compilation import jit_sampler
-from realcustom_jax.diffusion import Solver, make_solver
+from realcustom_jax.conditioning.prompts import target_tokens
+from realcustom_jax.conditioning.references import from_uint8
+from realcustom_jax.devices.compilation import jit_sampler
 from realcustom_jax.evaluation.cases import Case
 from realcustom_jax.evaluation.judge import TrainedJudge, load_judge
 from realcustom_jax.evaluation.scores import Generated
-from realcustom_jax.images import from_uint8
-from realcustom_jax.locate import local_model
+from realcustom_jax.model_files.locate import local_model
 from realcustom_jax.pipeline import Pipeline
-from realcustom_jax.sampling import Conditioning, MaskConfig, sample_latents, sample_text_only
-from realcustom_jax.text import target_tokens
+from realcustom_jax.sampling.sampler import Conditioning, MaskConfig, sample_latents, sample_text_only
+from realcustom_jax.sampling.solvers import Solver, make_solver
 
 METHODS: tuple[str, ...] = ("text_only", "described", "no_mask", "sequential", "fused")
 

@@ -2,7 +2,7 @@
 
 It names the noun, the scene and the five identity attributes, and marks the subject's pixels. What belongs to the
 subject is read from features averaged inside the marked region, the scene from those outside of it. It learns from
-painted pictures (`realcustom_jax.stages.judge`) and meets what a diffusion model makes only to score it.
+painted pictures (`realcustom_jax.training.miniature.judge`) and meets what a diffusion model makes only to score it.
 """
 
 import dataclasses
@@ -17,11 +17,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from realcustom_jax import bundle, weights
-from realcustom_jax.data.sprites import ACCESSORIES, BUILDS, COLOURS, NOUNS, PATTERNS, SCENES
-from realcustom_jax.images import from_uint8
+from realcustom_jax.conditioning.references import from_uint8
+from realcustom_jax.data.sprites.world import ACCESSORIES, BUILDS, COLOURS, NOUNS, PATTERNS, SCENES
+from realcustom_jax.model_files import bundle, weights
+from realcustom_jax.model_files.tensors import read_tensors
 from realcustom_jax.models.resnet import ResnetBlock
-from realcustom_jax.tensors import read_tensors
 
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "primary": COLOURS, "secondary": COLOURS, "pattern": PATTERNS, "accessory": ACCESSORIES, "build": BUILDS}

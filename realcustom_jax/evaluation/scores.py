@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from realcustom_jax.data.sprites import NOUNS, SCENES
+from realcustom_jax.data.sprites.world import NOUNS, SCENES
 from realcustom_jax.evaluation.cases import Case, Exam
 from realcustom_jax.evaluation.judge import ATTRIBUTES, TrainedJudge
 from realcustom_jax.evaluation.metrics import agreement, mean_with_interval, overlap, roc_area, summarize

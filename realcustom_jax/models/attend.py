@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from realcustom_jax.arithmetic import largest_divisor
-from realcustom_jax.sharding import AxisRules
+from realcustom_jax.devices.operations import largest_divisor
+from realcustom_jax.devices.sharding import AxisRules
 
 _LONG = 2**18
 """N·L from which a TPU's fused kernel pays; the weights of less are small."""

@@ -5,7 +5,7 @@ import functools
 import flax.linen as nn
 import jax
 
-from realcustom_jax.sharding import CONVOLUTION, gathered
+from realcustom_jax.devices.sharding import CONVOLUTION, gathered
 
 
 def _convolve(x: jax.Array, kernel: jax.Array, *args, **kwargs) -> jax.Array:

@@ -1,0 +1,1 @@
+"""Pictures: how does a folder of your own pictures become a dataset?"""

@@ -1,0 +1,191 @@
+"""Your own pictures as a dataset: a folder with a manifest (module `manifest`) → ArrayRecord files for `loader`.
+
+Targets are scaled and cropped to one of a few sizes of about the same area ("buckets", as SDXL was trained, arXiv
+2307.01952, section 2.3), and what was lost is kept as numbers, for SDXL's size conditioning. References become squares.
+"""
+
+import dataclasses
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import tensorflow_datasets as tfds
+from PIL import Image
+from tqdm import tqdm
+
+from realcustom_jax.conditioning.references import load_image
+from realcustom_jax.data.pictures.cutouts import cut_out, recontextualised
+from realcustom_jax.data.pictures.manifest import Row, read_manifest
+from realcustom_jax.data.sprites.builder import finished
+from realcustom_jax.files import png
+
+RECONSTRUCTION, AUGMENTED, OTHER_VIEW = 0.0, 0.5, 1.0
+"""Difficulties of the references: cut out of the target, the same changed, and another picture of the subject."""
+_STEP, _WIDEST = 64, 2.0
+
+
+def buckets(side: int) -> list[tuple[int, int]]:
+    """Sizes (width, height) in multiples of 64, none larger than side² nor wider or taller than 2 : 1."""
+    if side < _STEP or side % _STEP:
+        raise ValueError(f"The side is {side}; expected a multiple of {_STEP}.")
+    lengths = range(_STEP, int(side * _WIDEST) + 1, _STEP)
+    sizes = [(width, max(h for h in lengths if h * width <= side * side)) for width in lengths if width <= side * 1.5]
+    sizes += [(height, width) for width, height in sizes]
+    return sorted({(w, h) for w, h in sizes if max(w, h) <= _WIDEST * min(w, h) and w * h > 0.8 * side * side})
+
+
+def bucket_of(width: int, height: int, sizes: list[tuple[int, int]]) -> int:
+    """The number of the size whose shape is nearest to a picture's."""
+    return int(np.argmin([abs(np.log(width / height) - np.log(w / h)) for w, h in sizes]))
+
+
+def fit(picture: Image.Image, size: tuple[int, int], focus: tuple[float, float]) -> tuple[Image.Image, tuple[int, int]]:
+    """(the picture scaled to cover `size` and cropped to it, the crop's top and left in the scaled picture); `focus`
+    (x, y in pixels of the picture) is as near to the middle as the picture allows."""
+    scale = max(size[0] / picture.width, size[1] / picture.height)
+    whole = tuple(max(round(length * scale), s) for length, s in zip(picture.size, size, strict=True))
+    left, top = (int(np.clip(at * scale - s / 2, 0, w - s)) for at, s, w in zip(focus, size, whole, strict=True))
+    scaled = picture.resize(whole, Image.Resampling.LANCZOS)
+    return scaled.crop((left, top, left + size[0], top + size[1])), (top, left)
+
+
+@dataclasses.dataclass(kw_only=True)
+class FolderConfig(tfds.core.BuilderConfig):
+    """What is made of which folder; the name follows from these and from all files of the folder."""
+
+    folder: str
+    side: int = 1024
+    reference_side: int = 768
+    max_broken: int = 0
+    seed: int = 0
+    name: str = ""
+
+    def __post_init__(self):
+        digest = hashlib.sha256(f"{self.max_broken}".encode())
+        for path in sorted(Path(self.folder).absolute().rglob("*")):
+            if path.is_file():
+                digest.update(f"{path} {path.stat().st_size} {path.stat().st_mtime_ns}".encode())
+        self.name = f"side{self.side}_reference{self.reference_side}_seed{self.seed}_{digest.hexdigest()[:12]}"
+
+
+class Folder(tfds.core.GeneratorBasedBuilder):
+    """Rows of a manifest, in its order, without the broken ones."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        picture = tfds.features.Image(shape=(None, None, 3), encoding_format="png")
+        pair = tfds.features.Tensor(shape=(2,), dtype=np.int32)
+        return tfds.core.DatasetInfo(
+            builder=self, disable_shuffling=True,
+            description="Pictures, their captions, and references of the subject that a word of the caption names.",
+            features=tfds.features.FeaturesDict({
+                "target": picture, "caption": tfds.features.Text(), "word": tfds.features.Text(),
+                "bucket": tfds.features.Scalar(np.int32), "original_size": pair, "crop_top_left": pair,
+                "references": tfds.features.Sequence(picture),
+                "difficulty": tfds.features.Sequence(tfds.features.Scalar(np.float32))}))
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
+        return {"train": self._generate_examples()}
+
+    def _generate_examples(self) -> Iterator[tuple[int, dict]]:
+        config = self.builder_config
+        rows, broken = read_manifest(Path(config.folder) / "manifest.jsonl")
+        _check(broken, config.max_broken)
+        for message in broken:
+            tqdm.write(f"skipped, {message}")
+        sizes, made = buckets(config.side), 0
+        for number, row in enumerate(tqdm(rows, desc="reading pictures", unit="row")):
+            try:
+                yield number, example(row, sizes, config.reference_side, np.random.default_rng((config.seed, number)))
+                made += 1
+            except (OSError, ValueError) as error:
+                broken.append(f"{row.where}: {error}")
+                tqdm.write(f"skipped, {broken[-1]}")
+                _check(broken, config.max_broken)
+        if broken:
+            tqdm.write(f"{len(broken)} of {made + len(broken)} rows were skipped.")
+        if not made:
+            raise ValueError(f"{config.folder}/manifest.jsonl has no row that can be used; give at least one.")
+
+
+def _check(broken: list[str], limit: int) -> None:
+    if len(broken) > limit:
+        more = "; …" if len(broken) > 10 else ""
+        raise ValueError(f"{len(broken)} broken row(s), and max_broken is {limit}: {'; '.join(broken[:10])}{more}. "
+                         "Mend them or raise max_broken.")
+
+
+def example(row: Row, sizes: list[tuple[int, int]], reference_side: int, rng: np.random.Generator) -> dict:
+    """The fields of one row. Raises OSError, ValueError: a picture that cannot be read, or a mask that does not fit."""
+    picture = _open(row.target)
+    mask = _mask(row, picture.size)
+    focus = (picture.width / 2, picture.height / 2)
+    if mask is not None:
+        ys, xs = np.nonzero(mask)
+        focus = ((xs.min() + xs.max() + 1) / 2, (ys.min() + ys.max() + 1) / 2)
+    bucket = bucket_of(*picture.size, sizes)
+    target, corner = fit(picture, sizes[bucket], focus)
+    square = (reference_side, reference_side)
+    references = [(_open(path).resize(square, Image.Resampling.BILINEAR), OTHER_VIEW) for path in row.references]
+    if mask is not None:
+        references.append((cut_out(picture, mask).resize(square, Image.Resampling.BILINEAR), RECONSTRUCTION))
+    if row.mask is not None:
+        references.append((recontextualised(picture, mask, rng, reference_side), AUGMENTED))
+    pictures, difficulty = zip(*references, strict=True)
+    return {
+        "target": png(target), "caption": row.caption, "word": row.word, "bucket": bucket,
+        "original_size": np.array([picture.height, picture.width], np.int32),
+        "crop_top_left": np.array(corner, np.int32), "references": [png(x) for x in pictures],
+        "difficulty": list(difficulty)}
+
+
+def _open(path: Path) -> Image.Image:
+    return Image.fromarray(np.uint8(np.round(load_image(path) * 255)))
+
+
+def _mask(row: Row, size: tuple[int, int]) -> np.ndarray | None:
+    """Where the subject is, bool [H, W], or None where the row does not say."""
+    if row.mask is not None:
+        mask = load_image(row.mask).mean(axis=-1) > 0.5
+        if mask.shape != (size[1], size[0]):
+            raise ValueError(f"the mask {row.mask} is {mask.shape[1]} x {mask.shape[0]}, "
+                             f"its target {size[0]} x {size[1]}")
+        if not mask.any():
+            raise ValueError(f"the mask {row.mask} is empty")
+        return mask
+    if row.box is None:
+        return None
+    left, top, right, bottom = row.box
+    mask = np.zeros((size[1], size[0]), bool)
+    mask[int(top):int(np.ceil(bottom)), int(left):int(np.ceil(right))] = True
+    if not mask.any():
+        raise ValueError(f"the box {list(row.box)} lies outside its target of {size[0]} x {size[1]}")
+    return mask
+
+
+def write(folder: str | os.PathLike, data_dir: str | os.PathLike, *, side: int = 1024, reference_side: int = 768,
+          max_broken: int = 0, seed: int = 0) -> Path:
+    """Makes the dataset of a folder under `data_dir`, or finds it made, and returns its own folder in there. A file
+    that changed makes another dataset; `data_dir` lies outside of `folder`.
+
+    Raises:
+        FileNotFoundError: the folder has no manifest.jsonl.
+        ValueError: more rows are broken than `max_broken`, whose lines it names, or none is good. Nothing is left
+            behind.
+    """
+    if not (Path(folder) / "manifest.jsonl").is_file():
+        raise FileNotFoundError(f"There is no manifest.jsonl in {folder}; it lists the pictures, one object a line.")
+    if Path(data_dir).absolute().is_relative_to(Path(folder).absolute()):
+        raise ValueError(f"The dataset cannot be written into its own pictures: {data_dir} lies in {folder}.")
+    config = FolderConfig(folder=os.fspath(folder), side=side, reference_side=reference_side, max_broken=max_broken,
+                          seed=seed)
+    made = Path(data_dir) / Folder.name / config.name / str(Folder.VERSION)
+    if finished(made):
+        return made
+    shutil.rmtree(made.parent, ignore_errors=True)
+    Folder(data_dir=os.fspath(data_dir), config=config, file_format="array_record").download_and_prepare()
+    return made

@@ -1,0 +1,1 @@
+"""Sprites: what does the painted world look like, and how does it become a dataset?"""

@@ -1,0 +1,1 @@
+"""Devices: where do arrays and programs lie, and what do they cost there?"""

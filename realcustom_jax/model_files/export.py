@@ -1,0 +1,94 @@
+"""Writes a trained adapter, or a model's UNet, for torch: `python -m realcustom_jax.model_files.export --help`.
+
+The adapter becomes one file in the released checkpoint's names (projector and `to_*_vision`), which the released torch
+code loads with `load_state_dict(…, strict=False)`; a UNet becomes a folder that diffusers reads
+(`UNet2DConditionModel`). Values are those of our files, bit for bit.
+"""
+
+import argparse
+import io
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import safetensors.numpy
+
+from realcustom_jax.files import write_file
+from realcustom_jax.model_files import bundle, weights
+from realcustom_jax.model_files.adapter import find_adapter, split_unet
+from realcustom_jax.model_files.adapter import to_torch as adapter_tensors
+from realcustom_jax.model_files.locate import local_model, part_folder
+from realcustom_jax.model_files.tensors import read_files
+
+
+def export_adapter(model: Path, adapter: Path, out: Path) -> int:
+    """Writes the adapter of a model to `out` (`.safetensors`, or `.pth` where torch is installed).
+
+    Returns the number of tensors. Raises ValueError for another ending, or if adapter and model do not fit.
+    """
+    given = find_adapter(adapter)
+    _, params = bundle.load_unet(model, given)
+    _, projector = bundle.load_projector(given)
+    tensors = adapter_tensors(projector, split_unet(params)[0])
+    _write(out, _as_stored(tensors, given.tensors))
+    return len(tensors)
+
+
+def export_unet(model: Path, out: Path) -> int:
+    """Writes the model's UNet, without visual attention, as a diffusers folder `out`. Returns the number of tensors."""
+    config, *files = bundle.part_files(model, "unet")
+    mapping = weights.read_config(config)
+    mapping.pop("image_prompt_settings", None)
+    stored = read_files(files)
+    tensors = _as_stored(weights.to_torch(weights.load_unet(mapping, stored)[1]), stored)
+    bundle.save_part(out, "unet", mapping | {"_class_name": "UNet2DConditionModel"}, tensors)
+    return len(tensors)
+
+
+def _as_stored(tensors, stored) -> dict[str, np.ndarray]:
+    """In the precision of the files, from which they were widened without loss."""
+    return {name: value.astype(stored[name].dtype) for name, value in tensors.items()}
+
+
+def _write(out: Path, tensors: dict[str, np.ndarray]) -> None:
+    if out.suffix == ".safetensors":
+        write_file(out, safetensors.numpy.save(tensors))
+    elif out.suffix in (".pth", ".bin"):
+        import torch
+
+        buffer = io.BytesIO()
+        torch.save({name: _tensor(torch, value) for name, value in tensors.items()}, buffer)
+        write_file(out, buffer.getvalue())
+    else:
+        raise ValueError(f"{out}: unknown kind {out.suffix!r}; expected .safetensors, .pth or .bin.")
+
+
+def _tensor(torch, value: np.ndarray):
+    if value.dtype == jax.numpy.bfloat16:
+        return torch.from_numpy(value.view(np.uint16).copy()).view(torch.bfloat16)
+    return torch.from_numpy(value)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("adapter", "unet"))
+    parser.add_argument("--model", default="mini", help="model folder, or mini")
+    parser.add_argument("--adapter", type=Path, help="adapter file or folder (the model's own)")
+    parser.add_argument("--out", type=Path, required=True, help="file (.pth, .safetensors) or, of a UNet, folder")
+    options = parser.parse_args(arguments)
+    try:
+        model = local_model(options.model)
+        if options.what == "adapter":
+            count = export_adapter(model, options.adapter or part_folder(model, "adapter"), options.out)
+        else:
+            count = export_unet(model, options.out)
+    except (ValueError, OSError, ImportError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    print(f"Wrote {count} tensors to {options.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

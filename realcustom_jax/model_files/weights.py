@@ -1,0 +1,320 @@
+"""Weights in the original torch naming ↔ our parameters, both ways, strictly.
+
+Our modules carry the torch names (`.N` written `_N`), so one mechanical rule serves all networks and both directions:
+
+    torch  down_blocks.1.attentions.0.transformer_blocks.2.attn2.to_q.weight   [out, in]
+    ours   down_blocks_1/attentions_0/transformer_blocks/attn2/to_q/kernel[2]  [layers, in, out]
+
+Linear kernels are transposed, convolution kernels go OIHW ↔ HWIO, norms' and embeddings' `weight` is renamed; the
+layers of a scanned stack are one array with a leading layer axis.
+
+Each loader takes its own part of the files it is given and reports, in one error, every key that is missing,
+belongs to no part, or has another shape.
+"""
+
+import dataclasses
+import json
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from realcustom_jax.model_files.tensors import LazyTensors, identify, read_files, reads_headers_only
+from realcustom_jax.models import clip_text, context, projector, unet, vae, vit
+
+PROJECTOR_PREFIX = "encoder_hidden_states_vision_projection."
+_OPEN_CLIP_PREFIX = "visual.trunk."
+_SCANNED = "transformer_blocks"
+_LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
+_VISION_LAYER = re.compile(r"\.to_[kv]_vision\.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """Which keys of a file are this network's, and which are another part's or a known head that is not used."""
+
+    own: re.Pattern
+    other: re.Pattern
+    ignored: re.Pattern = re.compile(r"$^")
+    prefix: str = ""
+    rename: Callable[[str], str] = lambda name: name
+
+
+_UNET_KEYS = r"(conv_in|time_embedding|add_embedding|down_blocks|mid_block|up_blocks|conv_norm_out|conv_out)\."
+_OLD_VAE = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+_PARTS = {
+    "UNet": Part(re.compile(_UNET_KEYS), re.compile(re.escape(PROJECTOR_PREFIX))),
+    "projector": Part(re.compile(re.escape(PROJECTOR_PREFIX)), re.compile(_UNET_KEYS), prefix=PROJECTOR_PREFIX),
+    "text encoder": Part(
+        re.compile(r"(text_model|text_projection|embeddings|encoder|final_layer_norm)\."),
+        re.compile(r"(vision_model|visual_projection)\.|logit_scale$"),
+        ignored=re.compile(r"(text_model\.)?embeddings\.position_ids$"),
+        # transformers 5 saves a CLIPTextModel without the prefix that all published files have.
+        rename=lambda name: re.sub(r"^(?!text_model\.|text_projection\.)", "text_model.", name)),
+    "autoencoder": Part(
+        re.compile(r"(encoder|decoder|quant_conv|post_quant_conv)\."), re.compile(r"$^"),
+        rename=lambda name: re.sub(
+            r"(attentions\.\d+\.)(query|key|value|proj_attn)\.", lambda m: m[1] + _OLD_VAE[m[2]] + ".", name)),
+    "vision encoder": Part(
+        re.compile(r"(cls_token|pos_embed|reg_token)$|(patch_embed|blocks)\."),
+        re.compile(r"(text|token_embedding|transformer|ln_final)\.|(text_projection|positional_embedding|logit_\w+)$"),
+        ignored=re.compile(r"(attn_pool|norm|fc_norm|head)\.|mask_token$")),
+}
+
+
+def read_config(config: Mapping[str, Any] | str | Path) -> dict[str, Any]:
+    """A configuration given as a mapping or as the path of a JSON file, as a dict; raises FileNotFoundError or
+    ValueError for a file that holds no JSON object."""
+    if isinstance(config, Mapping):
+        return dict(config)
+    try:
+        value = json.loads(Path(config).read_text())
+    except FileNotFoundError:
+        raise FileNotFoundError(f"configuration file {config} does not exist.") from None
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"configuration file {config} is not valid JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"configuration file {config} holds a JSON {type(value).__name__}; expected an object {{…}}.")
+    return value
+
+
+def torch_name(path: tuple[str, ...], layer: int | None = None) -> str:
+    """The torch name of our parameter at `path` (`layer` of it where the parameter belongs to a scanned stack)."""
+    # linear_1 and linear_2 are names in torch too, not list positions.
+    parts = [re.sub(r"(?<!linear)_(\d+)(?:_|$)", r".\1.", part).rstrip(".") for part in path[:-1]]
+    parts = [f"{part}.{layer}" if part == _SCANNED else part for part in parts]
+    return ".".join([*parts, _LEAVES.get(path[-1], path[-1])])
+
+
+def _to_torch_axes(value, kernel: bool):
+    if kernel and value.ndim == 4:
+        return value.transpose(3, 2, 0, 1)
+    return value.T if kernel and value.ndim == 2 else value
+
+
+def _from_torch_axes(value, kernel: bool):
+    if kernel and value.ndim == 4:
+        return value.transpose(2, 3, 1, 0)
+    return value.T if kernel and value.ndim == 2 else value
+
+
+def _entries(tree):
+    """Yields (path, layer or None, leaf, torch name) of every torch tensor that the tree stands for."""
+    for path, leaf in flatten_dict(tree).items():
+        for layer in range(leaf.shape[0]) if _SCANNED in path else (None,):
+            yield path, layer, leaf, torch_name(path, layer)
+
+
+def to_torch(params, prefix: str = "") -> dict[str, np.ndarray]:
+    """Our parameters in torch names and layouts, as contiguous numpy arrays ready for `safetensors.numpy.save_file`."""
+    tensors = {}
+    for path, layer, leaf, name in _entries(params):
+        value = np.asarray(leaf if layer is None else leaf[layer])
+        tensors[prefix + name] = np.ascontiguousarray(_to_torch_axes(value, path[-1] == "kernel"))
+    return tensors
+
+
+def torch_shapes(tree, prefix: str = "") -> dict[str, tuple[int, ...]]:
+    """Torch name → shape in torch's layout of every tensor that a tree of arrays or shapes stands for."""
+    shapes = {}
+    for path, layer, leaf, name in _entries(tree):
+        numbers = np.broadcast_to(np.float32(0), leaf.shape if layer is None else leaf.shape[1:])
+        shapes[prefix + name] = _to_torch_axes(numbers, path[-1] == "kernel").shape
+    return shapes
+
+
+def parameter_shapes(module: nn.Module, *args, **kwargs):
+    """The shapes of a module's parameters for these inputs, without a single number in memory."""
+    return jax.eval_shape(lambda: module.init(jax.random.key(0), *args, **kwargs)["params"])
+
+
+def from_torch(shapes, tensors: Mapping[str, np.ndarray], part: str, *, dtype,
+               missing_ok: Callable[[str], bool] | None = None):
+    """Fills a tree of shapes from torch-named tensors.
+
+    Args:
+        shapes: our parameters' shapes (`jax.eval_shape` of init).
+        tensors: torch names (prefix removed) → arrays.
+        missing_ok: names that may be absent; their leaves are left out of the result.
+    Returns:
+        (the parameters as nested dict, the tensor names that were not used); under `tensors.headers_only` the
+        parameters are `jax.ShapeDtypeStruct`s
+    Raises:
+        ValueError: lists the missing and the wrongly shaped tensors.
+    """
+    params, missing, wrong, used, expected_shapes = {}, [], [], set(), torch_shapes(shapes)
+    for path, layer, leaf, name in _entries(shapes):
+        if name not in tensors:
+            if not (missing_ok and missing_ok(name)):
+                missing.append(name)
+            continue
+        used.add(name)
+        kernel = path[-1] == "kernel"
+        expected = leaf.shape if layer is None else leaf.shape[1:]
+        value = given = tensors[name]
+        if value.ndim == 4 and len(expected) == 2 and value.shape[2:] == (1, 1):
+            value = value[:, :, 0, 0]  # old autoencoders keep their linear layers as 1×1 convolutions
+        value = _from_torch_axes(value, kernel)
+        if value.shape != expected:
+            wrong.append(f"{name} {tuple(given.shape)}, expected {expected_shapes[name]}")
+        elif reads_headers_only():
+            params[path] = jax.ShapeDtypeStruct(leaf.shape, dtype)
+        elif layer is None:
+            params[path] = jnp.asarray(np.ascontiguousarray(value, dtype))
+        else:
+            # Filled in place: a deep stack is never there twice.
+            params.setdefault(path, np.empty(leaf.shape, dtype))[layer] = value
+            if layer + 1 == leaf.shape[0]:
+                params[path] = jnp.asarray(params[path])
+    # A stack of which the files have some layers only is not fresh, it is broken.
+    missing += [f"some layers of {torch_name(path, 0)}" for path, value in params.items() if type(value) is np.ndarray]
+    _raise(part, tensors, missing=missing, wrong=wrong)
+    return unflatten_dict(params), set(tensors) - used
+
+
+def _raise(part: str, tensors: Mapping[str, Any], **problems: list[str]):
+    titles = {"missing": "missing keys", "wrong": "wrong shapes", "unknown": "keys that belong to no part"}
+    found = [f"{titles[kind]}: {', '.join(sorted(names)[:20])}" + (f" … ({len(names)} in all)" * (len(names) > 20))
+             for kind, names in problems.items() if names]
+    if found:
+        what = identify(problems.get("unknown") or tensors)
+        raise ValueError(f"the weights (of {what}) do not fit this {part}: " + "; ".join(found) + ".")
+
+
+def _select(tensors: LazyTensors, part: str) -> LazyTensors:
+    """The tensors of one part, prefix removed; raises for keys that belong to no part at all."""
+    rule = _PARTS[part]
+    _raise(part, tensors,
+           unknown=[k for k in tensors if not any(p.match(k) for p in (rule.own, rule.other, rule.ignored))])
+
+    def ours(name):
+        own = rule.own.match(name) and not rule.ignored.match(name)
+        return rule.rename(name.removeprefix(rule.prefix)) if own else None
+
+    return tensors.rename(ours)
+
+
+def _as_they_are(params):
+    return params
+
+
+def _load(part: str, module: nn.Module, tensors, dtype, *init_args, optional=None, rng=None, arrange=_as_they_are,
+          **init_kwargs):
+    shapes = jax.eval_shape(arrange, parameter_shapes(module, *init_args, **init_kwargs))
+    params, unused = from_torch(shapes, tensors, part, dtype=dtype, missing_ok=optional)
+    _raise(part, tensors, unknown=sorted(unused))
+    absent = set(flatten_dict(shapes)) - set(flatten_dict(params))
+    if absent:
+        # jit drops everything but the absent leaves, so a fresh adapter costs only its own memory.
+        @jax.jit
+        def fresh(key):
+            init = flatten_dict(arrange(module.init(key, *init_args, **init_kwargs)["params"]))
+            return {path: init[path].astype(dtype) for path in absent}
+        params = unflatten_dict({**flatten_dict(params), **fresh(rng)})
+    return module, params
+
+
+def _check_init(init_missing, rng):
+    if unknown := set(init_missing) - {"vision"}:
+        raise ValueError(f"init_missing: {unknown.pop()!r} is unknown; the only group is 'vision'.")
+    if init_missing and rng is None:
+        raise ValueError("init_missing needs rng=jax.random.key(…) to draw the fresh weights.")
+
+
+def load_unet(config, *files, dtype=jnp.float32, init_missing=(), rng=None, scan_layers=True):
+    """The denoising UNet.
+
+    Args:
+        config: diffusers `UNet2DConditionModel` JSON (mapping or path), with `image_prompt_settings` for visual
+            attention.
+        files: weight files; later ones override earlier ones.
+        dtype: of the parameters and the computation.
+        init_missing: ("vision",) draws `to_*_vision` freshly from `rng` when the files have none.
+        scan_layers: whether equal transformer layers are one stack, or apart (`models.context.layers_apart`).
+    Returns:
+        (module, params)
+    Raises:
+        FileNotFoundError, ValueError: see the module's docstring.
+    """
+    _check_init(init_missing, rng)
+    config = unet.UNetConfig.from_config(read_config(config))
+    module = unet.UNet(config, dtype)
+    tensors = _select(read_files(files), "UNet")
+    if not config.vision:
+        tensors = tensors.rename(lambda k: None if _VISION_LAYER.search(k) else k)
+    optional = _VISION_LAYER.search if "vision" in init_missing else None
+    args, kwargs = unet_inputs(config)
+    return _load("UNet", module, tensors, dtype, *args, optional=optional, rng=rng,
+                 arrange=_as_they_are if scan_layers else context.layers_apart, **kwargs)
+
+
+def unet_inputs(config: unet.UNetConfig, *, batch: int = 1, size: tuple[int, int] = (16, 16), tokens: int = 2):
+    """Zero inputs (args, kwargs) of a UNet, for `init` and shape evaluation."""
+    kwargs = {}
+    if config.addition_embed:
+        kwargs = {"pooled": jnp.zeros((batch, config.pooled_dim)), "time_ids": jnp.zeros((batch, 6))}
+    if config.vision:
+        kwargs["vision"] = jnp.zeros((batch, 1, 1, config.cross_attention_dim))
+    text = jnp.zeros((batch, tokens, config.cross_attention_dim))
+    return (jnp.zeros((batch, *size, config.in_channels)), 0, text), kwargs
+
+
+def load_autoencoder(config, *files, dtype=jnp.float32):
+    """The image autoencoder from a diffusers `AutoencoderKL` JSON and its weights (old attention names are converted).
+    Returns (module, params); raises as `load_unet`."""
+    config = vae.VAEConfig.from_config(read_config(config))
+    module = vae.Autoencoder(config, dtype)
+    size = 2 ** (len(config.block_out_channels) - 1)
+    return _load("autoencoder", module, _select(read_files(files), "autoencoder"), dtype,
+                 jnp.zeros((1, size, size, config.in_channels)))
+
+
+def load_text_encoder(config, *files, dtype=jnp.float32):
+    """A CLIP text encoder from its transformers JSON and weights; `.projected` is there if the files have
+    `text_projection.weight`. Returns (module, params); raises as `load_unet`."""
+    tensors = _select(read_files(files), "text encoder")
+    module = clip_text.ClipText(
+        clip_text.ClipTextConfig.from_config(read_config(config)), "text_projection.weight" in tensors, dtype)
+    return _load("text encoder", module, tensors, dtype, jnp.zeros((1, 2), jnp.int32))
+
+
+def load_vision_encoder(config, *files, dtype=jnp.float32):
+    """A timm VisionTransformer (SigLIP or DINOv2) from its keyword arguments and weights, with or without open_clip's
+    `visual.trunk.` in front of the names. Positional embeddings of another grid are resampled as timm does.
+    Returns (module, params); raises as `load_unet`."""
+    config = vit.VitConfig.from_config(read_config(config))
+    module = vit.VisionTransformer(config, dtype)
+    tensors = read_files(files)
+    if any(name.startswith(_OPEN_CLIP_PREFIX) for name in tensors):
+        tensors = tensors.rename(lambda k: k.removeprefix(_OPEN_CLIP_PREFIX))
+    what, tensors = identify(tensors), _select(tensors, "vision encoder")
+    if not tensors:
+        raise ValueError(f"the weights (of {what}) hold no vision encoder; expected timm's names, or open_clip's with "
+                         f"{_OPEN_CLIP_PREFIX} in front of them.")
+    if "pos_embed" in tensors:
+        trained = tensors["pos_embed"]
+        tensors = tensors.replace(
+            pos_embed=lambda: vit.resample_pos_embed(trained, config.grid, config.num_embedded_prefix))
+    return _load("vision encoder", module, tensors, dtype, jnp.zeros((1, *config.img_size, 3)), layers=(0,))
+
+
+def load_projector(config, *files, dtype=jnp.float32, init_missing=(), rng=None):
+    """The CCP projector from the released RealCustom JSON (its `image_prompt_settings`) and an adapter file.
+
+    `init_missing=("vision",)` draws a fresh projector from `rng` when the files have none of it.
+    Returns (module, params); raises as `load_unet`."""
+    _check_init(init_missing, rng)
+    config = read_config(config)
+    settings = projector.ProjectorConfig.from_config(config.get("image_prompt_settings", config))
+    module = projector.Projector(settings, dtype)
+    tensors = _select(read_files(files), "projector")
+    feature = jnp.zeros((1, 1, settings.vision_dim))
+    features = (feature,) * (2 if settings.variant == "highres" else 3)
+    fresh = (lambda name: True) if "vision" in init_missing and not tensors else None
+    return _load("projector", module, tensors, dtype, features, optional=fresh, rng=rng)

@@ -1,0 +1,1 @@
+"""Sampling: how does noise become a picture of the subject?"""

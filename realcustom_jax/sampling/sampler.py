@@ -1,0 +1,336 @@
+"""The dual-branch sampler of RealCustom++ (arXiv 2408.09744; released loop: `inference/pipeline.py`).
+
+On the latent z_i of step i the UNet runs in up to three *lanes*:
+
+    guidance     text alone; the target words' attention maps become the mask m_i (module `masks`)
+    generation   text and image, the visual term weighted by a mask
+    negative     negative text and image, the same mask; guided = negative + s · (generation − negative)
+
+With T steps and the mask frozen from step K on, [lanes | mask] being one UNet call, vmapped over the images, whose rows
+are the lanes:
+
+    step           sequential (as released)                           fused
+    0              [guidance] → m_0, [generation negative | m_0]      the same
+    1 … K − 1      [guidance] → m_i, [generation negative | m_i]      [guidance generation negative | m_{i−1}] → m_i
+    K … T − 1      [generation negative | m_{K−1}]                    the same
+
+Both orders evaluate as many lanes, K + 2T. Fused needs T + 1 calls instead of T + K, each large enough to fill
+the chip; in return its steps 1 … K − 1 see a mask one step old. What the latents do not change is computed before
+the loops (module `models.context`): the keys and values of text and vision tokens in every layer, and what each
+step's timestep adds in every residual block.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from realcustom_jax.choices import check_choice
+from realcustom_jax.devices.compilation import jit_sampler
+from realcustom_jax.devices.sharding import vmapped_axes
+from realcustom_jax.models import context
+from realcustom_jax.models.unet import UNet, UNetOutput
+from realcustom_jax.sampling.masks import classifier_free_guidance, subject_mask
+from realcustom_jax.sampling.solvers import Solver
+
+BRANCHES = "fused", "sequential"
+
+
+@flax.struct.dataclass
+class Conditioning:
+    """What the UNet sees beside the latents.
+
+    text: [B,T,D] text tokens. pooled: [B,P] pooled text and time_ids: [B,6] (SDXL's kind of UNet only).
+    vision: [B,R,L,D] projected tokens of R references.
+    """
+
+    text: jax.Array
+    pooled: jax.Array | None = None
+    time_ids: jax.Array | None = None
+    vision: jax.Array | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskConfig:
+    """How the guidance lane's maps become masks; hashable. The options are `masks.subject_mask`'s, and
+
+    downscale: the mask's size is the latents', divided by this.
+    refine_at: (h, w) of the self-attention layers whose maps refine the mask; None does not refine. The paper
+        takes the highest resolution that has attention.
+    """
+
+    scope: float = 0.25
+    normalize: str = "max_norm"
+    select: str = "topk"
+    binary: bool = False
+    overlap: str = "sum"
+    downscale: int = 2
+    refine_at: tuple[int, int] | None = None
+    normalize_self: str | None = None
+
+    def size(self, latents: jax.Array) -> tuple[int, int]:
+        """(h, w) of the masks of latents [B,H,W,C]."""
+        return latents.shape[1] // self.downscale, latents.shape[2] // self.downscale
+
+    def mask(self, output: UNetOutput, size: tuple[int, int]) -> jax.Array:
+        """The masks [B,R,h,w] of a UNet evaluation with target maps (and self maps at `refine_at`)."""
+        if self.refine_at and not output.self_maps:
+            sizes = sorted({m.shape[-2:] for m in output.maps}, reverse=True)
+            raise ValueError(f"refine_at={self.refine_at}: no self-attention layer has that size; there are {sizes}.")
+        return subject_mask(
+            output.maps, size=size, scope=self.scope, normalize=self.normalize, select=self.select,
+            binary=self.binary, overlap=self.overlap, self_maps=output.self_maps, normalize_self=self.normalize_self)
+
+
+@flax.struct.dataclass
+class Samples:
+    """latents: the last x_0 prediction [B,H,W,C]; masks: the mask used in each step [steps,B,R,h,w]; float32."""
+
+    latents: jax.Array
+    masks: jax.Array
+
+
+def sample_latents(
+    unet: UNet,
+    params,
+    noise: jax.Array,
+    positive: Conditioning,
+    negative: Conditioning,
+    target: jax.Array,
+    *,
+    solver: Solver,
+    guidance_scale: ArrayLike = 3.5,
+    mask: MaskConfig | None = MaskConfig(),
+    freeze_mask_step: int = 12,
+    branches: str = "fused",
+    on_step: Callable[[int], None] | None = None,
+) -> Samples:
+    """Customised latents from pure noise; pure, to be jitted as a whole (but see `on_step`).
+
+    Args:
+        unet, params: the UNet with visual attention. A GPU's layers are taken apart if they are not
+            (`models.context.layers_apart`), which copies them in every call: load them apart.
+        noise: [B,H,W,C] of unit variance.
+        positive, negative: with vision tokens, and of equal shapes.
+        target: [B,R,T] 0/1, the tokens of each reference's phrase in the positive text.
+        guidance_scale: s; 1 is the generation branch alone.
+        mask: None lets the image act everywhere: masks of ones, no guidance branch.
+        freeze_mask_step: K ≥ 1, the first step that reuses its predecessor's mask; K ≥ steps never freezes.
+        branches: "fused" | "sequential", see the module.
+        on_step: called with the number of each finished step. The loop then runs on the host, one compiled call a step,
+            so the function must not be traced with it; the result is the same.
+    Raises:
+        ValueError: an unknown option, an impossible number, or arrays that do not fit together.
+    """
+    check_choice("branches", branches, BRANCHES)
+    _check(noise, positive, target, guidance_scale, freeze_mask_step)
+    config = mask or MaskConfig()
+    size = config.size(noise)
+    if min(size) < 1:
+        raise ValueError(f"noise has shape {noise.shape}, too small for a mask downscaled by {config.downscale}.")
+    make = _Steps.make if on_step is None else _make_alone
+    steps = make(unet, config, context.for_this_device(params), positive, negative, target, solver, guidance_scale)
+    freeze = 0 if mask is None else min(freeze_mask_step, solver.steps)
+    fresh = freeze if branches == "sequential" else min(freeze, 1)
+    carry = solver.init(noise), jnp.ones((*target.shape[:2], *size), jnp.float32)
+    masks = []
+    for kind, start, stop in (
+        (_Steps.sequential, 0, fresh), (_Steps.fused, fresh, freeze), (_Steps.frozen, freeze, solver.steps),
+    ):
+        if kind is _Steps.frozen:  # here, not in the loop, which would copy the rows' tokens in every step
+            steps = steps.replace(rows=steps.rows.pair())
+        if start < stop and on_step is None:
+            carry, used = _scan(functools.partial(kind, steps), carry, start, stop)
+            masks.append(used)
+        elif start < stop:
+            for i in range(start, stop):
+                carry, used = jax.block_until_ready(_step_alone(kind, steps, carry, i))
+                masks.append(used[None])
+                on_step(i)
+    return Samples(carry[0].x0, jnp.concatenate(masks))
+
+
+def sample_text_only(
+    unet: UNet,
+    params,
+    noise: jax.Array,
+    positive: Conditioning,
+    negative: Conditioning,
+    *,
+    solver: Solver,
+    guidance_scale: ArrayLike = 3.5,
+) -> jax.Array:
+    """Latents of the base model, without visual term: the last x_0 prediction, float32 [B,H,W,C].
+
+    Arguments as in `sample_latents`; vision tokens are ignored.
+    """
+    params = context.for_this_device(params)
+    pair = _Rows.make(unet, params, positive.replace(vision=None), negative.replace(vision=None), solver).pair()
+
+    def step(state, i):
+        noise = pair.evaluate(unet, params, state.x, i, None, None).noise
+        return solver.step(state, i, _guided(noise, guidance_scale)), None
+
+    return jax.lax.scan(step, solver.init(noise), jnp.arange(solver.steps))[0].x0
+
+
+@flax.struct.dataclass
+class _Steps:
+    """What no step changes, and the kinds of step: ((solver state, mask), number) -> ((state, mask), mask used)."""
+
+    unet: UNet = flax.struct.field(pytree_node=False)
+    config: MaskConfig = flax.struct.field(pytree_node=False)
+    params: Any
+    rows: "_Rows"
+    target: jax.Array
+    solver: Solver
+    guidance_scale: ArrayLike
+
+    @classmethod
+    def make(cls, unet, config, params, positive, negative, target, solver, guidance_scale) -> "_Steps":
+        rows = _Rows.make(unet, params, positive, negative, solver)
+        return cls(unet, config, params, rows, target, solver, guidance_scale)
+
+    def frozen(self, carry, i):
+        state, mask = carry
+        out = self._evaluate(self.rows.pair(), state, i, mask)
+        return (self._advance(state, i, out.noise), mask), mask
+
+    def sequential(self, carry, i):
+        state, mask = carry
+        out = self._evaluate(self.rows.guidance(), state, i, mask)
+        return self.frozen((state, self._new_mask(out, mask)), i)
+
+    def fused(self, carry, i):
+        state, mask = carry
+        out = self._evaluate(self.rows, state, i, mask)
+        return (self._advance(state, i, out.noise), self._new_mask(out, mask)), mask
+
+    def _evaluate(self, rows, state, i, mask):
+        return rows.evaluate(self.unet, self.params, state.x, i, mask, self.target, self.config.refine_at)
+
+    def _advance(self, state, i, predictions):
+        return self.solver.step(state, i, _guided(predictions, self.guidance_scale))
+
+    def _new_mask(self, out, old):
+        return self.config.mask(out, old.shape[-2:])
+
+
+# Steps that the host calls: one program a kind, which the persistent cache keeps (it refuses a scan that calls back).
+_make_alone = jit_sampler(_Steps.make, static_argnums=(0, 1))
+_step_alone = jit_sampler(lambda kind, steps, carry, i: kind(steps, carry, i), static_argnums=0)
+
+
+@flax.struct.dataclass
+class _Rows:
+    """The lanes of each image, as rows of its UNet call: the first `guided` make maps and have no visual term.
+
+    All arrays have a leading axis of images. texts: of the rows. vision: of those with a visual term. tokens: the
+    context that no step changes. shifts: the context of every step.
+    """
+
+    guided: int = flax.struct.field(pytree_node=False)
+    texts: Conditioning
+    vision: jax.Array | None
+    tokens: dict
+    shifts: dict
+
+    @classmethod
+    def make(cls, unet: UNet, params, positive: Conditioning, negative: Conditioning, solver: Solver) -> "_Rows":
+        """Guidance, generation, negative."""
+        for field in dataclasses.fields(Conditioning):
+            given, other = (getattr(c, field.name) for c in (positive, negative))
+            if (shape := getattr(given, "shape", None)) != (other_shape := getattr(other, "shape", None)):
+                raise ValueError(f"positive and negative differ in the shape of {field.name}: {shape}, {other_shape}.")
+
+        def image(positive, negative):
+            texts = (c.replace(vision=None) for c in (positive, positive, negative))
+            texts = jax.tree.map(lambda *x: jnp.stack(x), *texts)
+            vision = None if positive.vision is None else jnp.stack([positive.vision, negative.vision])
+            tokens = context.project_tokens(params, texts.text, vision, unet.dtype)
+
+            def shifts(t):
+                each = jnp.broadcast_to(t, len(texts.text))
+                return context.project_time(unet, params, each, texts.pooled, texts.time_ids)
+
+            return cls(1, texts, vision, tokens, jax.vmap(shifts)(jnp.asarray(solver.timesteps)))
+
+        return jax.vmap(image)(positive, negative)
+
+    def guidance(self) -> "_Rows":
+        """The guidance lane alone."""
+        return self._take(slice(None, 1), guided=1, vision=None)
+
+    def pair(self) -> "_Rows":
+        """Generation and negative alone."""
+        return self._take(slice(1, None), guided=0) if self.guided else self
+
+    def _take(self, rows: slice, **changes) -> "_Rows":
+        def of_text(path, tokens):
+            return tokens if path[-1].key.endswith("vision") else tokens[..., rows, :, :]
+
+        return self.replace(
+            texts=jax.tree.map(lambda x: x[:, rows], self.texts),
+            tokens=jax.tree_util.tree_map_with_path(of_text, self.tokens),
+            shifts=jax.tree.map(lambda x: x[:, :, rows], self.shifts), **changes)
+
+    def evaluate(self, unet: UNet, params, x, step, mask, target, self_maps_at=None) -> UNetOutput:
+        """One UNet call, on the latents x [B,H,W,C] in every row; mask [B,R,h,w], target [B,R,T].
+
+        noise [B,rows,H,W,C]; maps and self maps are of the guidance row, [B,…].
+        """
+        def image(rows, x, mask, target):
+            lanes = len(rows.texts.text)
+            known = context.merge(rows.tokens, jax.tree.map(lambda shift: shift[step], rows.shifts))
+            if rows.vision is None:
+                mask = None
+            else:
+                mask = jnp.broadcast_to(mask, (lanes - self.guided, *mask.shape))
+            maps_of = {"target": target[None], "self_maps_at": self_maps_at} if self.guided else {}
+            out = unet.apply(
+                {"params": params, "context": known}, jnp.broadcast_to(x, (lanes, *x.shape)), None, rows.texts.text,
+                vision=rows.vision, mask=mask, guidance_rows=self.guided, **maps_of)
+            return jax.tree.map(lambda maps: maps[0], out).replace(noise=out.noise)
+
+        along = vmapped_axes(len(x), self.texts.text.shape[1])
+        return jax.vmap(image, spmd_axis_name=along)(self, x, mask, target)
+
+
+def check_freeze(freeze_mask_step: int) -> None:
+    """Raises ValueError for a step before the first."""
+    if freeze_mask_step < 1:
+        raise ValueError(f"freeze_mask_step is {freeze_mask_step}; it must be at least 1, or no mask is ever made.")
+
+
+def _check(noise, positive, target, guidance_scale, freeze_mask_step) -> None:
+    if noise.ndim != 4:
+        raise ValueError(f"noise has shape {noise.shape}; expected [B,H,W,C].")
+    if positive.vision is None:
+        raise ValueError("positive has no vision tokens; without a reference image, use sample_text_only.")
+    if target.shape[:2] != positive.vision.shape[:2]:
+        raise ValueError(f"target has shape {target.shape} and positive.vision {positive.vision.shape}: "
+                         "give one target phrase for each reference ([B,R,T] and [B,R,L,D]).")
+    check_freeze(freeze_mask_step)
+    if not isinstance(guidance_scale, jax.Array) and not np.isfinite(guidance_scale):
+        raise ValueError(f"guidance_scale is {guidance_scale}; it must be a finite number.")
+
+
+def _guided(predictions: jax.Array, scale: ArrayLike) -> jax.Array:
+    """Of predictions [B,rows,H,W,C], the last two of each image: generation and negative."""
+    generation, negative = predictions[:, -2:].astype(jnp.float32).swapaxes(0, 1)
+    return classifier_free_guidance(text=None, text_image=generation, uncond=negative, text_scale=1.0,
+                                    image_scale=scale, mode="none_direct")
+
+
+def _scan(step, carry, start: int, stop: int):
+    """Steps start … stop − 1; a single one needs no loop."""
+    if stop - start > 1:
+        return jax.lax.scan(step, carry, jnp.arange(start, stop))
+    carry, y = step(carry, start)
+    return carry, y[None]

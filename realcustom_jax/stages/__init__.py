@@ -1,1 +1,0 @@
-"""The stages that train a miniature from scratch: autoencoder, encoders, base, adapter, judge."""

@@ -1,0 +1,1 @@
+"""The miniature: which stages train a whole small model from scratch?"""

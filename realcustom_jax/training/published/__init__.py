@@ -1,0 +1,1 @@
+"""Published backbones: how is an adapter trained for a backbone that others trained?"""

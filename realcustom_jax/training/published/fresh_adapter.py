@@ -1,0 +1,66 @@
+"""What the adapter of a published model begins with: a random projector, and visual keys and values that are copies of
+the text's; and how large its first tokens are.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+
+from realcustom_jax.conditioning.references import VisionSettings
+from realcustom_jax.model_files import bundle, weights
+from realcustom_jax.model_files.adapter import scaled_tokens, vision_from_text_tensors
+from realcustom_jax.model_files.locate import local_model
+from realcustom_jax.model_files.tensors import read_files
+from realcustom_jax.models.projector import Projector, ProjectorConfig
+from realcustom_jax.pipeline import Network, Pipeline
+
+
+def write_fresh_adapter(path: Path, model: str, vision: str, settings: Mapping[str, Any]) -> None:
+    """Writes a random adapter to `path`, a folder named adapter, unless one of these settings and this model is there.
+
+    Args:
+        model, vision: where the model and its image encoders are; no `vision`: with the model.
+        settings: `variant`, `dim_head` and `vision_settings`; the widths are those of the model and the encoders.
+    """
+    base = local_model(model)
+    encoders = local_model(vision) if vision else base
+    unet_config, *files = bundle.part_files(base, "unet")
+    widths = [weights.read_config(bundle.part_files(encoders, f"image_encoder_{name}")[0])["embed_dim"]
+              for name in ("siglip", "dinov2")]
+    params = {"vision_dim": sum(widths), "out_dim": weights.read_config(unet_config)["cross_attention_dim"],
+              "dim_head": settings["dim_head"]}
+    image_prompt = {"vision_projection_type": "custom", "image_prompt_mode": "naive",
+                    "vision_projection_config": {"variant": settings["variant"], "params": params}}
+    vision_settings = VisionSettings.from_config(settings["vision_settings"])
+    config = {"image_prompt_settings": image_prompt, "vision_settings": dataclasses.asdict(vision_settings),
+              "copied_from": str(base)}
+    if (path / "config.json").is_file() and weights.read_config(path / "config.json") == json.loads(json.dumps(config)):
+        return
+    module = Projector(ProjectorConfig.from_config(image_prompt))
+    one = jnp.zeros((1, 1, sum(widths)))
+    features = (one,) * (1 + (len(vision_settings.siglip_layers) if module.config.with_structure else 1))
+    projector = jax.jit(module.init)(jax.random.key(0), features)["params"]
+    unet = read_files(files) if isinstance(files[0], Path) else files[0]
+    bundle.save_part(path.parent, "adapter", config, vision_from_text_tensors(unet) | weights.to_torch(
+        jax.device_get(projector), weights.PROJECTOR_PREFIX))
+
+
+def with_tokens_like_text(pipeline: Pipeline, pictures: Sequence[np.ndarray], captions: Sequence[str]) -> Pipeline:
+    """The pipeline with its projector's tokens of `pictures`, uint8 [H,W,3], as large as its text's of `captions`.
+
+    The size is how far a channel spreads; the median, as a few of CLIP's channels are enormous.
+    """
+    text = pipeline.encode_prompts(captions).text
+    tokens = pipeline.encode_references([picture / 255.0 for picture in pictures])
+    text, tokens = (float(jnp.median(states.astype(jnp.float32).std(axis=(0, 1)))) for states in (text, tokens))
+    # All processes must hold the same values.
+    scale = float(multihost_utils.broadcast_one_to_all(np.float32(text / tokens)))
+    projector = Network(pipeline.projector.module, scaled_tokens(pipeline.projector.params, scale))
+    return dataclasses.replace(pipeline, projector=projector)

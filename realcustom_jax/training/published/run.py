@@ -1,0 +1,203 @@
+"""Trains the adapter of a published model (SD-1.5, SDXL; the miniature too) on your own pictures.
+
+The model's parts are frozen, in `dtype`; latents, texts and image features are computed within the step or, with
+`precomputed`, once before the first. The run's folder gets `data/` (the pictures as a dataset), `features/` (what was
+computed before), `fresh/adapter/` (what a new adapter begins with), the loop's checkpoints, metrics and samples, and at
+the end `adapter/`, for `sample.py --adapter`.
+"""
+
+import contextlib
+import dataclasses
+import functools
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+from PIL import Image
+from tqdm import tqdm
+
+from realcustom_jax.choices import check_choice
+from realcustom_jax.conditioning.references import grid
+from realcustom_jax.data.loader import Split
+from realcustom_jax.data.pictures import folder
+from realcustom_jax.data.pictures.bucketed import BucketBatches
+from realcustom_jax.devices import sharding
+from realcustom_jax.devices.compilation import enable_compilation_cache
+from realcustom_jax.devices.processes import by_the_first
+from realcustom_jax.model_files import bundle
+from realcustom_jax.model_files.adapter import find_adapter, merge_unet, split_unet
+from realcustom_jax.model_files.adapter import to_torch as adapter_tensors
+from realcustom_jax.model_files.locate import local_model
+from realcustom_jax.pipeline import DTYPES, Network, Pipeline
+from realcustom_jax.training.curriculum import Curriculum
+from realcustom_jax.training.loop import TrainSettings, fit
+from realcustom_jax.training.published import features
+from realcustom_jax.training.published.backbone import BackboneLoss
+from realcustom_jax.training.published.features import Encoders, StoredFeatures
+from realcustom_jax.training.published.fresh_adapter import with_tokens_like_text, write_fresh_adapter
+
+_PREVIEWS, _LOOKED_AT = 4, 4
+_THE_RUN = ("kind", "model", "vision", "tokenizer", "adapter", "side", "data", "preset", "fresh", "curriculum",
+            "snr_limit")
+"""What of a configuration may not change while its run goes on."""
+
+
+def run(config: ConfigDict, workdir: Path) -> None:
+    """Trains `config.train` (see configs/sdxl.py) in `workdir`; the same command resumes.
+
+    Raises FileNotFoundError, ValueError: the pictures, the model or the settings cannot be used; names which.
+    """
+    enable_compilation_cache()
+    train = config.train
+    check_choice("dtype", train.dtype, DTYPES[:2])
+    if not train.data.folder:
+        raise ValueError("config.train.data.folder is empty: the folder of your pictures and their manifest.jsonl, "
+                         "see docs/scale.md.")
+    settings = TrainSettings(on_existing=train.on_existing, **train.optimization)
+    mesh = sharding.make_mesh(**train.mesh)
+    by_the_first(functools.partial(_find_parts, train))  # before the pictures take their hours
+    sizes = {"side": train.side, "reference_side": train.fresh.vision_settings.size}
+    by_the_first(lambda: folder.write(data_dir=workdir / "data", **sizes, **train.data))
+    data = folder.write(data_dir=workdir / "data", **sizes, **train.data)
+    start = Path(train.adapter) if train.adapter else workdir / "fresh" / "adapter"
+    if not train.adapter:
+        by_the_first(lambda: write_fresh_adapter(start, train.model, train.vision, train.fresh.to_dict()))
+    # The parts lie in the host's memory until `fit` shares them out: no single chip has to hold all of them.
+    with jax.default_device(jax.local_devices(backend="cpu")[0]) if _has_cpu() else contextlib.nullcontext():
+        pipeline = Pipeline.load(train.model, start, vision=train.vision or None, tokenizer=train.tokenizer or None,
+                                 preset=train.preset.to_dict(), dtype=train.dtype, offload=True, scan_layers=True)
+        if not train.adapter:
+            rows = Split(data, "train", fields=("references", "caption"))
+            rows = [rows[i] for i in range(min(len(rows), _LOOKED_AT))]
+            pipeline = with_tokens_like_text(
+                pipeline, [row["references"][0] for row in rows], [str(row["caption"]) for row in rows])
+    shares = sharding.batch_sharding(mesh, settings.batch_size // settings.accumulate)
+    batches = BucketBatches(data, batch_size=settings.batch_size, seed=settings.seed, steps=settings.steps,
+                            curriculum=Curriculum(**train.curriculum),
+                            examples=sharding.examples_here(shares, settings.batch_size))
+    task = _task(pipeline, data, batches, workdir, train)
+    plain = train.to_dict()
+    params = fit("adapter", task, settings, workdir, mesh=mesh, run={name: plain[name] for name in _THE_RUN})
+    # "local" is None, as the adapter says: the settings of its vision are those that the preset may have changed.
+    preset = pipeline.preset
+    conditioning = {"local": None, "pooled": preset.pooled, "size_order": preset.size_order}
+    adapter = {"image_prompt_settings": find_adapter(start).settings, "conditioning": conditioning,
+               "vision_settings": dataclasses.asdict(pipeline.vision_settings)}
+    tensors = bundle.to_half(adapter_tensors(params["projector"], params["vision"]))
+    by_the_first(lambda: bundle.save_part(workdir, "adapter", adapter, tensors))
+
+
+def _find_parts(train: ConfigDict) -> None:
+    """Raises FileNotFoundError or ValueError for what is not where the configuration says."""
+    for name in ("model", "vision", "tokenizer"):
+        try:
+            if train[name]:
+                local_model(train[name])
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"config.train.{name}: {error}") from None
+    if train.adapter:
+        find_adapter(train.adapter)
+
+
+def _task(pipeline: Pipeline, data: Path, batches: BucketBatches, workdir: Path, train: ConfigDict) -> "PublishedTask":
+    limit = train.snr_limit or None
+    if not train.precomputed:
+        return PublishedTask(pipeline, batches, limit)
+    found = functools.partial(features.write, Encoders(pipeline), data, batches, workdir / "features")
+    by_the_first(found)
+    return PrecomputedTask(pipeline, batches, found(), limit)
+
+
+class PublishedTask:
+    """The task of `loop.fit`: {"projector", "vision"} of a pipeline, everything else frozen; see `BackboneLoss`.
+
+    Conditions are dropped, for classifier-free guidance, before they are encoded, as often as `BackboneLoss` says.
+    """
+
+    def __init__(self, pipeline: Pipeline, batches: BucketBatches, snr_limit: float | None = None):
+        self._pipeline, self._batches, self._encoders = pipeline, batches, Encoders(pipeline)
+        vision, base = split_unet(pipeline.unet.params)
+        self._fresh = jax.tree.map(lambda x: np.asarray(x, np.float32),
+                                   {"projector": pipeline.projector.params, "vision": vision})
+        self.frozen = {"unet": base, **self._encoders.params}
+        self._loss = BackboneLoss(pipeline.unet.module, pipeline.projector.module, pipeline.prediction,
+                                  snr_limit=snr_limit, betas=pipeline.betas)
+
+    def init(self, key):
+        return self._fresh
+
+    def batch(self, step):
+        """Pictures uint8, token ids [B,encoders,T] and size conditioning [B,6] as the preset orders it."""
+        batch = self._batches[step]
+        ids = self._encoders.ids(batch["caption"])
+        size = batch["target"].shape[1:3]
+        return {"target": batch["target"], "reference": batch["reference"], "ids": ids,
+                "empty_ids": np.broadcast_to(self._encoders.ids([""]), ids.shape),
+                "time_ids": self._encoders.time_ids(batch["original_size"], batch["crop_top_left"], size)}
+
+    def loss(self, params, frozen, batch, key):
+        text_key, image_key, latents_key, noise_key = jax.random.split(key, 4)
+        size = len(batch["target"])
+        no_text = jax.random.bernoulli(text_key, self._loss.text_dropout, (size,))
+        no_image = jax.random.bernoulli(image_key, self._loss.image_dropout, (size,))
+        ids = jnp.where(no_text[:, None, None], batch["empty_ids"], batch["ids"])
+        pictures = jnp.where(no_image[:, None, None, None], 0.0, batch["reference"] / 255.0)
+        known = jax.lax.stop_gradient({
+            **self._encoders.text(frozen, ids), "features": self._encoders.references(frozen, pictures),
+            "latents": self._encoders.latents(self._encoders.targets(frozen, batch["target"]), latents_key)})
+        if "pooled" in known:
+            known["time_ids"] = batch["time_ids"]
+        return self._loss.denoising(params, frozen["unet"], known, noise_key), {}
+
+    def preview(self, params) -> Image.Image:
+        """References (above) and what is made of them (below) with the captions of the first batch."""
+        pipeline = dataclasses.replace(
+            self._pipeline, vocabulary=None,
+            unet=Network(self._pipeline.unet.module, merge_unet(params["vision"], self.frozen["unet"])),
+            projector=Network(self._pipeline.projector.module, params["projector"]))
+        batch = self._batches[0]
+        made, references = [], []
+        side = pipeline.picture_size(None, None)[0]
+        for picture, caption, word in zip(batch["reference"], batch["caption"], batch["word"], strict=True):
+            if len(made) == _PREVIEWS:
+                break
+            reference = Image.fromarray(picture)
+            try:
+                made.append(pipeline(reference, caption, word, steps=20).images[0])
+            except ValueError as error:  # as of a word that a long caption loses; training goes on
+                tqdm.write(f"no sample of {caption!r}: {error}")
+                made.append(Image.new("RGB", (side, side), "grey"))
+            references.append(reference.resize((side, side)))
+        rows = np.stack([np.asarray(image) for image in references + made])
+        return grid(rows / 127.5 - 1.0, columns=len(made))
+
+
+class PrecomputedTask(PublishedTask):
+    """The same, from features on disk: the encoders are neither run nor on the devices."""
+
+    def __init__(self, pipeline: Pipeline, batches: BucketBatches, stored: StoredFeatures,
+                 snr_limit: float | None = None):
+        super().__init__(pipeline, batches, snr_limit)
+        self._stored = stored
+        self.frozen = {"unet": self.frozen["unet"], **stored.dropped()}
+
+    def batch(self, step):
+        """targets, text, pooled, time_ids and features, see `StoredFeatures.batch`."""
+        return self._stored.batch(*self._batches.chosen(step))
+
+    def loss(self, params, frozen, batch, key):
+        text_key, image_key, latents_key, noise_key = jax.random.split(key, 4)
+        known = self._loss.dropped(batch, frozen, text_key, image_key)
+        encoded = {name: known[name] for name in ("text", "pooled", "features") if name in known}
+        known |= jax.tree.map(lambda x: x.astype(self._pipeline.unet.module.dtype), encoded)
+        known["latents"] = self._encoders.latents(known["targets"], latents_key)
+        return self._loss.denoising(params, frozen["unet"], known, noise_key), {}
+
+
+def _has_cpu() -> bool:
+    try:
+        return bool(jax.local_devices(backend="cpu"))
+    except RuntimeError:
+        return False
