@@ -35,7 +35,7 @@ COLOUR_VALUES: dict[str, tuple[int, int, int]] = {
 }
 COLOURS: tuple[str, ...] = tuple(COLOUR_VALUES)
 
-_SCENE_PHRASES: dict[str, str] = {
+SCENE_PHRASES: dict[str, str] = {
     "beach": "on the beach",
     "snow": "in the snow",
     "forest": "in the forest",
@@ -48,10 +48,13 @@ _SCENE_PHRASES: dict[str, str] = {
     "sea": "on the sea",
 }
 
-_PATTERN_WORDS: dict[str, str] = {"plain": "plain", "stripes": "striped", "spots": "spotted", "halves": "halved"}
+PATTERN_WORDS: dict[str, str] = {"plain": "plain", "stripes": "striped", "spots": "spotted", "halves": "halved"}
 
 _TEST_SHARE = 0.15
 _SUPERSAMPLE = 3
+_CUT_OUT_SUPERSAMPLE = 2
+FRAME = 1.7
+"""Side of a cut-out, in heights of the thing in it."""
 _BUILD_WIDTH = {"slim": 0.78, "stout": 1.2}
 _WIDEST = 1.35  # a figure's width in units of its size; wider ones shrink to fit
 _STUDIO = (232, 230, 226)
@@ -123,6 +126,12 @@ class Placement:
             raise ValueError(f"pose is {self.pose}; expected a number in [-1, 1].")
 
 
+def identity_from(numbers: np.ndarray) -> Identity:
+    """The identity of int32 [6]: the noun's index and `Identity.attributes`."""
+    known = (NOUNS, COLOURS, COLOURS, PATTERNS, ACCESSORIES, BUILDS)
+    return Identity(*(k[int(i)] for k, i in zip(known, numbers, strict=True)))
+
+
 def split_of(identity: Identity) -> str:
     """ "train" or "test" (about 15 %), by a hash that is the same on every machine."""
     digest = hashlib.sha256("/".join(astuple(identity)).encode()).digest()
@@ -180,7 +189,7 @@ def caption(nouns: Sequence[str], scene: str) -> str:
         _one_of("noun", noun, NOUNS)
     _one_of("scene", scene, SCENES)
     named = [f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}" for noun in nouns]
-    return f"{' and '.join(named)} {_SCENE_PHRASES[scene]}"
+    return f"{' and '.join(named)} {SCENE_PHRASES[scene]}"
 
 
 def describe(identity: Identity, other_nouns: Sequence[str], scene: str) -> str:
@@ -188,14 +197,14 @@ def describe(identity: Identity, other_nouns: Sequence[str], scene: str) -> str:
     and a car on the beach"."""
     noun = identity.noun
     dressed = "" if identity.accessory == "none" else f" with a {identity.accessory}"
-    words = (identity.build, identity.primary, "and", identity.secondary, _PATTERN_WORDS[identity.pattern], noun)
+    words = (identity.build, identity.primary, "and", identity.secondary, PATTERN_WORDS[identity.pattern], noun)
     plain = caption([noun, *other_nouns], scene)
     return f"a {' '.join(words)}{dressed}" + plain[plain.index(noun) + len(noun):]
 
 
 VOCABULARY: tuple[str, ...] = tuple(sorted({
-    "and", "a", "an", "with", *NOUNS, *" ".join(_SCENE_PHRASES.values()).split(), *BUILDS, *COLOURS,
-    *_PATTERN_WORDS.values(), *ACCESSORIES[1:]}))
+    "and", "a", "an", "with", *NOUNS, *" ".join(SCENE_PHRASES.values()).split(), *BUILDS, *COLOURS,
+    *PATTERN_WORDS.values(), *ACCESSORIES[1:]}))
 
 
 def _dressed(identity: Identity, pose: float) -> tuple[list[Part], np.ndarray]:
@@ -264,6 +273,18 @@ def _palette(identity: Identity) -> list[int]:
     primary, secondary = COLOUR_VALUES[identity.primary], COLOUR_VALUES[identity.secondary]
     colours = [(0, 0, 0), primary, primary, secondary, secondary, *_FIXED_INKS.values()]
     return [channel for colour in colours for channel in colour]
+
+
+def cut_out(identity: Identity, pose: float, side: int) -> np.ndarray:
+    """The subject alone, facing right, in the middle of `FRAME` times its height: uint8 [side, side, 4], colours
+    premultiplied by opacity."""
+    inks = _stencil(identity, Placement(0.5, 0.5, 1 / FRAME, "right", pose), side * _CUT_OUT_SUPERSAMPLE)
+    palette = np.zeros((256, 4), np.uint8)
+    colours = np.array(_palette(identity), np.uint8).reshape(-1, 3)
+    palette[: len(colours), :3] = colours
+    palette[1:, 3] = 255  # ink 0 is "nothing painted"
+    picture = palette[inks].reshape(side, _CUT_OUT_SUPERSAMPLE, side, _CUT_OUT_SUPERSAMPLE, 4)
+    return np.round(picture.mean((1, 3), dtype=np.float32)).astype(np.uint8)
 
 
 def _paint_over(background: Image.Image, subjects: Sequence[tuple[Identity, Placement]]) -> list[np.ndarray]:
