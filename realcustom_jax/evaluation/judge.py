@@ -1,8 +1,8 @@
-"""The judge: one small network that reads a picture of a subject in a scene, used only to score.
+"""The judge: one small network that reads pictures of one or two things in a scene, used only to score.
 
-It names the noun, the scene and the five identity attributes, and marks the subject's pixels. What belongs to the
-subject is read from features averaged inside the marked region, the scene from those outside of it. It learns from
-painted pictures (`realcustom_jax.training.miniature.judge`) and meets what a diffusion model makes only to score it.
+It says of every place which noun is there, if any. What a noun's thing looks like (the five identity attributes) is read
+from features averaged over its places, and the scene from those where no thing is. It learns from painted pictures
+(`realcustom_jax.training.miniature.judge`) and meets what a diffusion model makes only to score it.
 """
 
 import dataclasses
@@ -28,11 +28,13 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
 """What makes an identity, in the order of `Identity.attributes`, with the names of its classes."""
 HEADS: dict[str, tuple[str, ...]] = {"noun": NOUNS, "scene": SCENES, **ATTRIBUTES}
 """Everything that the judge names."""
+SMALLEST_THING = 0.015
+"""The share of a picture that a noun's places must fill for the noun to be found; painted things fill 0.03 and more."""
 
 
 @dataclasses.dataclass(frozen=True)
 class JudgeConfig:
-    """The channels at 1/2, 1/4 and 1/8 of the picture's size, and those of the readers of subject and scene."""
+    """The channels at 1/2, 1/4 and 1/8 of the picture's size, and those of the readers of things and scene."""
 
     widths: tuple[int, int, int] = (32, 64, 96)
     hidden: int = 192
@@ -58,19 +60,28 @@ class JudgeConfig:
 
 @flax.struct.dataclass
 class Verdict:
-    """`logits` [B, classes] of each of `HEADS`; `subject` [B,H,W], the logits of belonging to the subject."""
+    """Logits, float32.
 
-    logits: dict[str, jax.Array]
-    subject: jax.Array
+    places: [B, h, w, 1 + nouns], what is at each place of half the picture's size; 0 is no thing.
+    scene: [B, scenes]. things: of each of `ATTRIBUTES` [B, K, classes], for the K regions that were asked for.
+    """
+
+    places: jax.Array
+    scene: jax.Array
+    things: dict[str, jax.Array]
 
 
 class Judge(nn.Module):
-    """images [B,H,W,3] in [-1, 1], H and W multiples of 16 → `Verdict`."""
+    """images [B, H, W, 3] in [-1, 1], H and W multiples of 16 → `Verdict`.
+
+    Of which things is told by `nouns` int32 [B, K], whose places the judge finds itself (those of -1 are nowhere), or
+    by `regions` [B, K, H, W] in [0, 1].
+    """
 
     config: JudgeConfig
 
     @nn.compact
-    def __call__(self, images):
+    def __call__(self, images, *, nouns=None, regions=None):
         fine, middle, coarse = self.config.widths
         block = functools.partial(ResnetBlock, groups=self.config.groups, epsilon=1e-5)
         half = nn.Conv(fine, (5, 5), strides=2, name="stem")(images)
@@ -82,20 +93,20 @@ class Judge(nn.Module):
         eighth = self._merge(coarse, "decode_eighth", eighth, whole)
         quarter = self._merge(middle, "decode_quarter", quarter, eighth)
         half = self._merge(fine, "decode_half", half, quarter)
-        # Four logits for each place of the half-size grid are the logits of its four pixels.
-        batch, rows, columns, _ = half.shape
-        subject = nn.Conv(4, (3, 3), name="subject")(half).reshape(batch, rows, columns, 2, 2)
-        subject = subject.swapaxes(2, 3).reshape(batch, 2 * rows, 2 * columns)
+        places = nn.Conv(1 + len(NOUNS), (3, 3), name="places")(half)
 
-        inside = jax.lax.stop_gradient(nn.sigmoid(subject))[..., None]
+        shares = jax.lax.stop_gradient(nn.softmax(places))
+        if regions is None:
+            of_nouns = jnp.take_along_axis(shares, jnp.maximum(nouns, 0)[:, None, None] + 1, axis=-1)
+            regions = jnp.moveaxis(of_nouns * (nouns >= 0)[:, None, None], -1, 1)
         levels = (half, quarter, eighth)
         everywhere = whole.mean((1, 2))
-        of_subject = self._reader("subject_reader", everywhere, *(_mean_inside(x, inside) for x in levels))
-        of_scene = self._reader("scene_reader", everywhere, *(_mean_inside(x, 1 - inside) for x in levels))
-        logits = {
-            name: nn.Dense(len(classes), name=name)(of_scene if name == "scene" else of_subject)
-            for name, classes in HEADS.items()}
-        return Verdict(logits, subject)
+        of_scene = self._reader("scene_reader", everywhere, *(_mean_inside(x, shares[:, None, ..., 0])[:, 0]
+                                                              for x in levels))
+        inside = jnp.concatenate([_mean_inside(x, regions) for x in levels], axis=-1)
+        of_things = self._reader("thing_reader", inside)
+        things = {name: nn.Dense(len(classes), name=name)(of_things) for name, classes in ATTRIBUTES.items()}
+        return Verdict(places, nn.Dense(len(SCENES), name="scene")(of_scene), things)
 
     def _down(self, channels, name, x):
         return nn.Conv(channels, (3, 3), strides=2, name=name)(nn.silu(x))
@@ -109,51 +120,57 @@ class Judge(nn.Module):
         return nn.silu(nn.Dense(self.config.hidden, name=name)(jnp.concatenate(features, axis=-1)))
 
 
-def _mean_inside(x: jax.Array, share: jax.Array) -> jax.Array:
-    """The mean of x [B,h,w,C] weighted by share [B,H,W,1] in [0, 1], which is averaged down to h × w: [B,C]."""
-    factor = share.shape[1] // x.shape[1]
-    share = nn.avg_pool(share, (factor, factor), (factor, factor))
-    return (x * share).sum((1, 2)) / (share.sum((1, 2)) + 1e-3)
+def _mean_inside(x: jax.Array, regions: jax.Array) -> jax.Array:
+    """The means of x [B, h, w, C] over regions [B, K, H, W] in [0, 1], averaged down to h × w: [B, K, C]."""
+    *lead, height, width = regions.shape
+    h, w = x.shape[1:3]
+    regions = regions.reshape(*lead, h, height // h, w, width // w).mean((-3, -1))
+    total = jnp.einsum("bkhw,bhwc->bkc", regions, x)
+    return total / (regions.sum((2, 3))[..., None] + 1e-3)
 
 
 @dataclasses.dataclass(frozen=True)
 class Opinions:
-    """The judge's opinion of N pictures, as numpy arrays.
+    """The judge's opinion of N pictures with K nouns asked for, as numpy arrays.
 
     Attributes:
-        labels: the most likely class [N] for each of `HEADS`, int32.
-        subject: probability that a pixel belongs to the subject, float32 [N,H,W].
+        found: bool [N, K], whether the noun is in the picture (`SMALLEST_THING`).
+        attributes: int32 [N, K, 5], the most likely classes of its thing, in the order of `Identity.attributes`.
+        scene: int32 [N].
+        places: float32 [N, K, h, w], how likely the noun is at each place of half the picture's size.
     """
 
-    labels: dict[str, np.ndarray]
-    subject: np.ndarray
-
-    @property
-    def attributes(self) -> np.ndarray:
-        """int32 [N,5], in the order of `Identity.attributes`."""
-        return np.stack([self.labels[name] for name in ATTRIBUTES], axis=1)
+    found: np.ndarray
+    attributes: np.ndarray
+    scene: np.ndarray
+    places: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainedJudge:
-    """A judge with its parameters: call it with uint8 pictures [N,64,64,3] for its `Opinions`."""
+    """A judge with its parameters: call it with uint8 pictures [N, H, W, 3] and the nouns [N, K] that should be in them
+    (indices, -1 for none) for its `Opinions`."""
 
     module: Judge
     params: Any
 
-    def __call__(self, images: np.ndarray, *, batch_size: int = 32) -> Opinions:
+    def __call__(self, images: np.ndarray, nouns: np.ndarray, *, batch_size: int = 32) -> Opinions:
         # One shape for all batches, so that one compilation serves every call.
-        padded = np.concatenate([images, np.repeat(images[-1:], -len(images) % batch_size, axis=0)])
-        batches = padded.reshape(-1, batch_size, *images.shape[1:])
-        verdicts = [_judge(self.module, self.params, batch) for batch in batches]
-        labels, subject = jax.tree.map(lambda *x: np.concatenate(x)[:len(images)], *verdicts)
-        return Opinions(labels, subject)
+        count = len(images)
+        images, nouns = (np.concatenate([x, np.repeat(x[-1:], -count % batch_size, axis=0)]) for x in (images, nouns))
+        parts = [_judge(self.module, self.params, images[i : i + batch_size], nouns[i : i + batch_size])
+                 for i in range(0, len(images), batch_size)]
+        return Opinions(*(np.concatenate(part)[:count] for part in zip(*parts, strict=True)))
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _judge(module: Judge, params, images: jax.Array) -> tuple[dict[str, jax.Array], jax.Array]:
-    verdict = module.apply({"params": params}, from_uint8(images))
-    return jax.tree.map(lambda x: x.argmax(-1), verdict.logits), nn.sigmoid(verdict.subject)
+def _judge(module: Judge, params, images: jax.Array, nouns: jax.Array):
+    verdict = module.apply({"params": params}, from_uint8(images), nouns=nouns)
+    likely = jnp.take_along_axis(nn.softmax(verdict.places), jnp.maximum(nouns, 0)[:, None, None] + 1, axis=-1)
+    places = jnp.moveaxis(likely * (nouns >= 0)[:, None, None], -1, 1)
+    found = (places > 0.5).mean((2, 3)) >= SMALLEST_THING
+    attributes = jnp.stack([verdict.things[name].argmax(-1) for name in ATTRIBUTES], axis=-1)
+    return found, attributes, verdict.scene.argmax(-1), places
 
 
 def save_judge(folder: Path, config: JudgeConfig, params: Any) -> None:
@@ -174,4 +191,4 @@ def load_judge(folder: Path) -> TrainedJudge:
 
 def init_judge(module: Judge, key: jax.Array) -> Any:
     """Fresh parameters."""
-    return jax.jit(module.init)(key, jnp.zeros((1, 64, 64, 3)))["params"]
+    return jax.jit(module.init)(key, jnp.zeros((1, 64, 64, 3)), nouns=jnp.zeros((1, 1), jnp.int32))["params"]

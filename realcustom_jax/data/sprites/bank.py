@@ -39,7 +39,7 @@ class BankConfig:
     `side` is a picture's, `cut_out` a cut-out's, both in pixels; `split` of the identities: "train" or "test".
     """
 
-    identities: int = 16_000
+    identities: int = 12_000
     poses: int = 3
     scenes: int = 256
     side: int = 128

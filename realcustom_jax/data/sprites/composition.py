@@ -8,6 +8,7 @@ and on an accelerator.
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from realcustom_jax.data.sprites.world import FRAME
 
@@ -48,6 +49,14 @@ def compose(paintings: Paintings, layout: Layout) -> tuple[jax.Array, jax.Array]
     return jax.vmap(_compose_one, in_axes=(None, 0))(paintings, layout)
 
 
+def compose_few(cut_outs: np.ndarray, scenes: np.ndarray, layout: Layout) -> tuple[jax.Array, jax.Array]:
+    """`compose` of a bank's arrays in the host's memory, of which only those that the layout names go to the device."""
+    thing, scene = np.asarray(layout.thing), np.asarray(layout.scene)
+    picked = Paintings(cut_outs[np.maximum(thing, 0).ravel()], scenes[np.maximum(scene, 0)])
+    renumbered = np.where(thing >= 0, np.arange(thing.size).reshape(thing.shape), -1)
+    return _compose(picked, layout.replace(thing=renumbered, scene=np.where(scene >= 0, np.arange(len(scene)), -1)))
+
+
 def _compose_one(paintings: Paintings, layout: Layout) -> tuple[jax.Array, jax.Array]:
     side = paintings.scenes.shape[1]
     scene = paintings.scenes[jnp.maximum(layout.scene, 0)].astype(jnp.float32) / 255
@@ -66,6 +75,9 @@ def _compose_one(paintings: Paintings, layout: Layout) -> tuple[jax.Array, jax.A
         picture = picture * (1 - opacity) + placed[..., :3]
         coverages = [earlier * (1 - opacity[..., 0]) for earlier in coverages] + [opacity[..., 0]]
     return jnp.clip(picture, 0, 1), jnp.stack(coverages)
+
+
+_compose = jax.jit(compose)
 
 
 def crop(pictures: jax.Array, boxes: jax.Array) -> jax.Array:

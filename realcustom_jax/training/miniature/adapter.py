@@ -1,7 +1,7 @@
 """Stage 4: the RealCustom++ adapter on the frozen base model, with the curriculum (arXiv 2408.09744, training)."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from realcustom_jax.conditioning.references import VisionSettings, grid, reference_features
+from realcustom_jax.data.sprites.composition import compose
 from realcustom_jax.model_files.adapter import merge_unet
 from realcustom_jax.models.clip_text import ClipText
 from realcustom_jax.models.projector import Projector
@@ -21,7 +22,8 @@ from realcustom_jax.sampling import solvers
 from realcustom_jax.sampling.sampler import Conditioning, sample_latents
 from realcustom_jax.training.curriculum import Curriculum
 from realcustom_jax.training.losses import denoising_loss
-from realcustom_jax.training.miniature.base import time_ids
+from realcustom_jax.training.miniature.base import TIMESTEPS, time_ids
+from realcustom_jax.training.miniature.pictures import PictureBatches, compose_references, covered
 
 
 class Gather(nn.Module):
@@ -43,20 +45,20 @@ class AdapterTask:
     """Trains {"projector", "vision"}: the projector and the UNet's visual keys and values; and "gather", which is
     dropped.
 
-    `batches` give latents, coverage, input_ids, description_ids, references [B,4,H,W,3] (uint8) and difficulty
-    [B,4]; `frozen` holds the parameters of unet (without its visual layers), text_encoder, siglip and dinov2; `fresh`
-    those at step 0.
+    `batches` give the pairs; `frozen` holds the parameters of unet (without its visual layers), text_encoder, siglip,
+    dinov2, autoencoder, and the paintings; `fresh` those at step 0. `encode` and `decode` take images in [-1, 1] to
+    latents of unit variance [B, latent_size, latent_size, C] and back. `second` is the share of references that show a second thing, so that the word
+    has to choose.
 
-    A share `taught` of what is to be predicted is the frozen model's own prediction, told in words what the reference
-    shows (description_ids, but for the pooled text); the rest is the data, as in the paper, where `taught` is 0.
-
-    The paper trains without masks (M = 1) and samples with soft ones. Here a share `masked` of the pairs is trained
-    with the mask that sampling by `preset` would make: of the guidance branch's maps of the noun, on the same latents
-    or, past the step in which the mask is frozen, on noisier ones.
-
-    `spelled` weighs a second loss, 0 in the paper: among a reference's vision tokens there should be the text encoder's
-    states of the words that its description has and the caption lacks. The visual keys and values begin as copies of
-    the text's, so the UNet can read such tokens from the start.
+    The rest departs from the paper and is 0 in it:
+    - a share `taught` of what is to be predicted is the frozen model's own prediction, told in words what the reference
+      shows (but for the pooled text); the rest is the data.
+    - a share `masked` of the pairs is trained with the mask that sampling by `preset` would make: of the guidance
+      branch's maps of the noun, on the same latents or, past the step in which the mask is frozen, on noisier ones. The
+      other pairs have M = 1.
+    - `spelled` weighs a second loss: among a reference's vision tokens there should be the text encoder's states of the
+      words that its description has and the caption lacks. The visual keys and values begin as copies of the text's,
+      so the UNet can read such tokens from the start.
     """
 
     unet: UNet
@@ -67,22 +69,25 @@ class AdapterTask:
     settings: VisionSettings
     frozen: dict[str, Any]
     fresh: dict[str, Any]
-    batches: Sequence[dict[str, np.ndarray]]
+    batches: PictureBatches
     curriculum: Curriculum
     steps: int
     empty_ids: np.ndarray
-    decode: Callable[[jax.Array], jax.Array]
-    image_size: int
+    encode: Callable[[Any, jax.Array], jax.Array]
+    decode: Callable[[Any, jax.Array], jax.Array]
     prediction: str
+    latent_size: int
+    second: float = 0.25
     image_dropout: float = 0.1
     text_dropout: float = 0.05
-    masked: float = 0.5
+    masked: float = 0.0
     preset: Preset = Preset()
     taught: float = 0.0
     spelled: float = 0.0
 
     def __post_init__(self):
         self.betas = solvers.betas()
+        self.image_size = self.batches.bank.config.side
         self.last_mask_at = solvers.make_solver().timesteps[self.preset.freeze_mask_step - 1]
         self.gather = Gather(len(self.empty_ids))
 
@@ -91,13 +96,9 @@ class AdapterTask:
         return self.fresh | {"gather": jax.jit(self.gather.init)(key, tokens)["params"]}
 
     def batch(self, step):
-        batch = self.batches[step]
-        rng = np.random.default_rng((step, 1))
-        weights = self.curriculum.weights(step, self.steps, batch["difficulty"][0])
-        chosen = rng.choice(len(weights), size=len(batch["latents"]), p=weights)
-        reference = batch["references"][np.arange(len(chosen)), chosen]
-        kept = ("latents", "coverage", "input_ids", "description_ids")
-        return {key: batch[key] for key in kept} | {"reference": reference}
+        batch = self.batches.pairs(step, self.steps, self.curriculum, second=self.second)
+        return {name: batch[name] for name in
+                ("layout", "caption_ids", "told_ids", "marks", "reference", "cropped", "boxes")}
 
     def conditioning(self, params, frozen, input_ids, references) -> Conditioning:
         """references: [B,H,W,3] in [0, 1]; zeros for none."""
@@ -109,41 +110,51 @@ class AdapterTask:
 
     def loss(self, params, frozen, batch, key):
         keys = jax.random.split(key, 5)
-        size = len(batch["input_ids"])
+        size = len(batch["caption_ids"])
+        images, coverage = compose(frozen["paintings"], batch["layout"])
+        references = compose_references(frozen["paintings"], images, batch)
+        latents = self.encode(frozen["autoencoder"], images * 2 - 1)
         no_text = jax.random.bernoulli(keys[0], self.text_dropout, (size, 1))
         no_image = jax.random.bernoulli(keys[1], self.image_dropout, (size, 1, 1, 1))
-        ids = jnp.where(no_text, self.empty_ids, batch["input_ids"])
-        c = self.conditioning(params, frozen, ids, jnp.where(no_image, 0.0, batch["reference"] / 255.0))
-        told = jnp.where(no_image[..., 0, 0], ids, batch["description_ids"])
-        told = self._text(frozen, told).penultimate
+        ids = jnp.where(no_text, self.empty_ids, batch["caption_ids"])
+        c = self.conditioning(params, frozen, ids, jnp.where(no_image, 0.0, references))
         unet_params = merge_unet(params["vision"], frozen["unet"])
         masked = jax.random.bernoulli(keys[3], self.masked, (size, 1, 1, 1))
 
         def predict(noisy, t):
-            mask = jnp.where(masked, self.guidance_mask(unet_params, frozen, batch["input_ids"], noisy, t, keys[4]), 1)
+            mask = None
+            if self.masked:
+                mask = self.guidance_mask(unet_params, frozen, batch, noisy, t, keys[4])
+                mask = jnp.where(masked, mask, 1)
             return self.unet.apply({"params": unet_params}, noisy, t, c.text, pooled=c.pooled, time_ids=c.time_ids,
                                    vision=c.vision, mask=mask).noise
 
         def teacher(noisy, t):
-            return self.unet.apply({"params": unet_params}, noisy, t, told, pooled=c.pooled,
-                                   time_ids=c.time_ids).noise
+            told = jnp.where(no_image[..., 0, 0], ids, batch["told_ids"])
+            return self.unet.apply({"params": unet_params}, noisy, t, self._text(frozen, told).penultimate,
+                                   pooled=c.pooled, time_ids=c.time_ids).noise
 
         denoising = denoising_loss(
-            predict, batch["latents"], keys[2], betas=self.betas, prediction=self.prediction,
-            coverage=batch["coverage"], teacher=teacher if self.taught else None, teaching=self.taught)
-        added = (batch["description_ids"][:, :, None] != batch["input_ids"][:, None]).all(axis=-1)
-        spelling = self._spelling(params["gather"], c.vision[:, 0], told, added & ~no_image[..., 0, 0])
+            predict, latents, keys[2], betas=self.betas, prediction=self.prediction,
+            coverage=covered(coverage, latents.shape[1:3]), teacher=teacher if self.taught else None,
+            teaching=self.taught, timesteps=TIMESTEPS)
+        if not self.spelled:
+            return denoising, {}
+        words = self._text(frozen, batch["told_ids"]).penultimate
+        added = (batch["told_ids"][:, :, None] != batch["caption_ids"][:, None]).all(axis=-1)
+        spelling = self._spelling(params["gather"], c.vision[:, 0], words, added & ~no_image[..., 0, 0])
         return denoising + self.spelled * spelling, {"denoising": denoising, "spelling": spelling}
 
-    def guidance_mask(self, unet_params, frozen, input_ids, noisy, t, key) -> jax.Array:
+    def guidance_mask(self, unet_params, frozen, batch, noisy, t, key) -> jax.Array:
         """The mask [B,1,h,w] with which sampling would denoise the noisy latents [B,H,W,C] of timesteps t [B]."""
         mask = self.preset.mask(*noisy.shape[1:3])
-        text = self._text(frozen, input_ids)
+        ids = batch["caption_ids"]
+        text = self._text(frozen, ids)
         known = jnp.maximum(t, self.last_mask_at)
         noisier = solvers.add_more_noise(noisy, jax.random.normal(key, noisy.shape), t, known, self.betas)
         guidance = self.unet.apply(
             {"params": unet_params}, noisier, known, text.penultimate, pooled=text.pooled,
-            time_ids=time_ids(self.image_size, len(input_ids)), target=_noun(input_ids), self_maps_at=mask.refine_at)
+            time_ids=time_ids(self.image_size, len(ids)), target=batch["marks"], self_maps_at=mask.refine_at)
         return jax.lax.stop_gradient(mask.mask(guidance, mask.size(noisy)))
 
     def _text(self, frozen, input_ids):
@@ -159,27 +170,25 @@ class AdapterTask:
         return ((found - words) ** 2 * counted).sum() / (spread + 1e-6)  # nothing counted is nothing wrong
 
     def preview(self, params) -> Image.Image:
-        """References (odd rows) and the pictures made of them (even rows), for the hardest pairs of the first batch."""
-        batch = {k: v[:16] for k, v in self.batches[0].items()}
-        references = batch["references"][:, -1] / 255.0
+        """References (odd rows) and the pictures made of them (even rows), for pairs of the end of the curriculum."""
+        batch = self.batches.pairs(0, 1, Curriculum("recontextualisation"), second=self.second)
+        batch = jax.tree.map(lambda x: x[:16], batch)
+        references = self.batches.references(batch)
         solver = solvers.make_solver(steps=20, betas=self.betas, prediction=self.prediction)
 
         @jax.jit
-        def sample(params, frozen):
-            positive = self.conditioning(params, frozen, batch["input_ids"], references)
-            empty = jnp.broadcast_to(self.empty_ids, batch["input_ids"].shape)
+        def sample(params, frozen, ids, marks, references):
+            positive = self.conditioning(params, frozen, ids, references)
+            empty = jnp.broadcast_to(self.empty_ids, ids.shape)
             negative = self.conditioning(params, frozen, empty, jnp.zeros_like(references))
-            target = _noun(batch["input_ids"])
-            noise = jax.random.normal(jax.random.key(0), batch["latents"].shape)
+            noise = jax.random.normal(
+                jax.random.key(0), (len(ids), self.latent_size, self.latent_size, self.unet.config.in_channels))
             unet_params = merge_unet(params["vision"], frozen["unet"])
-            return sample_latents(self.unet, unet_params, noise, positive, negative, target, solver=solver,
+            made = sample_latents(self.unet, unet_params, noise, positive, negative, marks, solver=solver,
                                   mask=self.preset.mask(*noise.shape[1:3]), freeze_mask_step=10).latents
+            return self.decode(frozen["autoencoder"], made)
 
-        made = np.asarray(self.decode(sample(params, self.frozen)))
-        references = references * 2 - 1
+        frozen = {name: part for name, part in self.frozen.items() if name != "paintings"}
+        made = np.asarray(sample(params, frozen, batch["caption_ids"], batch["marks"], references))
+        references = np.asarray(references) * 2 - 1
         return grid(np.concatenate([references[:8], made[:8], references[8:], made[8:]]), columns=8)
-
-
-def _noun(input_ids: jax.Array) -> jax.Array:
-    """Where the subject's noun is in captions [B,T], as a target [B,1,T]: after the start token and the article."""
-    return jnp.zeros((len(input_ids), 1, input_ids.shape[1])).at[:, :, 2].set(1)

@@ -1,7 +1,7 @@
-"""Stage 3: the text-to-image model: UNet and text encoder together, on latents painted and encoded ahead."""
+"""Stage 3: the text-to-image model: UNet and text encoder together."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -10,43 +10,56 @@ import numpy as np
 from PIL import Image
 
 from realcustom_jax.conditioning.references import grid
+from realcustom_jax.data.sprites.composition import compose
 from realcustom_jax.model_files import weights
 from realcustom_jax.models.clip_text import ClipText
 from realcustom_jax.models.unet import UNet, UNetConfig
 from realcustom_jax.sampling import solvers
 from realcustom_jax.sampling.sampler import Conditioning, sample_text_only
-from realcustom_jax.training.losses import denoising_loss
+from realcustom_jax.training.losses import add_training_noise, denoising_error, placement_loss, right_place
+from realcustom_jax.training.miniature.pictures import PictureBatches, covered
+
+TIMESTEPS = (0.3, 1.25)
+"""Of `losses.add_training_noise`: which of two things stands where is settled at high noise."""
+_BANDS = {"low": (0, 400), "middle": (400, 600), "high": (600, 800), "noise": (800, 1000)}
+"""Timesteps from which on metrics are told apart."""
 
 
 @dataclasses.dataclass
 class BaseTask:
-    """Trains a UNet and the text encoder to predict noise.
+    """Trains a UNet and the text encoder to denoise the latents of painted pictures.
 
-    `batches` give latents [B,h,w,C] (unit variance), the subjects' coverage [B,h,w] and two texts, input_ids [B,T] and
-    description_ids [B,T]: a caption, and one that also names the first subject's attributes and takes its place with
-    probability `described`. A model that has learnt what those words look like has something for the adapter to call
-    on, as a published model has. The adapter can only call on what cross-attention does, and a small model would rather
-    learn attributes from the pooled text; so that keeps to the caption, but for a share `pooled_described` of the
-    descriptions. `empty_ids` [T] is the encoded empty prompt, which replaces either text with probability
+    Captions tell some of what the things look like. A model that has learnt what those words look like has something
+    for the adapter to call on, as a published model has. The adapter can only call on what cross-attention does, and a
+    small model would rather learn attributes from the pooled text; so that is of the caption that tells nothing, but
+    for a share `pooled_told` of the pictures.
+
+    `placed` weighs a second loss that a published model, which has seen billions of pictures, does without: a noun's
+    attention should lie on its own thing (`losses.placement_loss`).
+
+    `encode` and `decode` take images in [-1, 1] to latents of unit variance and back, with the parameters in
+    `autoencoder`; `empty_ids` int32 [T] is the encoded empty prompt, which replaces the caption with probability
     `text_dropout`, for classifier-free guidance. `start` are parameters to start from instead of random ones.
     """
 
     unet_config: Mapping[str, Any]
     text_encoder: ClipText
-    batches: Sequence[dict[str, np.ndarray]]
+    batches: PictureBatches
     empty_ids: np.ndarray
-    decode: Any
-    image_size: int
+    autoencoder: Any
+    encode: Callable[[Any, jax.Array], jax.Array]
+    decode: Callable[[Any, jax.Array], jax.Array]
     prediction: str
     start: Any = None
-    described: float = 0.75
-    pooled_described: float = 0.25
+    pooled_told: float = 0.25
+    placed: float = 0.05
     text_dropout: float = 0.1
-    frozen: None = None
 
     def __post_init__(self):
         self.unet = UNet(UNetConfig.from_config(self.unet_config))
         self.betas = solvers.betas()
+        self.image_size = self.batches.bank.config.side
+        self.frozen = {"paintings": self.batches.paintings, "autoencoder": self.autoencoder}
 
     def init(self, key):
         if self.start is not None:
@@ -56,50 +69,64 @@ class BaseTask:
         return {"unet": jax.jit(self.unet.init)(key, *args, **kwargs)["params"], "text_encoder": text}
 
     def batch(self, step):
-        return self.batches[step]
+        batch = self.batches.captioned(step)
+        return {name: batch[name] for name in ("layout", "caption_ids", "plain_ids", "marks")}
 
     def conditioning(self, params, input_ids) -> Conditioning:
-        """Text tokens and pooled text of prompts; one-layer penultimate states are the unmixed token embeddings."""
+        """Text tokens and pooled text of prompts."""
         text = self.text_encoder.apply({"params": params["text_encoder"]}, input_ids)
         return Conditioning(text.penultimate, text.pooled, time_ids(self.image_size, len(input_ids)))
 
     def loss(self, params, frozen, batch, key):
-        describe_key, pooled_key, drop_key, noise_key = jax.random.split(key, 4)
-        each = (len(batch["input_ids"]), 1)
-        described = jax.random.bernoulli(describe_key, self.described, each)
-        pooled_described = described & jax.random.bernoulli(pooled_key, self.pooled_described, each)
+        pooled_key, drop_key, noise_key = jax.random.split(key, 3)
+        images, coverage = compose(frozen["paintings"], batch["layout"])
+        latents = jax.lax.stop_gradient(self.encode(frozen["autoencoder"], images * 2 - 1))
+        each = (len(images), 1)
         dropped = jax.random.bernoulli(drop_key, self.text_dropout, each)
+        plain = ~jax.random.bernoulli(pooled_key, self.pooled_told, each)
+        ids, plain_ids = (jnp.where(dropped, self.empty_ids, batch[name]) for name in ("caption_ids", "plain_ids"))
+        text = self.conditioning(params, ids)
+        pooled = self.conditioning(params, jnp.where(plain, plain_ids, ids)).pooled
+        sample = add_training_noise(latents, noise_key, betas=self.betas, prediction=self.prediction,
+                                    timesteps=TIMESTEPS)
+        out = self.unet.apply({"params": params["unet"]}, sample.noisy, sample.t, text.text, pooled=pooled,
+                              time_ids=text.time_ids, target=batch["marks"])
+        denoising = denoising_error(
+            out.noise, sample, betas=self.betas, prediction=self.prediction,
+            coverage=covered(coverage, latents.shape[1:3]))
+        # Where noise hides the things, nobody could tell where they are.
+        visible = jnp.sqrt(1 / (1 + 1 / solvers.snr(self.betas)[sample.t]))[:, None]
+        there = batch["marks"].any(-1) & ~dropped
+        placement = placement_loss(out.maps, coverage, visible * there)
+        metrics = {"denoising": denoising, "placement": placement}
+        metrics |= self._right_places(out.maps, coverage, sample.t, there.all(1))
+        return denoising + self.placed * placement, metrics
 
-        def encoded(described):
-            ids = jnp.where(described, batch["description_ids"], batch["input_ids"])
-            return self.conditioning(params, jnp.where(dropped, self.empty_ids, ids))
-
-        text = encoded(described).replace(pooled=encoded(pooled_described).pooled)
-
-        def predict(noisy, t):
-            return self.unet.apply({"params": params["unet"]}, noisy, t, text.text, pooled=text.pooled,
-                                   time_ids=text.time_ids).noise
-
-        return denoising_loss(predict, batch["latents"], noise_key, betas=self.betas, prediction=self.prediction,
-                              coverage=batch["coverage"]), {}
+    def _right_places(self, maps, coverage, t, counted):
+        right = right_place(maps, coverage)
+        shares = {}
+        for name, (low, high) in _BANDS.items():
+            inside = counted & (t >= low) & (t < high)
+            shares[f"right_place_{name}"] = (right * inside).sum() / jnp.maximum(inside.sum(), 1)
+        return shares
 
     def preview(self, params) -> Image.Image:
-        """Pictures of the first captions (odd rows) and descriptions (even rows), from the same fixed noise."""
-        batch = {k: v[:16] for k, v in self.batches[0].items()}
+        """Pictures of the first captions, from fixed noise."""
+        ids = self.batches.captioned(0)["caption_ids"][:32]
         solver = solvers.make_solver(steps=20, betas=self.betas, prediction=self.prediction)
+        latent = self.unet_config["sample_size"], self.unet_config["sample_size"], self.unet_config["in_channels"]
 
         @jax.jit
-        def sample(params, input_ids):
-            noise = jax.random.normal(jax.random.key(0), batch["latents"].shape)
-            negative = self.conditioning(params, jnp.broadcast_to(self.empty_ids, input_ids.shape))
-            return sample_text_only(self.unet, params["unet"], noise, self.conditioning(params, input_ids), negative,
+        def sample(params, autoencoder, ids):
+            noise = jax.random.normal(jax.random.key(0), (len(ids), *latent))
+            negative = self.conditioning(params, jnp.broadcast_to(self.empty_ids, ids.shape))
+            made = sample_text_only(self.unet, params["unet"], noise, self.conditioning(params, ids), negative,
                                     solver=solver, guidance_scale=3.5)
+            return self.decode(autoencoder, made)
 
-        plain, described = (self.decode(sample(params, batch[key])) for key in ("input_ids", "description_ids"))
-        return grid(np.concatenate([plain[:8], described[:8], plain[8:], described[8:]]), columns=8)
+        return grid(sample(params, self.autoencoder, ids), columns=8)
 
 
 def time_ids(size: int, batch: int) -> jax.Array:
-    """SDXL's size conditioning in the released order (w, h, 0, 0, w, h), float32 [B,6]."""
+    """SDXL's size conditioning in the released order (w, h, 0, 0, w, h), float32 [B, 6]."""
     return jnp.broadcast_to(jnp.asarray([size, size, 0, 0, size, size], jnp.float32), (batch, 6))
-
