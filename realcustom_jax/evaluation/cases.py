@@ -1,27 +1,32 @@
-"""What is to be generated: held-out subjects, each with its reference picture and prompts; and its painted bounds."""
+"""What is to be generated: held-out subjects, each with its references and prompts, in four tasks; and its bounds.
+
+    one          one thing, one reference: "a dog on the beach"
+    bystander    two things, a reference for the first, words for the second: "a dog and a red striped car on the beach"
+    many         two things, a reference for each: "a dog and a car on the beach"
+    one2many     the same, but both are in one reference
+"""
 
 import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
 
+from realcustom_jax.data.sprites.bank import Bank, BankConfig, bank_of, paint_bank
+from realcustom_jax.data.sprites.captions import TELLABLE, Caption, caption
+from realcustom_jax.data.sprites.composition import compose_few
+from realcustom_jax.data.sprites.draws import draw_layout, draw_things, place
 from realcustom_jax.data.sprites.world import (
     HELD_OUT_NOUNS,
     NOUNS,
     SCENES,
     Identity,
-    caption,
-    describe,
-    paint,
-    paint_reference,
     random_identity,
-    random_placement,
 )
-from realcustom_jax.evaluation.judge import HEADS
 
+TASKS: tuple[str, ...] = ("one", "bystander", "many", "one2many")
 PROMPTS_PER_SUBJECT = 2
 _HELD_OUT_SHARE = 1 / 3
-_FACINGS = ("left", "right")
+_EXAM_IDENTITIES = 180
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,34 +34,43 @@ class Case:
     """One picture to generate.
 
     Attributes:
-        subject: its number. identity: what the reference, uint8 [64,64,3], shows. scene: of the prompt.
-        seed: of the noise.
+        task: of `TASKS`. subject: the number of whom or what pair it is about.
+        things: the one or two identities that the prompt names, in its order.
+        references: uint8 [P, P, 3] each; every one has a background of its own.
+        targets: which of the things each target phrase stands for.
+        scene: of the prompt. seed: of the noise.
     """
 
+    task: str
     subject: int
-    identity: Identity
-    reference: np.ndarray
+    things: tuple[Identity, ...]
+    references: tuple[np.ndarray, ...]
+    targets: tuple[int, ...]
     scene: str
     seed: int
 
     @property
-    def prompt(self) -> str:
-        return caption([self.identity.noun], self.scene)
+    def prompt(self) -> Caption:
+        """The nouns, and what a thing without a reference looks like."""
+        return self._caption([() if i in self.targets else TELLABLE for i in range(len(self.things))])
 
     @property
-    def description(self) -> str:
-        """The prompt with the attributes named."""
-        return describe(self.identity, (), self.scene)
+    def description(self) -> Caption:
+        """The prompt with all things' attributes named."""
+        return self._caption([TELLABLE] * len(self.things))
 
     @property
     def held_out_noun(self) -> bool:
-        return self.identity.noun in HELD_OUT_NOUNS
+        return self.things[0].noun in HELD_OUT_NOUNS
+
+    def _caption(self, told) -> Caption:
+        return caption(list(zip(self.things, told, strict=True)), self.scene)
 
 
-def make_cases(num_subjects: int, seed: int) -> list[Case]:
+def make_cases(task: str, num_subjects: int, seed: int, config: BankConfig = BankConfig()) -> list[Case]:
     """Draws subjects of the test split, a third of them of the held-out nouns, and two prompts for each.
 
-    A reference shows its subject in the studio, at a random pose and facing. The same numbers give the same cases.
+    The same numbers give the same cases, and the first things, scenes and noise are the same in all tasks.
     Raises ValueError for fewer than one subject or a negative seed.
     """
     if num_subjects < 1:
@@ -66,13 +80,36 @@ def make_cases(num_subjects: int, seed: int) -> list[Case]:
     rng = np.random.default_rng((seed, 0))
     cases = []
     for subject, noun in enumerate(_nouns(rng, num_subjects)):
-        identity = random_identity(rng, noun=noun, split="test")
-        reference = paint_reference(
-            identity, seed=0, pose=float(rng.uniform(-1, 1)), facing=_FACINGS[rng.integers(2)])
-        scenes = rng.choice(SCENES, PROMPTS_PER_SUBJECT, replace=False)
+        first = random_identity(rng, noun=noun, split="test")
+        others = [other for other in NOUNS if other not in (noun, *HELD_OUT_NOUNS)]
+        second = random_identity(rng, nouns=others, split="test")
+        scenes = [str(scene) for scene in rng.choice(SCENES, PROMPTS_PER_SUBJECT, replace=False)]
         noise = int(rng.integers(2**31))
-        cases += [Case(subject, identity, reference, str(scene), noise) for scene in scenes]
+        photographs = np.random.default_rng((seed, 3, subject))
+        elsewhere = [scene for scene in SCENES if scene not in scenes]
+        groups = {"one": [[first]], "bystander": [[first]], "many": [[first], [second]], "one2many": [[first, second]]}
+        references = tuple(photograph(photographs, things, elsewhere, config) for things in groups[task])
+        things = (first,) if task == "one" else (first, second)
+        targets = (0,) if task in ("one", "bystander") else (0, 1)
+        cases += [Case(task, subject, things, references, targets, scene, noise) for scene in scenes]
     return cases
+
+
+def photograph(rng: np.random.Generator, things: Sequence[Identity], scenes: Sequence[str],
+               config: BankConfig) -> np.ndarray:
+    """A reference, uint8 [P, P, 3]: one thing that fills most of the picture, or two side by side, in one of `scenes`,
+    at a random pose and facing."""
+    bank = bank_of([(identity, float(rng.uniform(-1, 1))) for identity in things],
+                   [(str(rng.choice(scenes)), int(rng.integers(2**31)))], config)
+    rows = np.array([[0, 1 if len(things) > 1 else -1]])
+    x = np.array([rng.permutation([0.26, 0.74]) if len(things) > 1 else [0.5, 0.5]])
+    layout = place(rng, bank, rows, np.array([0]), x, np.array([[0.54, 0.54]]), np.array([[0.78, 0.78]]),
+                   rng.random((1, 2)) < 0.5)
+    return _pictures(bank, layout)[0]
+
+
+def _pictures(bank: Bank, layout) -> np.ndarray:
+    return np.uint8(np.round(255 * np.asarray(compose_few(bank.cut_outs, bank.scenes, layout)[0])))
 
 
 def _nouns(rng: np.random.Generator, count: int) -> list[str]:
@@ -88,16 +125,23 @@ def _in_turn(rng: np.random.Generator, names: Sequence[str], count: int) -> list
     return [str(name) for name in np.concatenate(rounds)[:count]] if rounds else []
 
 
-def paint_bounds(cases: Sequence[Case], seed: int) -> dict[str, np.ndarray]:
-    """What perfect and what blind customisation look like: painted answers to the cases, uint8 [N,64,64,3].
+def paint_bounds(cases: Sequence[Case], seed: int, config: BankConfig = BankConfig()) -> dict[str, np.ndarray]:
+    """What perfect and what blind customisation look like: painted answers to the cases, uint8 [N, P, P, 3].
 
-    "same_subject": the case's identity in the prompt's scene, at another place and pose; "other_subject": another
-    identity of the same noun there.
+    "same_subject": the case's things in the prompt's scene, at another place and pose; "other_subject": other
+    identities of the same nouns there.
     """
     rng = np.random.default_rng((seed, 1))
-    same = [_paint_in(rng, case.identity, case.scene) for case in cases]
-    others = [_paint_in(rng, random_identity(rng, noun=case.identity.noun), case.scene) for case in cases]
+    same = [_paint_in(rng, case.things, case.scene, config) for case in cases]
+    others = [_paint_in(rng, [random_identity(rng, noun=thing.noun) for thing in case.things], case.scene, config)
+              for case in cases]
     return {"same_subject": np.stack(same), "other_subject": np.stack(others)}
+
+
+def _paint_in(rng, things: Sequence[Identity], scene: str, config: BankConfig) -> np.ndarray:
+    bank = bank_of([(identity, float(rng.uniform(-1, 1))) for identity in things],
+                   [(scene, int(rng.integers(2**31)))], config)
+    return _pictures(bank, draw_layout(rng, bank, np.array([[0, 1 if len(things) > 1 else -1]])))[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,27 +149,25 @@ class Exam:
     """Painted pictures with the truth.
 
     Attributes:
-        images: uint8 [N,64,64,3]. labels: the class [N] of each of `HEADS`. subject: its pixels, bool [N,64,64].
+        images: uint8 [N, P, P, 3]. nouns: int32 [N, 2], -1 for none. attributes: int32 [N, 2, 5]. scenes: int32 [N].
+        coverage: float32 [N, 2, P, P], how much of each pixel each thing fills.
     """
 
     images: np.ndarray
-    labels: dict[str, np.ndarray]
-    subject: np.ndarray
+    nouns: np.ndarray
+    attributes: np.ndarray
+    scenes: np.ndarray
+    coverage: np.ndarray
 
 
-def make_exam(count: int, seed: int) -> Exam:
-    """Paints `count` pictures of one test identity each, for the judge's own accuracy."""
+def make_exam(count: int, seed: int, config: BankConfig = BankConfig()) -> Exam:
+    """Paints `count` pictures of test identities, half of them of two things, for the judge's own accuracy."""
+    small = dataclasses.replace(config, identities=_EXAM_IDENTITIES, poses=1, scenes=8, seed=seed, split="test")
+    bank = paint_bank(small)
     rng = np.random.default_rng((seed, 2))
-    images, subjects, labels = [], [], []
-    for _ in range(count):
-        identity = random_identity(rng, split="test")
-        scene = int(rng.integers(len(SCENES)))
-        image, masks = paint([(identity, random_placement(rng)[0])], SCENES[scene], seed=int(rng.integers(2**31)))
-        images.append(image)
-        subjects.append(masks[0])
-        labels.append([NOUNS.index(identity.noun), scene, *identity.attributes])
-    return Exam(np.stack(images), dict(zip(HEADS, np.array(labels).T, strict=True)), np.stack(subjects))
-
-
-def _paint_in(rng: np.random.Generator, identity: Identity, scene: str) -> np.ndarray:
-    return paint([(identity, random_placement(rng)[0])], scene, seed=int(rng.integers(2**31)))[0]
+    things = draw_things(rng, bank, np.arange(len(bank.cut_outs)), count, 0.5)
+    layout = draw_layout(rng, bank, things)
+    images, coverage = compose_few(bank.cut_outs, bank.scenes, layout)
+    known = np.where((things >= 0)[..., None], bank.identities[np.maximum(things, 0)], -1)
+    return Exam(np.uint8(np.round(255 * np.asarray(images))), known[..., 0], known[..., 1:],
+                bank.scene_names[layout.scene], np.asarray(coverage))

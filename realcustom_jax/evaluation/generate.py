@@ -3,11 +3,11 @@
     text_only    the base model: no reference
     described    the base model, told the attributes in words instead: what its cross-attention can draw of them, and so
                  about what an adapter can ask it for (the pooled text stays the prompt's)
-    no_mask      the reference acts everywhere (M = 1)
+    no_mask      the references act everywhere (M = 1)
     sequential   RealCustom++ in the released order
     fused        RealCustom++ with one UNet call a step
 
-The pictures are those that `Pipeline` makes of a case's prompt, reference and seed with its default options.
+The pictures are those that `Pipeline` makes of a case's prompt, references and seed with its default options.
 
 **Whose mask is scored.** Of sequential and fused, `masks` is the mask that the sampler froze and used to its end. The
 others have none: there it is the mask that the guidance branch would compute for the finished picture, noised with its
@@ -42,51 +42,63 @@ METHODS: tuple[str, ...] = ("text_only", "described", "no_mask", "sequential", "
 _STEPS = 25
 
 
-def sampler(pipeline: Pipeline) -> dict[str, Any]:
-    """How sequential and fused sample: the pipeline's defaults."""
-    preset, side = pipeline.preset, pipeline.sample_size
-    return {"guidance_scale": preset.guidance_scale, "freeze_mask_step": preset.freeze_mask_step,
-            "mask": preset.mask(side, side)}
-
-
 @dataclasses.dataclass(frozen=True)
 class Generator:
-    """A model and the judge that came with it."""
+    """A model and the judge that came with it. `options` replace what `sampler` says, for studies."""
 
     pipeline: Pipeline
     judge: TrainedJudge
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @classmethod
-    def load(cls, model: str | Path) -> "Generator":
+    def load(cls, model: str | Path, adapter: str | Path | None = None) -> "Generator":
         """Loads a model folder, or the bundled miniature "mini". Raises as `Pipeline.load` and `load_judge`."""
-        pipeline = Pipeline.load(model)
+        pipeline = Pipeline.load(model, adapter)
         return cls(pipeline, load_judge(local_model(model)))
 
-    def __call__(self, cases: Sequence[Case], method: str) -> Generated:
-        """Makes one picture of each case. Batches of one length share a compilation."""
-        check_choice("method", method, METHODS)
-        pipeline = self.pipeline
-        positive = pipeline.encode_prompts([case.prompt for case in cases])
-        texts = [case.description if method == "described" else case.prompt for case in cases]
-        positive = positive.replace(text=pipeline.encode_prompts(texts).text)
-        negative = pipeline.encode_prompts([""] * len(cases), allow_empty=True)
-        references = [case.reference.astype(np.float32) / 255 for case in cases]
-        *tokens, nothing = pipeline.encode_references([*references, np.zeros_like(references[0])])
-        vision = jnp.stack(tokens)[:, None]
-        positive = positive.replace(vision=vision)
-        negative = negative.replace(vision=jnp.broadcast_to(nothing, vision.shape))
-        target = np.stack([target_tokens(pipeline.tokenizer, text, case.identity.noun)
-                           for text, case in zip(texts, cases, strict=True)])
+    def sampler(self, phrases: int) -> dict[str, Any]:
+        """How sequential and fused sample: the pipeline's defaults."""
+        preset, side = self.pipeline.preset, self.pipeline.sample_size
+        overlap = "sum" if phrases == 1 else "argmax"
+        return {"guidance_scale": preset.guidance_scale, "freeze_mask_step": preset.freeze_mask_step,
+                "mask": preset.mask(side, side, overlap)} | self.options
 
-        solver = make_solver(steps=_STEPS, betas=pipeline.betas, prediction=pipeline.prediction)
-        options = sampler(pipeline)
-        time = int(solver.timesteps[options["freeze_mask_step"] - 1])
-        signal = float(np.sqrt(np.cumprod(1 - np.asarray(pipeline.betas, np.float64))[time]))
-        latents, masks, maps = _generate(
-            pipeline.unet.module, pipeline.unet.params, _noise(pipeline, cases), positive, negative,
-            jnp.asarray(target)[:, None], method=method, solver=solver, time=time, signal=signal, **options)
-        of_one = np.asarray(masks[:, 0]), np.asarray(maps[:, 0])
-        return Generated(pipeline.decode(latents), *of_one, np.asarray(latents))
+    def __call__(self, cases: Sequence[Case], method: str) -> Generated:
+        """Makes one picture of each case of a task. Batches of one length share a compilation."""
+        check_choice("method", method, METHODS)
+        positive, negative, target = self._conditionings(cases, method == "described")
+        solver = make_solver(steps=_STEPS, betas=self.pipeline.betas, prediction=self.pipeline.prediction)
+        options = self.sampler(target.shape[1])
+        unet = self.pipeline.unet
+        noise = _noise(self.pipeline, cases)
+        inputs = unet.module, unet.params, noise, positive, negative
+        kind = "text_only" if method == "described" else method
+        latents, used = _generate(*inputs, target, kind=kind, solver=solver, **options)
+        # The mask of the finished picture, noised again to the last step before the freeze.
+        time = int(solver.timesteps[options["freeze_mask_step"] - 1]) if options["freeze_mask_step"] < _STEPS else 0
+        signal = float(np.sqrt(np.cumprod(1 - np.asarray(self.pipeline.betas, np.float64))[time]))
+        masks, maps = _masks_of(unet.module, unet.params, latents, noise, positive, target, time, signal,
+                                mask=options["mask"])
+        masks = masks if used is None else used
+        return Generated(self.pipeline.decode(latents), *map(np.asarray, (masks, maps, latents)))
+
+    def _conditionings(self, cases: Sequence[Case], described: bool) -> tuple[Conditioning, Conditioning, jax.Array]:
+        """positive, negative and the marked tokens [N, R, T] of the cases' prompts."""
+        pipeline = self.pipeline
+        positive = pipeline.encode_prompts([str(case.prompt) for case in cases])
+        texts = [str(case.description if described else case.prompt) for case in cases]
+        positive = positive.replace(text=pipeline.encode_prompts(texts).text)
+        negative = pipeline.encode_prompts([pipeline.preset.negative_prompt] * len(cases), allow_empty=True)
+        references = [reference.astype(np.float32) / 255 for case in cases for reference in case.references]
+        *tokens, nothing = pipeline.encode_references([*references, np.zeros_like(references[0])])
+        vision = jnp.stack(tokens).reshape(len(cases), -1, *nothing.shape)
+        phrases = len(cases[0].targets)
+        vision = jnp.repeat(vision, phrases // vision.shape[1], axis=1)
+        target = np.stack([[target_tokens(pipeline.tokenizer, text, case.things[thing].noun,
+                                          match=pipeline.preset.match) for thing in case.targets]
+                           for text, case in zip(texts, cases, strict=True)])
+        return (positive.replace(vision=vision), negative.replace(vision=jnp.broadcast_to(nothing, vision.shape)),
+                jnp.asarray(target))
 
     def autoencode(self, images: np.ndarray) -> np.ndarray:
         """Pictures uint8 [N,H,W,3] through the autoencoder and back: what no sampling of its latents can surpass."""
@@ -107,29 +119,29 @@ def _noise(pipeline: Pipeline, cases: Sequence[Case]) -> jax.Array:
     return jnp.stack([jax.random.normal(key, shape) for key in keys])
 
 
-@functools.partial(jit_sampler, static_argnums=0, static_argnames=("method", "freeze_mask_step", "mask"))
+@functools.partial(jit_sampler, static_argnums=0, static_argnames=("kind", "freeze_mask_step", "mask"))
 def _generate(
     unet, params, noise: jax.Array, positive: Conditioning, negative: Conditioning, target: jax.Array, *,
-    method: str, solver: Solver, time: int, signal: float, guidance_scale: float, freeze_mask_step: int,
-    mask: MaskConfig,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Latents [B,H,W,C], masks and maps [B,1,h,w]; the finished picture is noised to `time`, where √ᾱ is `signal`."""
+    kind: str, solver: Solver, guidance_scale: float, freeze_mask_step: int, mask: MaskConfig,
+) -> tuple[jax.Array, jax.Array | None]:
+    """Latents [B, H, W, C] and the last masks [B, R, h, w]; None of methods that use none."""
     inputs = unet, params, noise, positive, negative
     options = {"solver": solver, "guidance_scale": guidance_scale}
-    used = None
-    if method in ("text_only", "described"):
-        latents = sample_text_only(*inputs, **options)
-    elif method == "no_mask":
-        latents = sample_latents(*inputs, target, mask=None, **options).latents
-    else:
-        samples = sample_latents(*inputs, target, branches=method, mask=mask, freeze_mask_step=freeze_mask_step,
-                                 **options)
-        latents, used = samples.latents, samples.masks[-1]
+    if kind == "text_only":
+        return sample_text_only(*inputs, **options), None
+    if kind == "no_mask":
+        return sample_latents(*inputs, target, mask=None, **options).latents, None
+    samples = sample_latents(*inputs, target, branches=kind, mask=mask, freeze_mask_step=freeze_mask_step, **options)
+    return samples.latents, samples.masks[-1]
 
+
+@functools.partial(jax.jit, static_argnums=0, static_argnames="mask")
+def _masks_of(unet, params, latents, noise, positive: Conditioning, target, time, signal, *,
+              mask: MaskConfig) -> tuple[jax.Array, jax.Array]:
+    """Masks and maps [B, R, h, w] of finished latents, noised to `time`, where √ᾱ is `signal`."""
     noised = signal * latents + jnp.sqrt(1 - signal**2) * noise
     guidance = unet.apply(
         {"params": params}, noised, time, positive.text, pooled=positive.pooled, time_ids=positive.time_ids,
         target=target, self_maps_at=mask.refine_at)
     size = mask.size(noise)
-    maps = dataclasses.replace(mask, scope=1.0).mask(guidance, size)
-    return latents, mask.mask(guidance, size) if used is None else used, maps
+    return mask.mask(guidance, size), dataclasses.replace(mask, scope=1.0, binary=False).mask(guidance, size)

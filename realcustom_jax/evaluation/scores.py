@@ -1,10 +1,15 @@
 """From generated pictures to the report's numbers, by way of the judge.
 
-- *subject_similarity*: the share of the five identity attributes that the judge reads in the output and that are the
-  reference's. The reference's are known from its painting, not judged.
-- *text_controllability*: the mean of two hits, that the judge's first choice of noun is the prompt's, and of scene.
-- *mask_auc*: ROC area of the guidance mask's values, enlarged to the picture, against the subject that the judge
-  segments in the output; *map_auc*: of the map before its weaker part is cut off. `generate` says which mask.
+Of each case, over the things that its target phrases stand for (all but a bystander):
+- *subject_similarity*: the share of the five identity attributes that the judge reads of the thing and that are the
+  reference's; 0 for a thing that it does not find. The reference's are known from its painting, not judged.
+- *swapped* (two references): whether the judge's reading of a thing agrees more with the other reference than with its
+  own.
+- *mask_auc*: ROC area of a phrase's mask, enlarged to the picture, against the places where the judge finds its noun;
+  *map_auc*: of the map before its weaker part is cut off. `generate` says which mask.
+And over all that the prompt says:
+- *text_controllability*: the mean of hits: each noun found, and the judge's first choice of scene.
+- *bystander_fidelity*: the share of a described thing's attributes that the judge reads of it; 0 if it is not found.
 """
 
 import dataclasses
@@ -16,16 +21,22 @@ import numpy as np
 from realcustom_jax.data.sprites.world import NOUNS, SCENES
 from realcustom_jax.evaluation.cases import Case, Exam
 from realcustom_jax.evaluation.judge import ATTRIBUTES, TrainedJudge
-from realcustom_jax.evaluation.metrics import agreement, mean_with_interval, overlap, roc_area, summarize
+from realcustom_jax.evaluation.metrics import mean_with_interval, overlap, roc_area, summarize
 from realcustom_jax.models.resize import resize_bilinear
 
-METRICS: tuple[str, ...] = ("subject_similarity", "text_controllability", "mask_auc")
+METRICS: dict[str, tuple[str, ...]] = {
+    "one": ("subject_similarity", "text_controllability", "mask_auc"),
+    "bystander": ("subject_similarity", "text_controllability", "bystander_fidelity", "mask_auc"),
+    "many": ("subject_similarity", "text_controllability", "swapped", "mask_auc"),
+    "one2many": ("subject_similarity", "text_controllability", "swapped", "mask_auc"),
+}
+"""What is reported of each task."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Generated:
-    """What a method made of N cases: images uint8 [N,64,64,3]; masks and maps float [N,h,w], see `generate`; the
-    latents [N,H,W,C] that were decoded."""
+    """What a method made of N cases with R phrases: images uint8 [N, P, P, 3]; masks and maps float [N, R, h, w], see
+    `generate`; the latents [N, H, W, C] that were decoded."""
 
     images: np.ndarray
     masks: np.ndarray
@@ -34,56 +45,70 @@ class Generated:
 
 
 def score_pictures(judge: TrainedJudge, cases: Sequence[Case], images: np.ndarray) -> dict[str, np.ndarray]:
-    """Each score of each picture [N]: the two of the report, and the single hits that they are the means of."""
-    opinions = judge(images)
-    true = np.stack([case.identity.attributes for case in cases])
-    nouns = np.array([NOUNS.index(case.identity.noun) for case in cases])
-    scenes = np.array([SCENES.index(case.scene) for case in cases])
-    hits = {"noun": opinions.labels["noun"] == nouns, "scene": opinions.labels["scene"] == scenes}
-    hits |= {name: opinions.labels[name] == true[:, i] for i, name in enumerate(ATTRIBUTES)}
-    return {
-        "subject_similarity": agreement(opinions.attributes, true),
-        "text_controllability": (hits["noun"] + hits["scene"].astype(float)) / 2,
-        **{name: hit.astype(float) for name, hit in hits.items()},
-    }
+    """Each score of each picture [N]: those of `METRICS` but the masks', and the single hits that they are means of."""
+    nouns = _nouns(cases)
+    opinions = judge(images, nouns)
+    true = np.stack([[thing.attributes for thing in case.things] for case in cases])
+    hits = (opinions.attributes == true) & opinions.found[..., None]
+    agreement = hits.mean(2)
+    targets = np.array(cases[0].targets)
+    scene = opinions.scene == np.array([SCENES.index(case.scene) for case in cases])
+    scores = {
+        "subject_similarity": agreement[:, targets].mean(1),
+        "text_controllability": np.concatenate([opinions.found, scene[:, None]], 1).mean(1),
+        "nouns": opinions.found.mean(1), "scene": scene.astype(float)}
+    scores |= {name: hits[:, targets, i].mean(1) for i, name in enumerate(ATTRIBUTES)}
+    if cases[0].task == "bystander":
+        scores["bystander_fidelity"] = agreement[:, 1]
+    elif len(targets) == 2:
+        others = (opinions.attributes == true[:, ::-1]).mean(2)
+        scores["swapped"] = ((others > agreement) & opinions.found).mean(1)
+    return scores
 
 
-def score_masks(judge: TrainedJudge, generated: Generated) -> dict[str, np.ndarray]:
-    """ROC areas [N] of masks and maps against the judge's segmentation of the outputs."""
-    subject = judge(generated.images).subject > 0.5
-    size = subject.shape[1:]
+def score_masks(judge: TrainedJudge, cases: Sequence[Case], generated: Generated) -> dict[str, np.ndarray]:
+    """ROC areas [N] of masks and maps against the judge's finding of the nouns in the outputs."""
+    places = judge(generated.images, _nouns(cases)).places[:, np.array(cases[0].targets)] > 0.5
+    size = places.shape[2:]
 
     def areas(values):
-        enlarged = np.asarray(resize_bilinear(values[..., None], size))[..., 0]
-        return np.array([roc_area(*pair) for pair in zip(enlarged, subject, strict=True)])
+        enlarged = np.asarray(resize_bilinear(np.moveaxis(values, 1, -1), size))
+        enlarged = np.moveaxis(enlarged, -1, 1)
+        each = [[roc_area(*pair) for pair in zip(*of_case, strict=True)]
+                for of_case in zip(enlarged, places, strict=True)]
+        return np.array(each).mean(1)
 
     return {"mask_auc": areas(generated.masks), "map_auc": areas(generated.maps)}
+
+
+def _nouns(cases: Sequence[Case]) -> np.ndarray:
+    return np.array([[NOUNS.index(thing.noun) for thing in case.things] for case in cases], np.int32)
 
 
 def report_method(scores: Mapping[str, np.ndarray], cases: Sequence[Case]) -> dict[str, Any]:
     """One method's entry: its metrics with intervals and groups, and the means of the rest as `details`."""
     subjects = np.array([case.subject for case in cases])
     held_out = np.array([case.held_out_noun for case in cases])
-    entry = {name: summarize(scores[name], subjects, held_out) for name in METRICS if name in scores}
-    return entry | {"details": {k: round(float(v.mean()), 4) for k, v in scores.items() if k not in METRICS}}
+    metrics = METRICS[cases[0].task]
+    entry = {name: summarize(scores[name], subjects, held_out) for name in metrics if name in scores}
+    return entry | {"details": {k: round(float(v.mean()), 4) for k, v in scores.items() if k not in metrics}}
 
 
 def compare(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray], cases: Sequence[Case]) -> dict[str, Any]:
     """How much higher method `a` scores than `b` on the same cases: the paired difference and its interval."""
     subjects = np.array([case.subject for case in cases])
-    differences = {name: a[name] - b[name] for name in METRICS[:2]}
-    return {name: mean_with_interval(difference, subjects) for name, difference in differences.items()}
+    return {name: mean_with_interval(a[name] - b[name], subjects) for name in METRICS[cases[0].task]}
 
 
 def distance(a: Generated, b: Generated, cases: Sequence[Case]) -> dict[str, Any]:
     """How far two methods' results are apart on the same cases.
 
     *mask_overlap*: of the places that either mask keeps, the share that both do; `generate` says which mask, of methods
-    that use none. *latent_difference*: root mean
-    square of the latents' difference, in units of `b`'s standard deviation; two unrelated pictures differ by √2.
+    that use none. *latent_difference*: root mean square of the latents' difference, in units of `b`'s standard
+    deviation; two unrelated pictures differ by √2.
     """
     subjects = np.array([case.subject for case in cases])
-    kept = a.masks > 0, b.masks > 0
+    kept = a.masks.max(1) > 0, b.masks.max(1) > 0
     axes = tuple(range(1, a.latents.ndim))
     values = {
         "mask_overlap": overlap(*kept),
@@ -92,8 +117,24 @@ def distance(a: Generated, b: Generated, cases: Sequence[Case]) -> dict[str, Any
 
 
 def examine(judge: TrainedJudge, exam: Exam) -> dict[str, float]:
-    """The judge's own accuracy on painted pictures: of each head, and the overlap (IoU) of its segmentation."""
-    opinions = judge(exam.images)
-    accuracy = {name: float((opinions.labels[name] == truth).mean()) for name, truth in exam.labels.items()}
-    accuracy["segmentation_iou"] = float(overlap(opinions.subject > 0.5, exam.subject).mean())
-    return {name: round(value, 4) for name, value in accuracy.items()}
+    """The judge's own accuracy on painted pictures: nouns found, nouns found that are not there, the scene, each
+    attribute of a thing, and the overlap (IoU) of a noun's places with its thing."""
+    opinions = judge(exam.images, exam.nouns)
+    there = exam.nouns >= 0
+    absent = judge(exam.images, (exam.nouns + 1) % len(NOUNS))
+    accuracy = {
+        "noun": opinions.found[there].mean(),
+        "false_noun": absent.found[~_either(exam.nouns, (exam.nouns + 1) % len(NOUNS))].mean(),
+        "scene": (opinions.scene == exam.scenes).mean()}
+    accuracy |= {name: (opinions.attributes[..., i] == exam.attributes[..., i])[there].mean()
+                 for i, name in enumerate(ATTRIBUTES)}
+    *lead, height, width = exam.coverage.shape
+    h, w = opinions.places.shape[2:]
+    true = exam.coverage.reshape(*lead, h, height // h, w, width // w).mean((-3, -1)) > 0.5
+    accuracy["segmentation_iou"] = overlap(opinions.places[there] > 0.5, true[there]).mean()
+    return {name: round(float(value), 4) for name, value in accuracy.items()}
+
+
+def _either(nouns: np.ndarray, asked: np.ndarray) -> np.ndarray:
+    """Whether each noun that is asked for, int [N, 2], is one of the picture's."""
+    return (asked[:, :, None] == nouns[:, None]).any(2)

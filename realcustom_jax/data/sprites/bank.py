@@ -1,7 +1,7 @@
 """Everything that the painted world is put together from: things without background, and scenes without things.
 
-Painting is slow and composing is fast: a *bank* is painted once, and every picture of a training run is composed of it
-anew (module `composition`), so that no two are the same. A thing's *cut-out* is a square of `FRAME` units of its height,
+Painting is slow and composing is fast: a *bank* is painted once, and every picture of a training run is composed of
+it anew (module `composition`), so that no two are the same. A thing's *cut-out* is a square of `FRAME` units of its height,
 the thing in its middle, facing right.
 """
 
@@ -10,7 +10,7 @@ import functools
 import json
 import multiprocessing
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -95,6 +95,21 @@ def paint_bank(config: BankConfig, folder: Path | None = None) -> Bank:
     return Bank(config, **arrays)
 
 
+def bank_of(things: Sequence[tuple[Identity, float]], scenes: Sequence[tuple[str, int]], config: BankConfig) -> Bank:
+    """A bank of these things, each with its pose, and of these scenes, each with the seed of its details."""
+    pictures = [cut_out(identity, pose, config.cut_out) for identity, pose in things]
+    return Bank(
+        dataclasses.replace(config, identities=len(things), poses=1), np.stack(pictures),
+        np.stack([_numbers(identity) for identity, _ in things]), np.array([pose for _, pose in things], np.float32),
+        np.stack([bounds_of(picture) for picture in pictures]),
+        np.stack([paint([], name, seed=seed, size=config.side)[0] for name, seed in scenes]),
+        np.array([SCENES.index(name) for name, _ in scenes], np.int32))
+
+
+def _numbers(identity: Identity) -> np.ndarray:
+    return np.array([NOUNS.index(identity.noun), *identity.attributes], np.int32)
+
+
 _ARRAYS = ("cut_outs", "identities", "poses", "bounds", "scenes", "scene_names")
 
 
@@ -120,12 +135,11 @@ def _paint_identity(config: BankConfig, index: int) -> list[tuple[np.ndarray, fl
     """(identity, pose, cut-out, bounds) of each pose of identity number `index`: nouns take turns, poses are spread."""
     rng = np.random.default_rng((config.seed, ("train", "test").index(config.split), index))
     identity = random_identity(rng, noun=NOUNS[index % len(NOUNS)], split=config.split)
-    numbers = np.array([NOUNS.index(identity.noun), *identity.attributes], np.int32)
     strata = (np.arange(config.poses) + rng.random(config.poses)) / config.poses
     painted = []
     for pose in rng.permutation(2 * strata - 1):
         picture = cut_out(identity, float(pose), config.cut_out)
-        painted.append((numbers, float(pose), picture, bounds_of(picture)))
+        painted.append((_numbers(identity), float(pose), picture, bounds_of(picture)))
     return painted
 
 

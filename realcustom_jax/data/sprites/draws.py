@@ -6,8 +6,8 @@ themselves are composed on the device (module `composition`).
 A pair of the adapter's training is a target and a reference of its subject, of one of the curriculum's kinds:
 - *reconstruction* (difficulty 0): the subject cropped from the target itself, so that pose, size and background give
   the target away;
-- *re-contextualisation*: the same identity elsewhere. At difficulty d its size lies d of the way to the other end of
-  the range; below 1/2 it stands in the same scene in the pose most like the target's, from there on in another scene,
+- *re-contextualisation*: the same identity elsewhere. At difficulty d its size lies d of the way to the range's other
+  end; below 1/2 it stands in the same scene in the pose most like the target's, from there on in another scene,
   or alone on a plain background, in the pose least like it; close to 1 it faces the other way.
 """
 
@@ -60,11 +60,16 @@ def draw_layout(rng: np.random.Generator, bank: Bank, things: np.ndarray) -> Lay
     x = np.where(two, sides + rng.uniform(-0.04, 0.04, (count, 2)), 0.5 + rng.uniform(-0.16, 0.16, (count, 2)))
     y = np.where(two, 0.6 + rng.uniform(-0.1, 0.1, (count, 2)), 0.55 + rng.uniform(-0.12, 0.12, (count, 2)))
     scene = rng.integers(len(bank.scenes), size=count)
-    return _placed(rng, bank, things, scene, x, y, size, rng.random((count, 2)) < 0.5)
+    return place(rng, bank, things, scene, x, y, size, rng.random((count, 2)) < 0.5)
 
 
-def _placed(rng, bank, things, scene, x, y, size, mirrored) -> Layout:
-    """The layout with every thing shrunk and moved until it is inside, of two each in its half."""
+def place(rng: np.random.Generator, bank: Bank, things: np.ndarray, scene: np.ndarray, x: np.ndarray, y: np.ndarray,
+          size: np.ndarray, mirrored: np.ndarray) -> Layout:
+    """The layout with every thing shrunk and moved until it is inside, of two each in its half.
+
+    things, x, y, size, mirrored: [B, 2]; scene: [B]; as of `Layout`. What is left to chance are the plain backgrounds
+    and whether a scene is mirrored.
+    """
     left, top, right, bottom = np.moveaxis(bank.bounds[np.maximum(things, 0)], -1, 0)
     left, right = np.where(mirrored, -right, left), np.where(mirrored, -left, right)
     two = things[:, 1:] >= 0
@@ -116,7 +121,7 @@ def draw_references(rng: np.random.Generator, bank: Bank, target: Layout, diffic
     other = (target.scene + rng.integers(1, len(SCENES), count)
              + len(SCENES) * rng.integers(len(bank.scenes) // len(SCENES), size=count)) % len(bank.scenes)
     elsewhere = np.where(rng.random(count) < _PLAIN_SHARE, -1, other)
-    layout = _placed(rng, bank, things, np.where(far, elsewhere, target.scene), x, y, size, mirrored)
+    layout = place(rng, bank, things, np.where(far, elsewhere, target.scene), x, y, size, mirrored)
     return References(layout, difficulty == 0, _boxes(bank, target))
 
 
