@@ -1,4 +1,4 @@
-"""How programs are compiled: the persistent cache, with which a second run starts in seconds, and a sampler's options."""
+"""How programs are compiled: the persistent cache, with which a second run starts in seconds, and samplers."""
 
 import functools
 from collections.abc import Callable

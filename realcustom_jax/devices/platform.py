@@ -17,9 +17,10 @@ import jax
 from realcustom_jax.choices import check_choice
 
 NAMES = ("cpu", "gpu", "tpu")
-# Dense bfloat16 operations a second of one device, as its maker publishes them; the first name in a kind's counts.
-_PEAKS = {"v6 lite": 918e12, "v5 lite": 197e12, "v5": 459e12, "v4": 275e12, "H200": 989e12, "H100": 989e12,
-          "A100": 312e12, "L40S": 362e12, "L40": 181e12, "L4": 121e12, "T4": 65e12}
+PEAKS = {"v6 lite": 918e12, "v5 lite": 197e12, "v5": 459e12, "v4": 275e12, "H200": 989e12, "H100": 989e12,
+         "A100": 312e12, "L40S": 362e12, "L40": 181e12, "L4": 121e12, "T4": 65e12}
+"""Dense bfloat16 operations a second of one device, as its maker publishes them, by a part of JAX's name of its kind;
+the first that is found counts."""
 _OF_DEVICES = {"cuda": "gpu", "rocm": "gpu"}  # what descriptions of absent GPUs call their platform
 _CUDNN_FROM = 8.0
 """The compute capability (Ampere's) from which cuDNN has fused attention."""
@@ -112,7 +113,7 @@ _MADE = {
 
 def peak_flops(device_kind: str) -> float | None:
     """Operations a second that a device can do at most, by JAX's name of its kind; None where that is not known."""
-    return next((peak for name, peak in _PEAKS.items() if name in device_kind), None)
+    return next((peak for name, peak in PEAKS.items() if name in device_kind), None)
 
 
 def _has_cudnn_attention(gpu: Any) -> bool:
