@@ -1,5 +1,6 @@
 """The training step of a published model's shape, compiled for devices and divided over them, without a weight."""
 
+import functools
 import importlib.util
 import json
 from pathlib import Path
@@ -27,28 +28,30 @@ TRAIN = {
     "preset": {"pooled": "projected"}, "optimization": {"steps": 10, "batch_size": 4},
     "fresh": {"variant": "paper", "dim_head": 8, "vision_settings": {
         "size": 32, "encoder_size": 16, "split": 2, "siglip_layers": [0, 1], "dino_layers": [0, 1]}}}
-STEP = ahead_of_time.AdapterStep(TRAIN, configs=PARTS)
-WHOLE_STEP = ahead_of_time.AdapterStep(TRAIN | {"precomputed": False}, configs=PARTS)
 SAMPLER = ahead_of_time.Sampler(UNET, 64, batch_size=4)
 
 
-def compile_on_four(program="STEP", **sizes):
+@functools.cache
+def step():
+    return ahead_of_time.AdapterStep(TRAIN, configs=PARTS)
+
+
+def compile_on_four(program="step()", **sizes):
     """In a process of four simulated devices."""
     script = ("import json; from test_ahead import *; "
               f"print(json.dumps(ahead_of_time.compile_ahead({program}, make_mesh(**{sizes}))))")
     return json.loads(run(script, devices=4).splitlines()[-1])
 
 
-@pytest.mark.parametrize("name", ["STEP", "WHOLE_STEP"])
-def test_a_mesh_divides_the_memory_and_the_work(name):
-    one = ahead_of_time.compile_ahead(globals()[name], make_mesh(devices=jax.devices()[:1]))
-    four = compile_on_four(name, fsdp=4)
+def test_a_mesh_divides_the_memory_and_the_work():
+    one = ahead_of_time.compile_ahead(step(), make_mesh(devices=jax.devices()[:1]))
+    four = compile_on_four(fsdp=4)
     assert one["collectives"] == {} and one["flop"] == one["flop_per_device"] == four["flop"]
     assert four["flop_per_device"] == one["flop"] // 4
     assert four["state"] < one["state"] / 2 and four["frozen"] < one["frozen"]
     assert four["temporaries"] < one["temporaries"]
     assert four["collectives"]["all-gather"]["bytes"] > 0
-    copies = compile_on_four(name)
+    copies = compile_on_four()
     assert copies["state"] == one["state"] and set(copies["collectives"]) == {"all-reduce"}
 
 
@@ -73,13 +76,13 @@ def test_a_configuration_says_what_is_compiled(variant, layers, tokens):
     if variant == "highres":
         config.fresh.vision_settings.update(siglip_layers=[25], dino_layers=[22])
     config.preset.size_order = "width_first"
-    step, mesh = ahead_of_time.from_config(config, None)
-    state, frozen, batch = step.arguments()
+    whole, mesh = ahead_of_time.from_config(config, None)
+    _, frozen, batch = whole.arguments()
     assert [x.shape for x in batch["features"]] == [(16, 729, 2176)] * layers + [(16, 4 * 729, 2176)]
     assert frozen.keys() == {"unet", "empty", "no_image"} and batch["targets"].shape == (16, 2, 128, 128, 4)
-    assert step.pipeline.projector.module.config.dim_head == 32
-    assert step.about() == {"program": "training step, from features on disk", "platform": "cpu", "dtype": "bfloat16",
-                            "projector": variant}
+    assert whole.pipeline.projector.module.config.dim_head == 32
+    assert whole.about() == {"program": "training step, from features on disk", "platform": "cpu", "dtype": "bfloat16",
+                             "projector": variant}
     sampler, _ = ahead_of_time.from_config(config, None, "sampler")
     assert sampler.arguments()[1][1].vision.shape == (16, 1, tokens, 2048) and mesh.size == jax.device_count()
     with pytest.raises(ValueError, match="did you mean 'sampler'"):
@@ -89,14 +92,14 @@ def test_a_configuration_says_what_is_compiled(variant, layers, tokens):
 def test_the_encoders_are_within_the_step_unless_their_features_are_on_disk():
     config = load_config("sd15").train
     config.dtype = "float32"
-    step, _ = ahead_of_time.from_config(config, None)
-    _, frozen, batch = step.arguments()
+    whole, _ = ahead_of_time.from_config(config, None)
+    _, frozen, batch = whole.arguments()
     assert frozen.keys() == {"unet", "vae", "siglip", "dinov2", "text_encoders"}
     assert {name: (x.shape[1:], x.dtype.name) for name, x in batch.items()} == {
         "target": ((512, 512, 3), "uint8"), "reference": ((768, 768, 3), "uint8"), "ids": ((1, 77), "int32"),
         "empty_ids": ((1, 77), "int32"), "time_ids": ((6,), "float32")}
     assert {x.dtype.name for x in jax.tree.leaves(frozen)} == {"float32"}
-    assert "encoded within it" in step.about()["program"] and step.about()["dtype"] == "float32"
+    assert "encoded within it" in whole.about()["program"] and whole.about()["dtype"] == "float32"
 
 
 def load_config(name):
@@ -187,7 +190,7 @@ def test_a_step_that_does_not_fit_is_one_sentence(monkeypatch):
 
     monkeypatch.setattr(ahead_of_time.AdapterStep, "function", lambda *_: Traced())
     with pytest.raises(ValueError, match="17.1G of 15.75G\\): the program does not fit 1 devices of kind cpu; choose"):
-        ahead_of_time.compile_ahead(STEP, make_mesh(devices=jax.devices()[:1]))
+        ahead_of_time.compile_ahead(step(), make_mesh(devices=jax.devices()[:1]))
 
 
 def test_without_libtpu_one_sentence_says_what_to_do(monkeypatch):
