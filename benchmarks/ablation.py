@@ -13,10 +13,10 @@
 """
 
 import argparse
+import dataclasses
 import functools
 import json
 from pathlib import Path
-from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -24,8 +24,7 @@ import numpy as np
 
 from benchmarks.speed import CONFIGS, TOKENS, latent_side, make_unet, measure
 from realcustom_jax.files import write_json
-from realcustom_jax.models import attention, context
-from realcustom_jax.models.attend import plain_attention
+from realcustom_jax.models import context
 
 TIMESTEP = 500
 
@@ -41,7 +40,7 @@ def main() -> None:
     options = parser.parse_args()
     side = latent_side(options.kind, options.side)
 
-    model = make_unet(options.kind, options.dtype, arrange=lambda scanned: scanned)
+    model = make_unet(options.kind, options.dtype, scanned=True)
     seconds = measure(variants(*model, TOKENS[options.kind], side), options.rounds)
     figures = {
         "device": jax.devices()[0].device_kind, "kind": options.kind, "side": side, "dtype": options.dtype,
@@ -67,17 +66,17 @@ def variants(unet, params, tokens, side: int) -> dict:
         "added": {"pooled": array(3, config.pooled_dim), "time_ids": array(3, 6)} if config.addition_embed else {}}
     times = jnp.full((3,), TIMESTEP)
     keep = jax.jit(lambda params, text, vision, pooled=None, time_ids=None: context.merge(
-        context.project_tokens(params, text, vision, unet.dtype),
+        context.project_tokens(unet, params, text, vision),
         context.project_time(unet, params, times, pooled, time_ids)))
-    scanned, params = params, context.for_this_device(params)
+    scanned, params = params, context.for_platform(params, unet.platform)
     kept, kept_scanned = (keep(p, inputs["text"], inputs["vision"], **inputs["added"]) for p in (params, scanned))
 
-    def apply(params, kept, *args, **kwargs):
-        return unet.apply({"params": params, "context": kept}, *args, **kwargs)
+    def apply(params, kept, *args, network=unet, **kwargs):
+        return network.apply({"params": params, "context": kept}, *args, **kwargs)
 
-    def step(params, kept, i, target=True):
+    def step(params, kept, i, target=True, network=unet):
         return apply(params, kept, i["x"], None, i["text"], vision=i["vision"], mask=i["mask"],
-                     target=i["target"] if target else None, guidance_rows=1)
+                     target=i["target"] if target else None, guidance_rows=1, network=network)
 
     def nothing_kept(params, _, i):
         return unet.apply({"params": params}, i["x"], times, i["text"], vision=i["vision"], mask=i["mask"],
@@ -109,10 +108,9 @@ def variants(unet, params, tokens, side: int) -> dict:
     ):
         contenders[name] = functools.partial(_run, jax.jit(function), params, known, inputs)
     contenders["layers scanned"] = functools.partial(_run, jax.jit(step), scanned, kept_scanned, inputs)
-    with mock.patch.object(attention, "attend", plain_attention):
-        # A function of its own: JAX would take what it has traced of `step`.
-        plain = jax.jit(lambda *args: step(*args)).lower(params, kept, inputs).compile()
-    contenders["XLA's attention"] = functools.partial(_run, plain, params, kept, inputs)
+    plain = unet.clone(platform=dataclasses.replace(unet.platform, attention="plain"))
+    contenders["XLA's attention"] = functools.partial(
+        _run, jax.jit(functools.partial(step, network=plain)), params, kept, inputs)
     return contenders
 
 

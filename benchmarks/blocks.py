@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from realcustom_jax.devices.compilation import sampler_options
+from realcustom_jax.devices.platform import Platform
 from realcustom_jax.models import context
 from realcustom_jax.models.attention import TransformerBlock
 from realcustom_jax.models.resnet import ResnetBlock
@@ -28,8 +28,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--option", action="append", default=[], help="name=value of the compiler's, instead")
     options = parser.parse_args()
-    given = dict(option.split("=") for option in options.option) or sampler_options()
-    small = 1 if jax.default_backend() == "gpu" else 8
+    given = dict(option.split("=") for option in options.option) or dict(Platform.of().compiler_options)
+    small = 1 if Platform.of().name == "gpu" else 8
     print(f"{jax.devices()[0].device_kind}, options {given}\n\n| block | rows | size | µs |\n|---|--:|---|--:|")
     for rows, guided in ((3, 1), (2, 0)):
         side, width = 32 // small, 1280 // small
@@ -41,21 +41,21 @@ def main() -> None:
 
 def transformer(rows: int, guided: int, side: int, width: int, options: dict) -> float:
     """Microseconds of a block, the first `guided` rows with a map, the others with a visual term."""
-    block = TransformerBlock(max(1, width // 64), True, False, jnp.bfloat16)
+    block = TransformerBlock(max(1, width // 64), True, False, jnp.bfloat16, Platform.of())
     text, vision = random(rows, TEXT, WIDTH), random(rows - guided, 1, VISION, WIDTH)
     mask = jnp.ones((rows - guided, 1, side * side))
     target = jnp.zeros((guided, 1, TEXT)).at[:, :, 2].set(1) if guided else None
     x = random(rows, side * side, width)
 
     def evaluate(layer):
-        known = context.project_tokens(layer, text, vision, jnp.bfloat16)
+        known = context.project_tokens(block, layer, text, vision)
         return lambda x: block.apply({"params": layer, "context": known}, x, text, vision, mask, target)
 
     return microseconds(lambda key: block.init(key, x, text, vision, mask, target)["params"], evaluate, x, options)
 
 
 def residual(rows: int, side: int, width: int, options: dict) -> float:
-    block = ResnetBlock(width, 32, 1e-5, jnp.bfloat16)
+    block = ResnetBlock(width, 32, 1e-5, jnp.bfloat16, Platform.of())
     x, known = random(rows, side, side, width), {"shift": random(rows, width)}
 
     def evaluate(layer):

@@ -11,8 +11,6 @@ import json
 import time
 from pathlib import Path
 
-import jax
-
 from realcustom_jax.devices.ahead_of_time import Sampler
 from realcustom_jax.files import write_json
 from realcustom_jax.memory import temporary_bytes
@@ -24,13 +22,13 @@ def main() -> None:
     sampler = Sampler(single_file.CONFIGS[options.kind]["unet"], options.side)
     params, inputs = sampler.arguments()
 
-    figures = {"kind": options.kind, "side": options.side, "backend": jax.default_backend()}
+    figures = {"kind": options.kind, "side": options.side, "backend": sampler.unet.platform.name}
     start = time.perf_counter()
     traced = sampler.function((params,)).trace(params, inputs)
     figures["trace_s"], start = round(time.perf_counter() - start, 1), time.perf_counter()
     lowered = traced.lower()
     figures["lower_s"], start = round(time.perf_counter() - start, 1), time.perf_counter()
-    figures["estimated_bytes"] = temporary_bytes(traced.jaxpr.jaxpr, params)
+    figures["estimated_bytes"] = temporary_bytes(traced.jaxpr.jaxpr, params, sampler.unet.platform)
     start = time.perf_counter()
     compiled = lowered.compile()
     figures["compile_s"] = round(time.perf_counter() - start, 1)

@@ -11,13 +11,13 @@ import json
 import time
 from pathlib import Path
 
-import jax
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
 from benchmarks.full_size import WatchedMemory, random
 from benchmarks.full_size_memory import write
+from realcustom_jax.devices.platform import Platform
 from realcustom_jax.files import write_json
 from realcustom_jax.model_files import single_file
 from realcustom_jax.pipeline import Pipeline
@@ -38,7 +38,7 @@ def main() -> None:
     write(options.folder, options.kind)
     for file in tqdm(sorted(options.folder.rglob("*.safetensors")), desc="filling", unit="file"):
         fill(file)
-    figures = {"kind": options.kind, "dtype": options.dtype, "steps": options.steps, "backend": jax.default_backend()}
+    figures = {"kind": options.kind, "dtype": options.dtype, "steps": options.steps, "backend": Platform.of().name}
     figures |= make(options.folder, options.side, options.steps, options.dtype)
     print(json.dumps(figures, indent=2))
     if options.json:

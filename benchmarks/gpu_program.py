@@ -7,24 +7,19 @@ XLA compiles for a GPU from its description, but tunes nothing, so that a kernel
 time. Between two kernels of an H100 lie 1.7 µs (RESULTS.md). One picture, 25 steps, the mask frozen at the 12th.
 """
 
-import contextlib
 import re
 import time
-import types
-from collections.abc import Iterator
 from typing import Any
-from unittest import mock
 
 import jax
-from jax._src.cudnn import fused_attention_stablehlo
 from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 
+from benchmarks.absent_cudnn import absent_cudnn
 from benchmarks.compile_sampler import parse, report
 from realcustom_jax.devices.ahead_of_time import Sampler, computations, executions
-from realcustom_jax.devices.compilation import sampler_options
+from realcustom_jax.devices.platform import Platform
 from realcustom_jax.model_files import single_file
-from realcustom_jax.models.context import for_this_device
 
 H100 = """
 gpu_device_info {
@@ -47,14 +42,14 @@ _OF_A_LAYER = 100
 
 def main() -> None:
     options, device = parse(__doc__), h100()
-    sampler = Sampler(single_file.CONFIGS[options.kind]["unet"], options.side)
+    platform = Platform.of("gpu")
+    sampler = Sampler(single_file.CONFIGS[options.kind]["unet"], options.side, platform=platform)
     start = time.monotonic()
-    with as_on_an_h100():
-        params, inputs = sampler.arguments()
+    with absent_cudnn():
         arguments = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=SingleDeviceSharding(device)),
-            (jax.eval_shape(for_this_device, params), inputs))
-        untuned = sampler_options() | {"xla_gpu_autotune_level": 0}
+            sampler.arguments())
+        untuned = dict(platform.compiler_options) | {"xla_gpu_autotune_level": 0}
         compiled = sampler.function(None).lower(*arguments).compile(compiler_options=untuned)
     memory = compiled.memory_analysis()
     report({
@@ -70,20 +65,6 @@ def h100():
     except Exception as error:  # of many kinds, by what is missing
         raise SystemExit(f"XLA for CUDA is not there ({str(error).splitlines()[0]}): install it as the help of "
                          "benchmarks.gpu_program says") from None
-
-
-@contextlib.contextmanager
-def as_on_an_h100() -> Iterator[None]:
-    """Within it, what the code asks of its machine is answered as on one with an H100 and cuDNN."""
-    gpu = types.SimpleNamespace(compute_capability="9.0")
-    answers = [(jax, "default_backend", "gpu"), (jax, "devices", [gpu]),
-               *((fused_attention_stablehlo, name, answer) for name, answer in (
-                   ("check_cudnn_version", 91200), ("check_compute_capability", True),
-                   ("is_cuda_compute_capability_equal", False)))]
-    with contextlib.ExitStack() as stack:
-        for module, name, answer in answers:
-            stack.enter_context(mock.patch.object(module, name, lambda *_, answer=answer: answer))
-        yield
 
 
 def kernels(program: str) -> dict[str, Any]:

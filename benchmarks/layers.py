@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.speed import CONFIGS, TOKENS, latent_side
+from realcustom_jax.devices.platform import Platform
 from realcustom_jax.models.attend import attend
 from realcustom_jax.models.norm import GroupNorm
 from realcustom_jax.models.unet import UNetConfig
@@ -68,12 +69,12 @@ def main() -> None:
 _OURS: dict[str, Callable] = {
     "convolution": lambda c, x, w: jax.lax.conv_general_dilated(
         x, w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")),
-    "group norm, SiLU": lambda c, x: jax.nn.silu(GroupNorm(c.norm_num_groups).apply(
+    "group norm, SiLU": lambda c, x: jax.nn.silu(GroupNorm(c.norm_num_groups, platform=Platform.of()).apply(
         {"params": {"scale": jnp.ones(x.shape[-1]), "bias": jnp.zeros(x.shape[-1])}}, x)),
     "layer norm": lambda c, x: jax.nn.standardize(x, axis=-1, epsilon=1e-5),
     "linear": lambda c, x, w: x @ w,
     "gated GELU": lambda c, x: (lambda a, b: a * jax.nn.gelu(b, approximate=False))(*jnp.split(x, 2, axis=-1)),
-    "attention": lambda c, *qkv: attend(*qkv),
+    "attention": lambda c, *qkv: attend(*qkv, Platform.of()),
 }
 
 

@@ -23,15 +23,16 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import SingleDeviceSharding
 
-from benchmarks.gpu_program import as_on_an_h100, h100
+from benchmarks.absent_cudnn import absent_cudnn
+from benchmarks.gpu_program import h100
 from benchmarks.speed import CONFIGS, TOKENS, latent_side
-from realcustom_jax.devices.compilation import sampler_options
+from realcustom_jax.devices.platform import Platform
 from realcustom_jax.devices.topology import tpu_devices
 from realcustom_jax.files import write_json
 from realcustom_jax.model_files import weights
 from realcustom_jax.models import attention
 from realcustom_jax.models.attend import attention_weights, target_maps
-from realcustom_jax.models.context import for_this_device
+from realcustom_jax.models.context import for_platform
 from realcustom_jax.models.unet import UNet, UNetConfig
 
 
@@ -45,22 +46,22 @@ def main() -> None:
     side = latent_side(options.kind, options.side)
     machine = contextlib.nullcontext()
     if options.topology == "h100":
-        device, machine = h100(), as_on_an_h100()
+        device, machine = h100(), absent_cudnn()
     else:
         device = (jax.devices() if options.topology == "here" else tpu_devices(options.topology))[0]
-    with machine:
-        compare(options, side, device)
+    with machine:  # an H100 that is only described does not say that it can do cuDNN's attention
+        compare(options, side, device, Platform.of("gpu" if options.topology == "h100" else device))
 
 
-def compare(options: argparse.Namespace, side: int, device) -> None:
-    """Prints and writes the figures of the step on `device`."""
+def compare(options: argparse.Namespace, side: int, device, platform: Platform) -> None:
+    """Prints and writes the figures of the step on `device`, of a platform."""
     figures = {"kind": options.kind, "side": side, "chip": device.device_kind}
     for name, target, collect in (
         ("without maps", False, target_maps), ("with maps", True, target_maps),
         ("whole weights", True, whole_weights),
     ):
         with mock.patch.object(attention, "target_maps", collect):
-            figures[name] = compiled(options.kind, side, target, device)
+            figures[name] = compiled(options.kind, side, target, device, platform)
         print(json.dumps({name: figures[name]}), flush=True)
     plain = figures["without maps"]
     for name in ("with maps", "whole weights"):
@@ -74,19 +75,18 @@ def compare(options: argparse.Namespace, side: int, device) -> None:
 _COUNTED = "temporaries", "outputs"
 
 
-def compiled(kind: str, side: int, target: bool, device) -> dict:
+def compiled(kind: str, side: int, target: bool, device, platform: Platform) -> dict:
     """Bytes of the compiled step on a chip, and how long it took to compile."""
     settings = {"image_prompt_settings": {"vision_projection_type": "custom"}}
-    unet = UNet(UNetConfig.from_config(CONFIGS[kind] | settings), jnp.bfloat16)
+    unet = UNet(UNetConfig.from_config(CONFIGS[kind] | settings), jnp.bfloat16, platform)
     config, (text, vision) = unet.config, TOKENS[kind]
 
     def array(*shape, dtype=jnp.bfloat16):
         return jax.ShapeDtypeStruct(shape, dtype, sharding=SingleDeviceSharding(device))
 
     args, kwargs = weights.unet_inputs(config)
-    shapes, options = weights.parameter_shapes(unet, *args, **kwargs), None
-    if device.platform != "tpu":
-        shapes, options = jax.eval_shape(for_this_device, shapes), sampler_options()
+    shapes = jax.eval_shape(lambda params: for_platform(params, platform),
+                            weights.parameter_shapes(unet, *args, **kwargs))
     params = jax.tree.map(lambda x: array(*x.shape), shapes)
     width = config.cross_attention_dim
     inputs = {
@@ -97,12 +97,12 @@ def compiled(kind: str, side: int, target: bool, device) -> dict:
         inputs |= {"pooled": array(3, config.pooled_dim), "time_ids": array(3, 6)}
     start = time.monotonic()
     step = jax.jit(lambda params, inputs: unet.apply({"params": params}, guidance_rows=1, **inputs))
-    memory = step.lower(params, inputs).compile(compiler_options=options).memory_analysis()
+    memory = step.lower(params, inputs).compile(compiler_options=dict(platform.compiler_options)).memory_analysis()
     return {"arguments": memory.argument_size_in_bytes, "temporaries": memory.temp_size_in_bytes,
             "outputs": memory.output_size_in_bytes, "compile_seconds": round(time.monotonic() - start, 1)}
 
 
-def whole_weights(query, key, target):
+def whole_weights(query, key, target, platform):
     """`target_maps` with every head's and token's weights [B,heads·T,N] as the maps."""
     return attention_weights(query, key).swapaxes(2, 3).reshape(len(query), -1, query.shape[1])
 

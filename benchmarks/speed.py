@@ -27,12 +27,12 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from realcustom_jax.devices.compilation import enable_compilation_cache, sampler_options
+from realcustom_jax.devices.compilation import enable_compilation_cache
 from realcustom_jax.devices.operations import flops
 from realcustom_jax.files import write_json
 from realcustom_jax.model_files import single_file, weights
 from realcustom_jax.model_files.locate import ASSETS
-from realcustom_jax.models.context import for_this_device
+from realcustom_jax.models.context import for_platform
 from realcustom_jax.models.unet import UNet, UNetConfig
 from realcustom_jax.sampling.sampler import BRANCHES, Conditioning, sample_latents
 from realcustom_jax.sampling.solvers import make_solver
@@ -121,12 +121,14 @@ def measure(contenders: dict[str, Callable[[], None]], rounds: int) -> dict[str,
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def make_unet(kind: str, dtype: str, arrange=for_this_device):
-    """(UNet with visual attention, random parameters of a size that keeps activations finite)."""
+def make_unet(kind: str, dtype: str, scanned: bool = False):
+    """(UNet with visual attention, for this machine; random parameters of a size that keeps activations finite)."""
     config = UNetConfig.from_config(CONFIGS[kind] | {"image_prompt_settings": {"vision_projection_type": "custom"}})
     unet = UNet(config, jnp.dtype(dtype))
     args, kwargs = weights.unet_inputs(config)
-    shapes = jax.eval_shape(arrange, weights.parameter_shapes(unet, *args, **kwargs))
+    shapes = weights.parameter_shapes(unet, *args, **kwargs)
+    if not scanned:
+        shapes = jax.eval_shape(lambda params: for_platform(params, unet.platform), shapes)
     noise = np.random.default_rng(0).standard_normal(999_983, np.float32)  # prime: what repeats it never lines up
 
     def draw(shape):
@@ -154,7 +156,7 @@ def ours(unet: UNet, params, options: argparse.Namespace, side: int):
     target = jnp.zeros((options.batch, 1, text)).at[:, :, 2].set(1)
     solver = make_solver(steps=options.steps)
 
-    @functools.partial(jax.jit, static_argnames="branches", compiler_options=sampler_options())
+    @functools.partial(jax.jit, static_argnames="branches", compiler_options=dict(unet.platform.compiler_options))
     def sample(params, inputs, branches):
         return sample_latents(unet, params, *inputs, target, solver=solver, freeze_mask_step=options.freeze,
                               branches=branches).latents

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
+from realcustom_jax.devices.platform import Platform
 from realcustom_jax.pipeline import Pipeline, decode_latents, encode_references
 from realcustom_jax.sampling.sampler import Conditioning, sample_latents
 from realcustom_jax.sampling.solvers import make_solver
@@ -81,7 +82,7 @@ def sampler_memory(
     def temporary(function, params, *inputs):
         if compiled:
             return jax.jit(function).lower(params, *inputs).compile().memory_analysis().temp_size_in_bytes
-        return temporary_bytes(jax.make_jaxpr(function)(params, *inputs).jaxpr, params)
+        return temporary_bytes(jax.make_jaxpr(function)(params, *inputs).jaxpr, params, pipeline.unet.module.platform)
 
     sampler = temporary(sample, _shapes(pipeline.unet.params), *inputs)
     tile = jax.ShapeDtypeStruct(pipeline.decoded_at_once(inputs[0].shape), jnp.float32)
@@ -103,10 +104,10 @@ def device_memory() -> int | None:
     return (device.memory_stats() or {}).get("bytes_limit")
 
 
-def temporary_bytes(jaxpr: core.Jaxpr, params) -> int:
-    """The estimate of what a traced computation with these parameters needs beside them on this backend."""
+def temporary_bytes(jaxpr: core.Jaxpr, params, platform: Platform) -> int:
+    """The estimate of what a traced computation with these parameters needs beside them on a platform."""
     peak = peak_bytes(jaxpr)
-    if jax.default_backend() == "cpu" and all(jnp.dtype(x.dtype).itemsize == 2 for x in jax.tree.leaves(params)):
+    if platform.half_as_float32 and all(jnp.dtype(x.dtype).itemsize == 2 for x in jax.tree.leaves(params)):
         # The CPU computes half precision in float32, on copies of the weights that it keeps (benchmarks/RESULTS.md).
         return 2 * (peak + _bytes(params))
     return peak

@@ -29,11 +29,11 @@ from realcustom_jax.conditioning.prompts import encode_prompt, target_tokens
 from realcustom_jax.conditioning.references import VisionSettings, load_image, reference_features, to_uint8
 from realcustom_jax.conditioning.vocabulary import Vocabulary
 from realcustom_jax.devices.compilation import enable_compilation_cache, jit_sampler
+from realcustom_jax.devices.platform import Platform
 from realcustom_jax.model_files import bundle
 from realcustom_jax.model_files.adapter import find_adapter
 from realcustom_jax.model_files.locate import local_model
 from realcustom_jax.model_files.weights import read_config
-from realcustom_jax.models import context
 from realcustom_jax.models.clip_text import TextOutput
 from realcustom_jax.models.resize import resize_bilinear
 from realcustom_jax.models.unet import UNetConfig
@@ -117,6 +117,7 @@ class Pipeline:
         dtype=jnp.float32,
         offload: bool = False,
         scan_layers: bool | None = None,
+        platform: Any = None,
     ) -> "Pipeline":
         """Loads a model.
 
@@ -132,7 +133,8 @@ class Pipeline:
                 are float32 always, and the autoencoder is where `dtype` is float16, which SDXL's overflows. The CPU
                 has no float16.
             offload: keeps the text and image encoders in the host's memory, and on the device only while they run.
-            scan_layers: see `weights.load_unet`; None: as this machine's device samples fastest.
+            scan_layers: see `weights.load_unet`; None: as the platform samples fastest.
+            platform: what all networks are made for, see `Platform.of`; None: this machine's default device.
 
         Under `tensors.headers_only` nothing but the files' headers is read: enough for `memory.sampler_memory`.
 
@@ -154,8 +156,8 @@ class Pipeline:
                     f"(--{option}).")
         check_choice("dtype", dtype if isinstance(dtype, str) else jnp.dtype(dtype).name, DTYPES)
         preset = bundle.load_preset(model) if preset is None else find_preset(preset)
-        dtype = jnp.dtype(dtype)
-        if dtype == jnp.float16 and jax.default_backend() == "cpu":
+        dtype, platform = jnp.dtype(dtype), Platform.of(platform)
+        if dtype == jnp.float16 and not platform.float16:
             raise ValueError("XLA has no float16 attention on the CPU; choose bfloat16 or float32 there.")
         given = find_adapter(model / "adapter" if adapter is None else adapter)
         preset = dataclasses.replace(preset, **given.conditioning)
@@ -163,20 +165,21 @@ class Pipeline:
         betas, prediction = bundle.read_schedule(model)
 
         def encoder(loader, *where):
-            module, params = loader(*where, dtype=dtype)
+            module, params = loader(*where, dtype=dtype, platform=platform)
             return Network(module, jax.device_get(params) if offload else params)
 
         pipeline = cls(
             text_encoders=tuple(TextEncoder(
                 bundle.load_tokenizer(words, f"tokenizer{end}"),
                 encoder(bundle.load_text_encoder, model, f"text_encoder{end}")) for end in bundle.text_encoders(model)),
-            vae=Network(*bundle.load_autoencoder(model, dtype=jnp.float32 if dtype == jnp.float16 else dtype)),
+            vae=Network(*bundle.load_autoencoder(
+                model, dtype=jnp.float32 if dtype == jnp.float16 else dtype, platform=platform)),
             unet=Network(*bundle.load_unet(
-                model, given, base_last=preset.weight_order == "base_last", dtype=dtype,
-                scan_layers=context.scans_layers() if scan_layers is None else scan_layers)),
+                model, given, base_last=preset.weight_order == "base_last", dtype=dtype, platform=platform,
+                scan_layers=platform.scan_layers if scan_layers is None else scan_layers)),
             siglip=encoder(bundle.load_vision_encoder, encoders, "image_encoder_siglip"),
             dino=encoder(bundle.load_vision_encoder, encoders, "image_encoder_dinov2"),
-            projector=Network(*bundle.load_projector(given, dtype=dtype)),
+            projector=Network(*bundle.load_projector(given, dtype=dtype, platform=platform)),
             vision_settings=settings, betas=betas, prediction=prediction,
             sample_size=read_config(bundle.part_files(model, "unet")[0]).get("sample_size") or 64,
             preset=preset, vocabulary=bundle.load_vocabulary(model), offload=offload,

@@ -1,5 +1,6 @@
 """The training step of a published model's shape, compiled for devices and divided over them, without a weight."""
 
+import functools
 import importlib.util
 import json
 from pathlib import Path
@@ -9,7 +10,6 @@ import pytest
 
 from realcustom_jax.devices import ahead_of_time, topology
 from realcustom_jax.devices.sharding import make_mesh
-from realcustom_jax.training.loop import TrainSettings
 
 from fresh_process import run
 
@@ -18,13 +18,25 @@ UNET = {
     "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"], "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
     "attention_head_dim": 2, "cross_attention_dim": 64, "addition_embed_type": "text_time",
     "addition_time_embed_dim": 8, "projection_class_embeddings_input_dim": 64}
-STEP = ahead_of_time.AdapterStep(UNET, 64, TrainSettings(steps=10, batch_size=4))
-
-
+TEXT = {"vocab_size": 16, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
+        "max_position_embeddings": 8, "projection_dim": 16}
+VIT = {"img_size": 16, "patch_size": 4, "embed_dim": 8, "depth": 2, "num_heads": 2, "class_token": False}
+PARTS = {"unet": UNET, "text_encoder": TEXT, "text_encoder_2": TEXT, "image_encoder_siglip": VIT,
+         "image_encoder_dinov2": VIT, "vae": {"block_out_channels": [8] * 4, "norm_num_groups": 4}}
+TRAIN = {
+    "dtype": "bfloat16", "side": 64, "precomputed": True, "adapter": "", "snr_limit": 0.0,
+    "preset": {"pooled": "projected"}, "optimization": {"steps": 10, "batch_size": 4},
+    "fresh": {"variant": "paper", "dim_head": 8, "vision_settings": {
+        "size": 32, "encoder_size": 16, "split": 2, "siglip_layers": [0, 1], "dino_layers": [0, 1]}}}
 SAMPLER = ahead_of_time.Sampler(UNET, 64, batch_size=4)
 
 
-def compile_on_four(program="STEP", **sizes):
+@functools.cache
+def step():
+    return ahead_of_time.AdapterStep(TRAIN, configs=PARTS)
+
+
+def compile_on_four(program="step()", **sizes):
     """In a process of four simulated devices."""
     script = ("import json; from test_ahead import *; "
               f"print(json.dumps(ahead_of_time.compile_ahead({program}, make_mesh(**{sizes}))))")
@@ -32,7 +44,7 @@ def compile_on_four(program="STEP", **sizes):
 
 
 def test_a_mesh_divides_the_memory_and_the_work():
-    one = ahead_of_time.compile_ahead(STEP, make_mesh(devices=jax.devices()[:1]))
+    one = ahead_of_time.compile_ahead(step(), make_mesh(devices=jax.devices()[:1]))
     four = compile_on_four(fsdp=4)
     assert one["collectives"] == {} and one["flop"] == one["flop_per_device"] == four["flop"]
     assert four["flop_per_device"] == one["flop"] // 4
@@ -59,14 +71,35 @@ def test_the_parameters_of_the_sampler_are_described():
 @pytest.mark.parametrize("variant, layers, tokens", [("paper", 4, 2 * 729), ("highres", 1, 729)])
 def test_a_configuration_says_what_is_compiled(variant, layers, tokens):
     config = load_config("sdxl").train
-    config.fresh.variant = variant
-    step, mesh = ahead_of_time.from_config(config, None)
-    features = step.arguments()[2]["features"]
-    assert [x.shape for x in features] == [(16, 729, 2176)] * layers + [(16, 4 * 729, 2176)]
+    config.fresh.update(variant=variant, dim_head=32)
+    config.precomputed = True
+    if variant == "highres":
+        config.fresh.vision_settings.update(siglip_layers=[25], dino_layers=[22])
+    config.preset.size_order = "width_first"
+    whole, mesh = ahead_of_time.from_config(config, None)
+    _, frozen, batch = whole.arguments()
+    assert [x.shape for x in batch["features"]] == [(16, 729, 2176)] * layers + [(16, 4 * 729, 2176)]
+    assert frozen.keys() == {"unet", "empty", "no_image"} and batch["targets"].shape == (16, 2, 128, 128, 4)
+    assert whole.pipeline.projector.module.config.dim_head == 32
+    assert whole.about() == {"program": "training step, from features on disk", "platform": "cpu", "dtype": "bfloat16",
+                             "projector": variant}
     sampler, _ = ahead_of_time.from_config(config, None, "sampler")
     assert sampler.arguments()[1][1].vision.shape == (16, 1, tokens, 2048) and mesh.size == jax.device_count()
     with pytest.raises(ValueError, match="did you mean 'sampler'"):
         ahead_of_time.from_config(config, None, "samplr")
+
+
+def test_the_encoders_are_within_the_step_unless_their_features_are_on_disk():
+    config = load_config("sd15").train
+    config.dtype = "float32"
+    whole, _ = ahead_of_time.from_config(config, None)
+    _, frozen, batch = whole.arguments()
+    assert frozen.keys() == {"unet", "vae", "siglip", "dinov2", "text_encoders"}
+    assert {name: (x.shape[1:], x.dtype.name) for name, x in batch.items()} == {
+        "target": ((512, 512, 3), "uint8"), "reference": ((768, 768, 3), "uint8"), "ids": ((1, 77), "int32"),
+        "empty_ids": ((1, 77), "int32"), "time_ids": ((6,), "float32")}
+    assert {x.dtype.name for x in jax.tree.leaves(frozen)} == {"float32"}
+    assert "encoded within it" in whole.about()["program"] and whole.about()["dtype"] == "float32"
 
 
 def load_config(name):
@@ -157,7 +190,7 @@ def test_a_step_that_does_not_fit_is_one_sentence(monkeypatch):
 
     monkeypatch.setattr(ahead_of_time.AdapterStep, "function", lambda *_: Traced())
     with pytest.raises(ValueError, match="17.1G of 15.75G\\): the program does not fit 1 devices of kind cpu; choose"):
-        ahead_of_time.compile_ahead(STEP, make_mesh(devices=jax.devices()[:1]))
+        ahead_of_time.compile_ahead(step(), make_mesh(devices=jax.devices()[:1]))
 
 
 def test_without_libtpu_one_sentence_says_what_to_do(monkeypatch):

@@ -1,12 +1,14 @@
 """Attention by its kernels: all give the numbers of the plain formula."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax._src.cudnn import fused_attention_stablehlo
 from jax.experimental.pallas import tpu as pltpu
 
+from realcustom_jax.devices.platform import Platform
 from realcustom_jax.model_files import weights
 from realcustom_jax.models import attend
 from realcustom_jax.models.attend import attention_weights, target_maps, tpu_attention
@@ -39,36 +41,47 @@ def test_the_tpu_kernel_and_its_gradient(tokens):
         assert_close(a, b, 1e-4)
 
 
-def test_which_kernel_is_chosen(monkeypatch):
-    """By the platform that the program is lowered for, and by what the kernels can do."""
-    def of(platform, *shapes):
-        wanted = [jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in shapes]
-        exported = jax.export.export(jax.jit(attend.attend), platforms=[platform])(*wanted)
-        return "tpu_custom_call" in exported.mlir_module()
-
-    long, short, wide = [(1, 1024, 2, 64)] * 3, [(1, 64, 2, 64)] * 3, [(1, 1024, 2, 160)] * 3
-    odd = [(1, 1000, 2, 64)] * 3
-    assert of("tpu", *long) and of("tpu", (1, 1024, 2, 64), *[(1, 729, 2, 64)] * 2)
-    assert not any([of("cpu", *long), of("tpu", *short), of("tpu", *wide), of("tpu", *odd)])
-
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    monkeypatch.setattr(jax, "devices", lambda: [type("Gpu", (), {"compute_capability": "9.0"})])
-    able = [attend._cudnn_can(jnp.zeros((1, 8, 2, size), dtype)) for dtype, size in (
-        (jnp.bfloat16, 64), (jnp.float16, 40), (jnp.float32, 64), (jnp.bfloat16, 160))]
-    assert able == [True, True, False, False]
+def kernels(platform, query, key=None, dtype=jnp.bfloat16):
+    """The attention that a platform is given, as a jaxpr's text."""
+    query, key = (jax.ShapeDtypeStruct(shape, dtype) for shape in (query, key or query))
+    jaxpr = jax.make_jaxpr(functools.partial(attend.attend, platform=Platform.of(platform)))(query, key, key)
+    return str(jaxpr)
 
 
-def test_the_sampler_traces_with_cudnn_where_there_is_one(monkeypatch):
-    """With JAX's own rules for cuDNN's kernel, of which vmap takes only some axes; two images of two references."""
-    machine = {
-        "check_cudnn_version": 91200, "check_compute_capability": True, "is_cuda_compute_capability_equal": False}
-    for check, answer in machine.items():
-        monkeypatch.setattr(fused_attention_stablehlo, check, lambda *_, answer=answer: answer)
-    monkeypatch.setattr(attend, "_cudnn_can", lambda query: True)
+def test_the_platform_chooses_the_kernel_where_the_shapes_suit_it(monkeypatch):
+    long, short, wide, odd = (1, 1024, 2, 64), (1, 64, 2, 64), (1, 1024, 2, 160), (1, 1000, 2, 64)
+    assert "pallas_call" in kernels("tpu", long) and "pallas_call" in kernels("tpu", long, (1, 729, 2, 64))
+    for plain in (kernels("cpu", long), *(kernels("tpu", shape) for shape in (short, wide, odd))):
+        assert "dot_general" in plain and "pallas_call" not in plain
+    asked = []
+    monkeypatch.setattr(attend, "_cudnn", lambda query, key, value: asked.append(query) or value)
+    for dtype, size in ((jnp.bfloat16, 64), (jnp.float16, 40), (jnp.float32, 64), (jnp.bfloat16, 160)):
+        kernels("gpu", (1, 8, 2, size), dtype=dtype)
+    assert [(x.dtype, x.shape[-1]) for x in asked] == [(jnp.bfloat16, 64), (jnp.float16, 40)]
+
+
+def test_the_sampler_asks_cudnn_for_what_it_takes(monkeypatch):
+    """Four axes of half precision, batched along the first alone: JAX's kernel cannot be vmapped over another one.
+    XLA stands in for the kernel. Two images of two references."""
+    @jax.custom_batching.custom_vmap
+    def kernel(query, key, value):
+        assert query.ndim == key.ndim == value.ndim == 4 and query.dtype == jnp.bfloat16
+        asked.append(len(query))
+        return attend.plain_attention(query, key, value)
+
+    @kernel.def_vmap
+    def _(size, batched, *inputs):
+        assert batched == [True] * 3
+        assert len({x.shape[:2] for x in inputs}) == 1, "as many rows of keys as of queries"
+        out = kernel(*(x.reshape(-1, *x.shape[2:]) for x in inputs))
+        return out.reshape(size, -1, *out.shape[1:]), True
+
+    asked = []
+    monkeypatch.setattr(attend, "_cudnn", kernel)
     config = UNetConfig(
         block_out_channels=(16,), layers_per_block=1, cross_attention=(True,), transformer_layers=(2,), heads=(2,),
         cross_attention_dim=8, norm_num_groups=4, use_linear_projection=True, vision=True)
-    unet = UNet(config, jnp.bfloat16)
+    unet = UNet(config, jnp.bfloat16, "gpu")
     args, kwargs = weights.unet_inputs(config, size=(8, 8))
     params = weights.parameter_shapes(unet, *args, **kwargs)
     condition = Conditioning(jnp.zeros((2, 5, 8)), vision=jnp.zeros((2, 2, 6, 8)))
@@ -77,8 +90,9 @@ def test_the_sampler_traces_with_cudnn_where_there_is_one(monkeypatch):
         return sample_latents(unet, params, jnp.zeros((2, 8, 8, 4)), condition, condition, jnp.ones((2, 2, 5)),
                               solver=make_solver(steps=4), freeze_mask_step=3).latents
 
-    jaxpr = jax.make_jaxpr(sample)(params)
-    assert "dot_product_attention_fwd" in str(jaxpr)
+    asked.clear()
+    jax.eval_shape(sample, params)
+    assert {2 * 3, 2 * 2 * 2} <= set(asked), "rows of three lanes, and references of two, of both images"
 
 
 TARGET = np.array([[[0, 1, 1, 0, 0], [0, 0, 0, 0, 1]], [[0, 0, 0, 0, 0], [1, 1, 1, 1, 1]]])
@@ -88,7 +102,7 @@ TARGET = np.array([[[0, 1, 1, 0, 0], [0, 0, 0, 0, 1]], [[0, 0, 0, 0, 0], [1, 1, 
 def test_maps_are_the_mean_over_heads_of_the_targets_weights(pixels, batch):
     """Of the first rows, where there are more."""
     query, key, _ = inputs(pixels, 5, batch=batch)
-    maps = jax.jit(target_maps)(query, key, TARGET)
+    maps = jax.jit(functools.partial(target_maps, platform=Platform()))(query, key, TARGET)
     weights = attention_weights(query, key).mean(axis=1)[:2]
     assert_close(maps, jnp.einsum("bqk,brk->brq", weights, TARGET.astype(np.float32)), 1e-5)
     np.testing.assert_allclose(maps[1, 1], 1, atol=1e-5)
@@ -97,10 +111,9 @@ def test_maps_are_the_mean_over_heads_of_the_targets_weights(pixels, batch):
 @pytest.mark.parametrize("batch", [2, 3])
 def test_maps_by_attending_to_marks(monkeypatch, batch):
     """As on NVIDIA GPUs, of half precision; cuDNN's part is XLA's here."""
-    monkeypatch.setattr(attend, "_cudnn_can", lambda query: True)
     monkeypatch.setattr(attend, "_cudnn", attend.plain_attention)
     query, key, _ = (x.astype(jnp.bfloat16) for x in inputs(12, 5, batch=batch))
-    maps = jax.jit(target_maps)(query, key, TARGET)
+    maps = jax.jit(functools.partial(target_maps, platform=Platform.of("gpu")))(query, key, TARGET)
     weights = attention_weights(query, key).mean(axis=1)[:2]
     assert maps.dtype == jnp.float32
     assert_close(maps, jnp.einsum("bqk,brk->brq", weights, TARGET.astype(np.float32)), 1e-2)
@@ -111,7 +124,7 @@ def test_weights_are_never_whole(pixels, parts):
     """Of the pixels of SDXL at 1024 x 1024 and at 1152 x 896, no array holds all heads' weights."""
     query, key = (jax.ShapeDtypeStruct((1, n, 10, 4), jnp.bfloat16) for n in (pixels, 77))
     target = jax.ShapeDtypeStruct((1, 1, 77), jnp.float32)
-    jaxpr = jax.make_jaxpr(target_maps)(query, key, target)
+    jaxpr = jax.make_jaxpr(functools.partial(target_maps, platform=Platform()))(query, key, target)
     sizes = [var.aval.size for eqn in jaxpr.jaxpr.eqns for var in eqn.outvars]
     loops = [eqn for eqn in jaxpr.jaxpr.eqns if eqn.primitive.name == "scan"]
     assert max(sizes) < 10 * pixels * 77 / 4 and [loop.params["length"] for loop in loops] == [parts]

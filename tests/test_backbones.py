@@ -93,9 +93,8 @@ def test_presets_are_found_by_name_by_choices_and_misspellings_are_named():
 
 
 @pytest.mark.parametrize("dtype, autoencoder", [("bfloat16", "bfloat16"), ("float16", "float32")])
-def test_parameters_are_stored_as_they_are_computed_with(sdxl, monkeypatch, dtype, autoencoder):
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    half = Pipeline.load(sdxl, dtype=dtype)
+def test_parameters_are_stored_as_they_are_computed_with(sdxl, dtype, autoencoder):
+    half = Pipeline.load(sdxl, dtype=dtype, platform="gpu")
     for part, expected in ((half.unet, dtype), (half.siglip, dtype), (half.vae, autoencoder)):
         assert jnp.dtype(part.module.dtype) == expected
         assert {x.dtype for x in jax.tree.leaves(part.params)} == {jnp.dtype(expected)}
@@ -103,7 +102,7 @@ def test_parameters_are_stored_as_they_are_computed_with(sdxl, monkeypatch, dtyp
 
 def test_the_cpu_has_no_float16_and_says_so(sdxl):
     with pytest.raises(ValueError, match="no float16 attention on the CPU; choose bfloat16"):
-        Pipeline.load(sdxl, dtype="float16")
+        Pipeline.load(sdxl, dtype="float16", platform="cpu")
 
 
 def test_another_dtype_is_named(sdxl):

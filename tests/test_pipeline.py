@@ -13,7 +13,6 @@ from realcustom_jax.files import write_json
 from realcustom_jax.model_files import bundle
 from realcustom_jax.model_files.locate import ASSETS
 from realcustom_jax.model_files.tensors import read_tensors
-from realcustom_jax.models import context
 from realcustom_jax.pipeline import Pipeline
 
 from mini_bundle import SIDE
@@ -157,14 +156,13 @@ def test_another_adapter_can_be_given(mini_folder, tmp_path):
         assert not all(jax.tree.leaves(changed))
 
 
-def test_layers_are_loaded_as_the_device_samples_fastest(mini_folder, monkeypatch):
+def test_layers_are_loaded_as_the_platform_samples_fastest(mini_folder):
     """A GPU's apart, unless they are wanted together, as training wants them."""
     def scans(**options):
         return "transformer_blocks" in Pipeline.load(mini_folder, **options).unet.params["mid_block"]["attentions_0"]
 
-    assert scans()
-    monkeypatch.setattr(context, "scans_layers", lambda: False)
-    assert not scans() and scans(scan_layers=True)
+    assert scans(platform="cpu") and scans(platform="tpu")
+    assert not scans(platform="gpu") and scans(platform="gpu", scan_layers=True)
 
 
 def test_parts_that_do_not_fit_each_other_are_named(mini_folder, tmp_path):

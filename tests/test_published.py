@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import json
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,11 +15,14 @@ from PIL import Image
 
 from realcustom_jax.data.pictures import folder
 from realcustom_jax.data.pictures.bucketed import BucketBatches
+from realcustom_jax.devices.ahead_of_time import AdapterStep
 from realcustom_jax.model_files.adapter import scaled_tokens
 from realcustom_jax.model_files.tensors import read_files
+from realcustom_jax.model_files.weights import read_config
 from realcustom_jax.pipeline import Pipeline
 from realcustom_jax.presets import PRESETS
 from realcustom_jax.training.curriculum import Curriculum
+from realcustom_jax.training.loop import TrainSettings, init_state, make_train_step
 from realcustom_jax.training.published import features
 from realcustom_jax.training.published import run as published
 from realcustom_jax.training.published.fresh_adapter import with_tokens_like_text
@@ -215,6 +219,35 @@ def test_features_computed_ahead_train_the_same(run, tmp_path):
                      for at in (tmp_path, workdir))
     np.testing.assert_allclose(ahead, within, rtol=2e-3)
     assert ahead != within
+
+
+@pytest.mark.parametrize("precomputed", [False, True])
+def test_the_step_compiled_ahead_for_a_tpu_is_the_one_that_runs_there(run, tmp_path, precomputed):
+    """To the jaxpr: from the configuration alone, that of the task on a model that was loaded for a TPU."""
+    _, model, config, workdir = run
+    train = config.train.to_dict() | {"precomputed": precomputed, "dtype": "bfloat16"}
+    pipeline = Pipeline.load(model, workdir / "fresh/adapter", preset=train["preset"], dtype=train["dtype"],
+                             scan_layers=True, platform="tpu")
+    data = next(path.parent for path in (workdir / "data").rglob("dataset_info.json"))
+    batches = BucketBatches(data, batch_size=2, seed=0, curriculum=Curriculum(), steps=8)
+    square = next(i for i in range(8) if batches[i]["target"].shape[1:3] == (128, 128))
+    task = published.PublishedTask(pipeline, batches)
+    if precomputed:
+        encoders = features.Encoders(pipeline)
+        task = published.PrecomputedTask(pipeline, batches, features.write(encoders, data, batches, tmp_path))
+    settings = TrainSettings(**train["optimization"])
+    state, batch = init_state(task.init(None), settings), task.batch(square)
+    live = make_train_step(task.loss, settings).trace(state, task.frozen, batch).jaxpr
+
+    parts = [path.parent for path in model.glob("*/config.json") if path.parent.name not in ("adapter", "judge")]
+    ahead = AdapterStep(train, "tpu", {path.name: read_config(path / "config.json") for path in parts})
+    assert text(ahead.function([None]).trace(*ahead.arguments()).jaxpr) == text(live)
+    assert ahead.about()["platform"] == "tpu"
+
+
+def text(jaxpr) -> str:
+    """A jaxpr's text, without the addresses of functions."""
+    return re.sub(r"0x[0-9a-f]+", "", str(jaxpr))
 
 
 @pytest.mark.parametrize("run", ["sdxl"], indirect=True)

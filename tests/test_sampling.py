@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from realcustom_jax.model_files import weights
-from realcustom_jax.models import attention, context
+from realcustom_jax.models import context
 from realcustom_jax.models.unet import UNet, UNetConfig
 from realcustom_jax.sampling.sampler import Conditioning, MaskConfig, sample_latents, sample_text_only
 from realcustom_jax.sampling.solvers import make_solver
@@ -130,16 +130,14 @@ def test_orders(branches, freeze, distinct):
 
 
 @pytest.mark.parametrize("on_step", [None, lambda step: None], ids=["as a whole", "step by step"])
-def test_layers_apart_as_on_a_gpu(monkeypatch, on_step):
+def test_as_on_a_gpu(on_step):
     options = OPTIONS | dict(freeze_mask_step=3)
     scanned = sample(*small_case(), **options)
-    monkeypatch.setattr(context, "tokens_last", lambda: False)
-    monkeypatch.setattr(attention, "tokens_last", lambda: False)
-    monkeypatch.setattr(context, "scans_layers", lambda: False)
-    if on_step is None:  # a function of its own: JAX would take what it has traced of `sample`
-        apart = jit(lambda unet, *args: sample_latents(unet, *args, **options), static_argnums=0)(*small_case())
+    unet, params, *inputs = small_case()
+    unet = unet.clone(platform="gpu")
+    if on_step is None:
+        apart = sample(unet, params, *inputs, **options)
     else:
-        unet, params, *inputs = small_case()
         apart = sample_latents(unet, context.layers_apart(params), *inputs, **options, on_step=on_step)
     assert_close(apart.masks, scanned.masks, 1e-4)
     assert_close(apart.latents, scanned.latents, 1e-4)

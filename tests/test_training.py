@@ -14,6 +14,7 @@ import pytest
 from jax.sharding import AbstractMesh
 from PIL import Image
 
+from realcustom_jax.devices import platform
 from realcustom_jax.devices.sharding import (  # noqa: F401  (of the scripts below)
     MESH_AXES,
     AxisRules,
@@ -21,7 +22,6 @@ from realcustom_jax.devices.sharding import (  # noqa: F401  (of the scripts bel
     examples_here,
     make_mesh,
 )
-from realcustom_jax.training import loop
 from realcustom_jax.training.loop import (  # noqa: F401
     TrainSettings,
     fit,
@@ -346,7 +346,7 @@ def test_a_batch_that_the_devices_cannot_share_is_refused(tmp_path):
 
 
 def test_on_a_device_of_known_peak_the_log_says_how_much_is_used(tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "peak_flops", lambda kind: 1e6)
+    monkeypatch.setitem(platform.PEAKS, "cpu", 1e6)
     fit("used", Regression(), SETTINGS, tmp_path)
     records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     used = [record for record in records if "mfu" in record]

@@ -75,20 +75,20 @@ def test_order_of_references_does_not_matter(case):
 
 
 @pytest.mark.parametrize("apart", [False, True], ids=["layers scanned", "layers apart"])
-@pytest.mark.parametrize("backend", ["cpu", "gpu"])
-def test_context_computed_ahead_is_exact(case, monkeypatch, apart, backend):
-    """Also as on a GPU, where norms, shifts and kept tokens are arranged in another way."""
+@pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
+def test_context_computed_ahead_is_exact(case, apart, platform):
+    """On every platform: norms, shifts and kept tokens are arranged in other ways."""
     module, params, data, args, kwargs, vision, target = case
     sample, timestep, text = args
     extra = dict(vision=vision, mask=data["mask"], target=target)
     known = apply(case, **extra)
-    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    module = module.clone(platform=platform)
     if apart:
         params = context.layers_apart(params)
         assert not any("transformer_blocks" in path for path in flatten_dict(params))
     times = jnp.broadcast_to(jnp.asarray(timestep), len(sample))
     ahead = context.merge(
-        context.project_tokens(params, text, vision),
+        context.project_tokens(module, params, text, vision),
         context.project_time(module, params, times, kwargs.get("pooled"), kwargs.get("time_ids")))
     out = module.apply({"params": params, "context": ahead}, sample, None, text, **extra)
     assert_close(out.noise, known.noise, 1e-5)

@@ -1,6 +1,7 @@
 """Programs compiled for a TPU slice that is not there: whether a training step fits, before anyone pays for it.
 
-Nothing is run, and no weight is made: all arrays are shapes.
+Nothing is run, and no weight is made: all arrays are shapes. Networks are made for the platform of the mesh's devices,
+and the step is that of the task which `training.published.run` trains, so that what is compiled is what will run.
 """
 
 import dataclasses
@@ -19,21 +20,22 @@ from jax.sharding import Mesh
 from realcustom_jax.choices import check_choice
 from realcustom_jax.devices import sharding
 from realcustom_jax.devices.operations import flops
+from realcustom_jax.devices.platform import Platform
 from realcustom_jax.devices.sharding import AxisRules
 from realcustom_jax.devices.topology import tpu_devices
 from realcustom_jax.files import write_json
 from realcustom_jax.memory import enough_memory
 from realcustom_jax.model_files import single_file, weights
-from realcustom_jax.model_files.adapter import split_unet
-from realcustom_jax.models.projector import Projector, ProjectorConfig
+from realcustom_jax.models import context
 from realcustom_jax.models.unet import UNet, UNetConfig
+from realcustom_jax.pipeline import DTYPES, Pipeline
+from realcustom_jax.presets import Preset
 from realcustom_jax.sampling.sampler import Conditioning, sample_latents
 from realcustom_jax.sampling.solvers import make_solver
 from realcustom_jax.training.loop import TrainSettings, init_state, make_train_step, place
-from realcustom_jax.training.published.backbone import BackboneLoss
+from realcustom_jax.training.published.hollow import hollow_pipeline, hollow_task, published_configs
 
-_TOKENS, _VIEW_TOKENS, _VISION_DIM = 77, 729, 2176  # of CLIP, and of SigLIP and DINOv2 on 384 pixels, side by side
-_PARTS = 4  # that a reference is split into
+_TOKENS, _VIEW_TOKENS = 77, 729  # of CLIP, and of SigLIP and DINOv2 on 384 pixels
 PROGRAMS = ("step", "sampler")
 _MEMORY = ("arguments", "temporaries", "outputs", "aliased", "together")
 _COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
@@ -53,6 +55,9 @@ class Program(Protocol):
     rows: int
     """How many of a batch are computed at once."""
 
+    def about(self) -> dict[str, Any]:
+        """What it is, for a report."""
+
     def arguments(self) -> tuple[Any, ...]:
         """Shapes."""
 
@@ -60,21 +65,25 @@ class Program(Protocol):
         """The jitted function; `placed` are the shardings of its parameters."""
 
 
-@dataclasses.dataclass(frozen=True)
 class AdapterStep:
-    """The training step of an adapter on a published model, from precomputed features, as shapes:
-    (state, frozen, batch) → (state, metrics).
+    """The training step of an adapter on a published model, as shapes: (state, frozen, batch) → (state, metrics).
 
-    unet_config: diffusers' JSON. side: of the pictures, in pixels. variant: of the projector. layers: of the image
-    encoders, that a projector with structure reads.
+    Args:
+        train: a configuration's `train`, as plain dicts; see configs/sdxl.py.
+        platform: of the devices that will run it, see `Platform.of`; None: this machine's.
+        configs: of the model's parts; by default of the published model `train["kind"]`.
     """
 
-    unet_config: Mapping[str, Any]
-    side: int
-    settings: TrainSettings
-    variant: str = "paper"
-    layers: int = 4
     parameters = ("state", "frozen")
+
+    def __init__(self, train: Mapping[str, Any], platform: Any = None,
+                 configs: Mapping[str, Mapping[str, Any]] | None = None):
+        check_choice("dtype", train["dtype"], DTYPES[:2])
+        self._precomputed, self.side = bool(train["precomputed"]), train["side"]
+        self.settings = TrainSettings(**train["optimization"])
+        self.pipeline: Pipeline = hollow_pipeline(
+            configs or published_configs(train["kind"]), train, Platform.of(platform))
+        self.task, self._batch = hollow_task(self.pipeline, train)
 
     @property
     def batch_size(self) -> int:
@@ -84,81 +93,79 @@ class AdapterStep:
     def rows(self) -> int:
         return self.settings.batch_size // self.settings.accumulate
 
+    def about(self):
+        unet = self.pipeline.unet.module
+        step = "from features on disk" if self._precomputed else "with texts, references and latents encoded within it"
+        return {"program": f"training step, {step}", "platform": unet.platform.name, "dtype": unet.dtype.name,
+                "projector": self.pipeline.projector.module.config.variant}
+
     def function(self, placed):
         """The jitted step, whose state stays where it is placed."""
-        return make_train_step(BackboneLoss(self._unet, self._projector), self.settings, placed[0])
-
-    @property
-    def _unet(self) -> UNet:
-        return _unet(self.unet_config)
-
-    @property
-    def _projector(self) -> Projector:
-        width = self._unet.config.cross_attention_dim
-        return Projector(ProjectorConfig(self.variant, _VISION_DIM, width), jnp.bfloat16)
-
-    @property
-    def vision_tokens(self) -> int:
-        """Tokens that the projector makes of a reference."""
-        return _VIEW_TOKENS * (2 if self._projector.config.with_structure else 1)
+        return make_train_step(self.task.loss, self.settings, placed[0])
 
     def arguments(self) -> tuple[Any, Any, Any]:
-        """Shapes of state (float32), frozen (bfloat16) and batch."""
-        config = self._unet.config
-        vision, base = split_unet(_unet_shapes(self._unet))
-        layers = self.layers if self._projector.config.with_structure else 1
-        features = (*[_array(_VIEW_TOKENS, _VISION_DIM)] * layers, _array(_PARTS * _VIEW_TOKENS, _VISION_DIM))
-        projector = jax.eval_shape(self._projector.init, jax.random.key(0), _rows(features, 1))["params"]
-        text = {"text": _array(_TOKENS, config.cross_attention_dim)}
-        if config.addition_embed:
-            text["pooled"] = _array(config.pooled_dim)
-        trained = _cast({"projector": projector, "vision": vision}, jnp.float32)
-        state = jax.eval_shape(lambda params: init_state(params, self.settings), trained)
-        frozen = {"unet": _cast(base, jnp.bfloat16), "empty": text, "no_image": features}
-        batch = {**text, "features": features,
-                 "latents": _array(self.side // 8, self.side // 8, config.in_channels, dtype=jnp.float32)}
-        if config.addition_embed:
-            batch["time_ids"] = _array(6, dtype=jnp.float32)
-        return state, frozen, _rows(batch, self.batch_size)
+        """Shapes of state (float32), frozen (of the configuration's dtype) and batch."""
+        trained = _cast(self.task.trained, jnp.float32)
+        return jax.eval_shape(lambda x: init_state(x, self.settings), trained), self.task.frozen, self._batch
+
+    def vision_tokens(self) -> int:
+        """How many tokens the projector makes of a reference."""
+        deep = math.prod(self.pipeline.siglip.module.config.grid)
+        return deep * (2 if self.pipeline.projector.module.config.with_structure else 1)
 
 
 @dataclasses.dataclass(frozen=True)
 class Sampler:
-    """The whole fused sampler of a published model, 25 steps with the mask frozen at the 12th and one reference, as
-    shapes: (UNet's parameters, (noise, positive, negative, target)) → latents.
+    """The whole fused sampler of a published model, 25 steps and one reference, as shapes: (UNet's parameters, (noise,
+    positive, negative, target)) → latents.
 
-    vision_tokens: of a reference; by default the released projector's.
+    unet_config: diffusers' JSON. side: of the pictures, in pixels. vision_tokens: of a reference; by default the
+    released projector's. platform: of the device that will run it, see `Platform.of`; None: this machine's. preset:
+    says how masks are made, and when the last one is.
     """
 
     unet_config: Mapping[str, Any]
     side: int
     batch_size: int = 1
     vision_tokens: int = _VIEW_TOKENS
+    dtype: str = "bfloat16"
+    platform: Any = None
+    preset: Preset = Preset()
     parameters = ("frozen",)
 
     @property
     def rows(self) -> int:
         return self.batch_size
 
+    @property
+    def unet(self) -> UNet:
+        """The network, for the platform."""
+        with_vision = {"image_prompt_settings": {"vision_projection_type": "custom"}}
+        config = UNetConfig.from_config({**self.unet_config, **with_vision})
+        return UNet(config, jnp.dtype(self.dtype), Platform.of(self.platform))
+
+    def about(self):
+        return {"program": f"sampler, fused, mask frozen at step {self.preset.freeze_mask_step}",
+                "platform": self.unet.platform.name, "dtype": self.dtype}
+
     def function(self, placed):
-        unet = _unet(self.unet_config)
-        return jax.jit(lambda params, inputs: sample_latents(unet, params, *inputs, solver=make_solver()).latents)
+        unet, side = self.unet, self.side // 8
+        options = {"solver": make_solver(), "guidance_scale": self.preset.guidance_scale,
+                   "mask": self.preset.mask(side, side), "freeze_mask_step": self.preset.freeze_mask_step}
+        return jax.jit(lambda params, inputs: sample_latents(unet, params, *inputs, **options).latents,
+                       compiler_options=dict(unet.platform.compiler_options))
 
     def arguments(self) -> tuple[Any, Any]:
-        """Shapes of the parameters (bfloat16) and inputs (float32)."""
-        unet = _unet(self.unet_config)
+        """Shapes of the parameters (of `dtype`, as the platform samples with them) and inputs (float32)."""
+        unet = self.unet
         config, array = unet.config, functools.partial(_array, dtype=jnp.float32)
         width = config.cross_attention_dim
         pooled = {"pooled": array(config.pooled_dim), "time_ids": array(6)} if config.addition_embed else {}
         conditioning = Conditioning(array(_TOKENS, width), vision=array(1, self.vision_tokens, width), **pooled)
         noise = array(self.side // 8, self.side // 8, config.in_channels)
         inputs = noise, conditioning, conditioning, array(1, _TOKENS)
-        return _cast(_unet_shapes(unet), jnp.bfloat16), _rows(inputs, self.batch_size)
-
-
-def _unet(config: Mapping[str, Any]) -> UNet:
-    with_vision = {"image_prompt_settings": {"vision_projection_type": "custom"}}
-    return UNet(UNetConfig.from_config({**config, **with_vision}), jnp.bfloat16)
+        params = jax.eval_shape(lambda params: context.for_platform(params, unet.platform), _unet_shapes(unet))
+        return _cast(params, unet.dtype), _rows(inputs, self.batch_size)
 
 
 def _unet_shapes(unet: UNet):
@@ -179,23 +186,22 @@ def _rows(tree, count: int):
     return jax.tree.map(lambda x: _array(count, *x.shape, dtype=x.dtype), tree)
 
 
-def from_config(config: Mapping[str, Any], topology: str | None, program: str = "step") -> tuple[Program, Mesh]:
+def from_config(config: Any, topology: str | None, program: str = "step") -> tuple[Program, Mesh]:
     """The "step" of training or the "sampler" of a configuration's `train`, and its mesh, on a TPU slice that is not
     there or this machine's devices.
 
     Raises ValueError for a slice that libtpu does not know, or a mesh that does not fit it.
     """
     devices = tpu_devices(topology) if topology else jax.devices()
-    check_choice("kind", config["kind"], single_file.CONFIGS)
+    train = config.to_dict()
+    check_choice("kind", train["kind"], single_file.CONFIGS)
     check_choice("program", program, PROGRAMS)
-    settings = TrainSettings(**config["optimization"])
-    unet_config = single_file.CONFIGS[config["kind"]]["unet"]
-    mesh = sharding.make_mesh(**config["mesh"], devices=devices)
-    variant, layers = config["fresh"]["variant"], len(config["fresh"]["vision_settings"]["siglip_layers"])
-    step = AdapterStep(unet_config, config["side"], settings, variant, layers)
+    mesh = sharding.make_mesh(**train["mesh"], devices=devices)
+    step = AdapterStep(train, devices[0])
     if program == "step":
         return step, mesh
-    return Sampler(unet_config, step.side, step.batch_size, step.vision_tokens), mesh
+    return Sampler(single_file.CONFIGS[train["kind"]]["unet"], step.side, step.batch_size, step.vision_tokens(),
+                   train["dtype"], devices[0], step.pipeline.preset), mesh
 
 
 def describe(program: Program, mesh: Mesh, rules: AxisRules = AxisRules()) -> str:
@@ -241,7 +247,7 @@ def compile_ahead(program: Program, mesh: Mesh, rules: AxisRules = AxisRules()) 
     operations = flops(traced.jaxpr.jaxpr)
     memory = compiled.memory_analysis()
     return {
-        "side": program.side, "batch_size": program.batch_size, "mesh": dict(mesh.shape),
+        **program.about(), "side": program.side, "batch_size": program.batch_size, "mesh": dict(mesh.shape),
         "device": mesh.devices.flat[0].device_kind,
         "arguments": memory.argument_size_in_bytes, "temporaries": memory.temp_size_in_bytes,
         "outputs": memory.output_size_in_bytes, "aliased": memory.alias_size_in_bytes,

@@ -1,4 +1,4 @@
-"""How programs are compiled: the persistent cache, with which a second run starts in seconds, and XLA's options."""
+"""How programs are compiled: the persistent cache, with which a second run starts in seconds, and samplers."""
 
 import functools
 from collections.abc import Callable
@@ -22,22 +22,13 @@ def enable_compilation_cache() -> str:
     return jax.config.jax_compilation_cache_dir
 
 
-def sampler_options() -> dict[str, bool | int]:
-    """The compiler options that make a sampler fast on this machine's device, for `jax.jit(…, compiler_options=…)`.
-
-    On a GPU: matrix products by cuBLAS, which adds bias and residual itself, rather than by Triton's kernels, and none
-    merged with its neighbours, which would copy their weights (benchmarks/RESULTS.md).
-    """
-    if jax.default_backend() != "gpu":
-        return {}
-    return {"xla_gpu_enable_triton_gemm": False, "xla_gpu_dot_merger_threshold_mb": 0}
-
-
 def jit_sampler(function: Callable, **options) -> Callable:
-    """`jax.jit(function, **options)` with `sampler_options`; no device is asked for before the first call."""
+    """`jax.jit(function, **options)` with the compiler options of a sampler on the platform of the UNet, which is the
+    function's first argument; no device is asked for before the first call."""
 
     @functools.cache
-    def jitted():
-        return jax.jit(function, compiler_options=sampler_options(), **options)
+    def jitted(compiler_options):
+        return jax.jit(function, compiler_options=dict(compiler_options), **options)
 
-    return functools.wraps(function)(lambda *args, **kwargs: jitted()(*args, **kwargs))
+    return functools.wraps(function)(
+        lambda unet, *args, **kwargs: jitted(unet.platform.compiler_options)(unet, *args, **kwargs))

@@ -227,7 +227,7 @@ def _check_init(init_missing, rng):
         raise ValueError("init_missing needs rng=jax.random.key(…) to draw the fresh weights.")
 
 
-def load_unet(config, *files, dtype=jnp.float32, init_missing=(), rng=None, scan_layers=True):
+def load_unet(config, *files, dtype=jnp.float32, init_missing=(), rng=None, scan_layers=True, platform=None):
     """The denoising UNet.
 
     Args:
@@ -237,6 +237,7 @@ def load_unet(config, *files, dtype=jnp.float32, init_missing=(), rng=None, scan
         dtype: of the parameters and the computation.
         init_missing: ("vision",) draws `to_*_vision` freshly from `rng` when the files have none.
         scan_layers: whether equal transformer layers are one stack, or apart (`models.context.layers_apart`).
+        platform: what the module is made for, see `Platform.of`; None: this machine's default device.
     Returns:
         (module, params)
     Raises:
@@ -244,7 +245,7 @@ def load_unet(config, *files, dtype=jnp.float32, init_missing=(), rng=None, scan
     """
     _check_init(init_missing, rng)
     config = unet.UNetConfig.from_config(read_config(config))
-    module = unet.UNet(config, dtype)
+    module = unet.UNet(config, dtype, platform)
     tensors = _select(read_files(files), "UNet")
     if not config.vision:
         tensors = tensors.rename(lambda k: None if _VISION_LAYER.search(k) else k)
@@ -265,31 +266,32 @@ def unet_inputs(config: unet.UNetConfig, *, batch: int = 1, size: tuple[int, int
     return (jnp.zeros((batch, *size, config.in_channels)), 0, text), kwargs
 
 
-def load_autoencoder(config, *files, dtype=jnp.float32):
+def load_autoencoder(config, *files, dtype=jnp.float32, platform=None):
     """The image autoencoder from a diffusers `AutoencoderKL` JSON and its weights (old attention names are converted).
     Returns (module, params); raises as `load_unet`."""
     config = vae.VAEConfig.from_config(read_config(config))
-    module = vae.Autoencoder(config, dtype)
+    module = vae.Autoencoder(config, dtype, platform)
     size = 2 ** (len(config.block_out_channels) - 1)
     return _load("autoencoder", module, _select(read_files(files), "autoencoder"), dtype,
                  jnp.zeros((1, size, size, config.in_channels)))
 
 
-def load_text_encoder(config, *files, dtype=jnp.float32):
+def load_text_encoder(config, *files, dtype=jnp.float32, platform=None):
     """A CLIP text encoder from its transformers JSON and weights; `.projected` is there if the files have
     `text_projection.weight`. Returns (module, params); raises as `load_unet`."""
     tensors = _select(read_files(files), "text encoder")
     module = clip_text.ClipText(
-        clip_text.ClipTextConfig.from_config(read_config(config)), "text_projection.weight" in tensors, dtype)
+        clip_text.ClipTextConfig.from_config(read_config(config)), "text_projection.weight" in tensors, dtype,
+        platform)
     return _load("text encoder", module, tensors, dtype, jnp.zeros((1, 2), jnp.int32))
 
 
-def load_vision_encoder(config, *files, dtype=jnp.float32):
+def load_vision_encoder(config, *files, dtype=jnp.float32, platform=None):
     """A timm VisionTransformer (SigLIP or DINOv2) from its keyword arguments and weights, with or without open_clip's
     `visual.trunk.` in front of the names. Positional embeddings of another grid are resampled as timm does.
     Returns (module, params); raises as `load_unet`."""
     config = vit.VitConfig.from_config(read_config(config))
-    module = vit.VisionTransformer(config, dtype)
+    module = vit.VisionTransformer(config, dtype, platform)
     tensors = read_files(files)
     if any(name.startswith(_OPEN_CLIP_PREFIX) for name in tensors):
         tensors = tensors.rename(lambda k: k.removeprefix(_OPEN_CLIP_PREFIX))
@@ -304,7 +306,7 @@ def load_vision_encoder(config, *files, dtype=jnp.float32):
     return _load("vision encoder", module, tensors, dtype, jnp.zeros((1, *config.img_size, 3)), layers=(0,))
 
 
-def load_projector(config, *files, dtype=jnp.float32, init_missing=(), rng=None):
+def load_projector(config, *files, dtype=jnp.float32, init_missing=(), rng=None, platform=None):
     """The CCP projector from the released RealCustom JSON (its `image_prompt_settings`) and an adapter file.
 
     `init_missing=("vision",)` draws a fresh projector from `rng` when the files have none of it.
@@ -312,7 +314,7 @@ def load_projector(config, *files, dtype=jnp.float32, init_missing=(), rng=None)
     _check_init(init_missing, rng)
     config = read_config(config)
     settings = projector.ProjectorConfig.from_config(config.get("image_prompt_settings", config))
-    module = projector.Projector(settings, dtype)
+    module = projector.Projector(settings, dtype, platform)
     tensors = _select(read_files(files), "projector")
     feature = jnp.zeros((1, 1, settings.vision_dim))
     features = (feature,) * (2 if settings.variant == "highres" else 3)

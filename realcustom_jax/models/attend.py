@@ -1,4 +1,4 @@
-"""Dot-product attention, softmax(Q Kᵀ/√d) V, by the kernel that suits the device.
+"""Dot-product attention, softmax(Q Kᵀ/√d) V, by the kernel that suits the platform.
 
     attend         by fused ("flash") kernels that never hold the weights, where there is one
     target_maps    the mean over heads of chosen keys' weights: the target word's maps
@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from realcustom_jax.devices.operations import largest_divisor
+from realcustom_jax.devices.platform import Platform
 from realcustom_jax.devices.sharding import AxisRules
 
 _LONG = 2**18
@@ -21,22 +22,17 @@ _TPU_BLOCKS = (512, 384, 256, 128)
 _QUERIES_AT_ONCE = 1024
 
 
-def attend(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-    """Attention [B,N,heads,d], of the inputs' dtype.
+def attend(query: jax.Array, key: jax.Array, value: jax.Array, platform: Platform) -> jax.Array:
+    """Attention [B,N,heads,d], of the inputs' dtype, by the platform's kernel.
 
-    cuDNN's fused attention on NVIDIA GPUs from Ampere on (half precision only), JAX's Pallas kernel on TPUs, and XLA's
-    products elsewhere. The choice falls when the program is lowered, so that compiling ahead of time for another
-    machine's TPU takes its kernel too; cuDNN is only asked where this machine has it.
+    That is cuDNN's fused attention on NVIDIA GPUs from Ampere on (half precision only), JAX's Pallas kernel on TPUs,
+    and XLA's products elsewhere or where the shapes do not suit the kernel.
     """
-    kernels = {}
-    if _cudnn_can(query):
-        kernels["cuda"] = _cudnn
-    pixels, tokens, head_size = query.shape[-3], key.shape[-3], query.shape[-1]
-    if pixels * tokens >= _LONG and pixels % _TPU_BLOCKS[-1] == 0 and head_size <= 128:
-        kernels["tpu"] = _on_every_device(tpu_attention, query.shape)
-    if not kernels:
-        return plain_attention(query, key, value)
-    return jax.lax.platform_dependent(query, key, value, **kernels, default=plain_attention)
+    if _cudnn_can(query, platform):
+        return _cudnn(query, key, value)
+    if _pallas_can(query, key, platform):
+        return _on_every_device(tpu_attention, query.shape)(query, key, value)
+    return plain_attention(query, key, value)
 
 
 def plain_attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
@@ -48,12 +44,15 @@ def plain_attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.A
     return (out / total).astype(value.dtype).swapaxes(1, 2)
 
 
-def _cudnn_can(query: jax.Array) -> bool:
-    if jax.default_backend() != "gpu" or query.dtype not in (jnp.bfloat16, jnp.float16):
-        return False
-    capability = getattr(jax.devices()[0], "compute_capability", "0")  # AMD's say "gfx…"
-    head_size = query.shape[-1]
-    return capability.replace(".", "").isdigit() and float(capability) >= 8.0 and head_size <= 128 and not head_size % 8
+def _cudnn_can(query: jax.Array, platform: Platform) -> bool:
+    head_size, half = query.shape[-1], query.dtype in (jnp.bfloat16, jnp.float16)
+    return platform.attention == "cudnn" and half and head_size <= 128 and not head_size % 8
+
+
+def _pallas_can(query: jax.Array, key: jax.Array, platform: Platform) -> bool:
+    pixels, tokens, head_size = query.shape[-3], key.shape[-3], query.shape[-1]
+    worthwhile = pixels * tokens >= _LONG and pixels % _TPU_BLOCKS[-1] == 0
+    return platform.attention == "pallas" and worthwhile and head_size <= 128
 
 
 @jax.custom_vjp
@@ -114,7 +113,7 @@ def tpu_attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Arr
     return out.swapaxes(1, 2)
 
 
-def target_maps(query: jax.Array, key: jax.Array, target: jax.Array) -> jax.Array:
+def target_maps(query: jax.Array, key: jax.Array, target: jax.Array, platform: Platform) -> jax.Array:
     """The weights of the tokens that target [G,R,L] marks, summed over them and averaged over heads, float32 [G,R,N],
     of the first G rows of query and key.
 
@@ -124,11 +123,12 @@ def target_maps(query: jax.Array, key: jax.Array, target: jax.Array) -> jax.Arra
     would cost memory.
     """
     rows, references, (heads, head_size) = len(target), target.shape[1], query.shape[2:]
-    if _cudnn_can(query) and references <= head_size:
+    if _cudnn_can(query, platform) and references <= head_size:
         marks = jnp.pad(target.astype(key.dtype).swapaxes(1, 2),
                         ((0, len(key) - rows), (0, 0), (0, head_size - references)))
         marks = jnp.broadcast_to(marks[:, :, None], key.shape)
-        return attend(query, key, marks)[:rows, ..., :references].mean(axis=2, dtype=jnp.float32).swapaxes(1, 2)
+        attended = attend(query, key, marks, platform)[:rows, ..., :references]
+        return attended.mean(axis=2, dtype=jnp.float32).swapaxes(1, 2)
 
     query, key, marked = query[:rows], key[:rows], target.astype(jnp.float32) / heads
 

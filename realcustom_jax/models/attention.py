@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from realcustom_jax.devices.platform import Platform
 from realcustom_jax.models.attend import attend, attention_weights, target_maps
 from realcustom_jax.models.conv import Conv
 from realcustom_jax.models.norm import GroupNorm
@@ -34,23 +35,18 @@ def split_heads(x: jax.Array, heads: int) -> jax.Array:
     return x.reshape(*x.shape[:-1], heads, x.shape[-1] // heads)
 
 
-def tokens_last() -> bool:
-    """Whether keys and values that are kept for all steps are [B,C,T]: a CPU takes half as long for their product with
-    the queries; other devices' kernels take the usual [B,T,C], and would wait for it."""
-    return jax.default_backend() == "cpu"
-
-
 class SelfAttention(nn.Module):
     """Multi-head self-attention. x [B,N,C] → ([B,N,C], head-mean weights [map_rows,1,N,N] or None)."""
 
     heads: int
     dtype: jnp.dtype = jnp.float32
+    platform: Platform = Platform()
 
     @nn.compact
     def __call__(self, x, *, map_rows: int):
         project = functools.partial(nn.Dense, x.shape[-1], use_bias=False, dtype=self.dtype)
         query, key, value = (split_heads(project(name=n)(x), self.heads) for n in ("to_q", "to_k", "to_v"))
-        out = attend(query, key, value)
+        out = attend(query, key, value, self.platform)
         weights = attention_weights(query[:map_rows], key[:map_rows]).mean(axis=1, keepdims=True) if map_rows else None
         return nn.Dense(x.shape[-1], dtype=self.dtype, name="to_out_0")(out.reshape(x.shape)), weights
 
@@ -68,13 +64,14 @@ class CrossAttention(nn.Module):
     heads: int
     vision: bool
     dtype: jnp.dtype = jnp.float32
+    platform: Platform = Platform()
 
     @nn.compact
     def __call__(self, x, text, vision, mask, target):
         def project(name, tokens, **kwargs):
             if self.has_variable("context", name):
                 known = self.get_variable("context", name)
-                if not tokens_last():
+                if not self.platform.tokens_last:
                     return split_heads(known, self.heads)
                 return jnp.moveaxis(known.reshape(*known.shape[:-2], self.heads, -1, known.shape[-1]), -1, -3)
             dense = nn.Dense(x.shape[-1], use_bias=False, dtype=self.dtype, name=name, **kwargs)
@@ -82,9 +79,9 @@ class CrossAttention(nn.Module):
 
         query = split_heads(nn.Dense(x.shape[-1], use_bias=False, dtype=self.dtype, name="to_q")(x), self.heads)
         key, value = project("to_k", text), project("to_v", text)
-        out, maps = attend(query, key, value), None
+        out, maps = attend(query, key, value, self.platform), None
         if target is not None:
-            maps = target_maps(query, key, target)
+            maps = target_maps(query, key, target, self.platform)
             # Or XLA would make all layers' maps at the end of the network, and hold their queries until then.
             out, maps = jax.lax.optimization_barrier((out, maps))
 
@@ -95,7 +92,8 @@ class CrossAttention(nn.Module):
             plain, references = len(x) - len(vision), vision.shape[1]
             # References as rows: cuDNN's kernel cannot be vmapped over another axis.
             each = jnp.repeat(query[plain:], references, axis=0)
-            visual = attend(each, *(tokens.reshape(-1, *tokens.shape[2:]) for tokens in (key, value)))
+            key, value = (tokens.reshape(-1, *tokens.shape[2:]) for tokens in (key, value))
+            visual = attend(each, key, value, self.platform)
             visual = visual.reshape(-1, references, *visual.shape[1:])
             if mask is not None:
                 visual = visual * mask[..., None, None].astype(visual.dtype)
@@ -127,16 +125,17 @@ class TransformerBlock(nn.Module):
     vision: bool
     return_self_map: bool
     dtype: jnp.dtype = jnp.float32
+    platform: Platform = Platform()
 
     @nn.compact
     def __call__(self, x, text, vision, mask, target):
         x = checkpoint_name(x, REMEMBERED)
         norm = functools.partial(LayerNorm, dtype=self.dtype)
         map_rows = len(x if target is None else target) if self.return_self_map else 0
-        attended, self_map = SelfAttention(self.heads, self.dtype, name="attn1")(
+        attended, self_map = SelfAttention(self.heads, self.dtype, self.platform, name="attn1")(
             norm(name="norm1")(x), map_rows=map_rows)
         x = x + attended
-        attended, maps = CrossAttention(self.heads, self.vision, self.dtype, name="attn2")(
+        attended, maps = CrossAttention(self.heads, self.vision, self.dtype, self.platform, name="attn2")(
             norm(name="norm2")(x), text, vision, mask, target)
         x = x + attended
         x = x + FeedForward(self.dtype, name="ff")(norm(name="norm3")(x))
@@ -158,6 +157,7 @@ class SpatialTransformer(nn.Module):
     linear_projection: bool
     vision: bool
     dtype: jnp.dtype = jnp.float32
+    platform: Platform = Platform()
 
     @nn.compact
     def __call__(self, x, text, vision, mask, target, self_maps_at):
@@ -170,9 +170,9 @@ class SpatialTransformer(nn.Module):
             mask = resize_bilinear(mask.transpose(0, 2, 3, 1), (h, w)).transpose(0, 3, 1, 2)
             mask = mask.reshape(*mask.shape[:2], h * w)
 
-        hidden = GroupNorm(self.groups, 1e-6, self.dtype, name="norm")(x)
+        hidden = GroupNorm(self.groups, 1e-6, self.dtype, self.platform, name="norm")(x)
         hidden = project(name="proj_in")(hidden).reshape(batch, h * w, channels)
-        settings = self.heads, self.vision, self_maps_at == (h, w), self.dtype
+        settings = self.heads, self.vision, self_maps_at == (h, w), self.dtype, self.platform
         if self.has_variable("params", "transformer_blocks_0"):  # `context.layers_apart`
             made = []
             for i in range(self.layers):

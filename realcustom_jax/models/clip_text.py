@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from realcustom_jax.choices import check_choice
+from realcustom_jax.devices.platform import Platform
 
 _ACTIVATIONS = {
     "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),
@@ -68,6 +69,12 @@ class ClipText(nn.Module):
     config: ClipTextConfig
     with_projection: bool = False
     dtype: jnp.dtype = jnp.float32
+    platform: Platform | None = dataclasses.field(default=None, repr=False)
+    """None: this machine's. Not in the repr, by which features are found that any platform computes alike."""
+
+    def __post_init__(self):
+        self.platform = Platform.of(self.platform)
+        super().__post_init__()
 
     @nn.compact
     def __call__(self, input_ids: jax.Array) -> TextOutput:
@@ -85,7 +92,7 @@ class ClipText(nn.Module):
         if input_ids.ndim != 2 or input_ids.shape[1] > config.max_position_embeddings:
             raise ValueError(f"The text encoder takes input_ids [B, T] with T up to "
                              f"{config.max_position_embeddings}, not {list(input_ids.shape)}.")
-        last, penultimate = TextTransformer(config, self.dtype, name="text_model")(input_ids)
+        last, penultimate = TextTransformer(config, self.dtype, self.platform, name="text_model")(input_ids)
         legacy = config.eos_token_id == _LEGACY_EOS
         end = jnp.argmax(input_ids if legacy else input_ids == config.eos_token_id, axis=1)
         pooled = jnp.take_along_axis(last, end[:, None, None], axis=1)[:, 0]
@@ -101,11 +108,12 @@ class TextTransformer(nn.Module):
 
     config: ClipTextConfig
     dtype: jnp.dtype
+    platform: Platform
 
     @nn.compact
     def __call__(self, input_ids):
         x = Embeddings(self.config, self.dtype, name="embeddings")(input_ids)
-        x, penultimate = Encoder(self.config, self.dtype, name="encoder")(x)
+        x, penultimate = Encoder(self.config, self.dtype, self.platform, name="encoder")(x)
         norm = nn.LayerNorm(self.config.layer_norm_eps, use_fast_variance=False, dtype=self.dtype,
                             name="final_layer_norm")
         return norm(x), penultimate
@@ -131,12 +139,13 @@ class Encoder(nn.Module):
 
     config: ClipTextConfig
     dtype: jnp.dtype
+    platform: Platform
 
     @nn.compact
     def __call__(self, x):
         for i in range(self.config.num_hidden_layers):
             penultimate = x
-            x = EncoderLayer(self.config, self.dtype, name=f"layers_{i}")(x)
+            x = EncoderLayer(self.config, self.dtype, self.platform, name=f"layers_{i}")(x)
         return x, penultimate
 
 
@@ -145,13 +154,14 @@ class EncoderLayer(nn.Module):
 
     config: ClipTextConfig
     dtype: jnp.dtype
+    platform: Platform
 
     @nn.compact
     def __call__(self, x):
         config = self.config
         norm = functools.partial(nn.LayerNorm, config.layer_norm_eps, use_fast_variance=False,
                                  dtype=self.dtype)
-        attention = CausalSelfAttention(config.num_attention_heads, self.dtype, name="self_attn")
+        attention = CausalSelfAttention(config.num_attention_heads, self.dtype, self.platform, name="self_attn")
         x = x + attention(norm(name="layer_norm1")(x))
         mlp = Mlp(config.intermediate_size, config.hidden_act, self.dtype, name="mlp")
         return x + mlp(norm(name="layer_norm2")(x))
@@ -162,13 +172,15 @@ class CausalSelfAttention(nn.Module):
 
     heads: int
     dtype: jnp.dtype
+    platform: Platform
 
     @nn.compact
     def __call__(self, x):
         project = functools.partial(nn.Dense, x.shape[-1], dtype=self.dtype)
         query, key, value = (project(name=name)(x).reshape(*x.shape[:2], self.heads, -1)
                              for name in ("q_proj", "k_proj", "v_proj"))
-        out = jax.nn.dot_product_attention(query, key, value, is_causal=True)
+        out = jax.nn.dot_product_attention(
+            query, key, value, is_causal=True, implementation=self.platform.encoder_attention)
         return project(name="out_proj")(out.reshape(x.shape))
 
 

@@ -7,28 +7,27 @@ parameters' shape, reduced to
     residual blocks           shift [B,C], what the embedding of the timestep adds
 
 with a leading layer axis where layers are scanned. What the context holds is not computed again. On a CPU the tokens
-are the last axis (`attention.tokens_last`).
+are the last axis (`Platform.tokens_last`).
 """
 
 from collections.abc import Callable
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.typing import ArrayLike
 
-from realcustom_jax.models.attention import tokens_last
+from realcustom_jax.devices.platform import Platform
 from realcustom_jax.models.unet import Embedding, UNet, time_features
 
 
-def project_tokens(params, text: jax.Array, vision: jax.Array | None, dtype: jnp.dtype = jnp.float32) -> dict:
+def project_tokens(module: nn.Module, params, text: jax.Array, vision: jax.Array | None) -> dict:
     """The keys and values of all cross-attention layers.
 
     Args:
-        params: the UNet's parameters.
+        module: the UNet or one of its blocks, whose dtype and platform say what is made.
+        params: the module's parameters.
         text: [B,T,D] text tokens. vision: [B,R,L,D] projected vision tokens, or None.
-        dtype: the UNet's compute dtype.
     """
     inputs = {"to_k": text, "to_v": text}
     if vision is not None:
@@ -36,8 +35,8 @@ def project_tokens(params, text: jax.Array, vision: jax.Array | None, dtype: jnp
 
     def project(name, kernel):
         def layer(kernel):
-            tokens = inputs[name].astype(dtype) @ kernel.astype(dtype)
-            return tokens.swapaxes(-1, -2) if tokens_last() else tokens
+            tokens = inputs[name].astype(module.dtype) @ kernel.astype(module.dtype)
+            return tokens.swapaxes(-1, -2) if module.platform.tokens_last else tokens
 
         return layer(kernel) if kernel.ndim == 2 else jax.vmap(layer)(kernel)
 
@@ -77,14 +76,9 @@ def layers_apart(params) -> dict:
     return apart
 
 
-def scans_layers() -> bool:
-    """Whether this machine's device evaluates scanned layers as fast as layers apart: all but GPUs do."""
-    return jax.default_backend() != "gpu"
-
-
-def for_this_device(params) -> dict:
-    """The parameters as this machine's device evaluates them fastest."""
-    return params if scans_layers() else layers_apart(params)
+def for_platform(params, platform: Platform) -> dict:
+    """The parameters as the platform samples with them fastest: with their layers scanned or apart."""
+    return params if platform.scan_layers else layers_apart(params)
 
 
 def merge(*contexts: dict) -> dict:

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from realcustom_jax.devices.operations import largest_divisor
+from realcustom_jax.devices.platform import Platform
 
 _AT_ONCE = 256
 """Pixels that are summed at once where a GPU sums many."""
@@ -14,12 +15,13 @@ _AT_ONCE = 256
 class GroupNorm(nn.Module):
     """Normalises each group of channels over all pixels (torch `GroupNorm`), in float32. x [B,…,C] → [B,…,C].
 
-    Parameters and numbers are `nn.GroupNorm`'s; mean and variance are made as the device does it fastest.
+    Parameters and numbers are `nn.GroupNorm`'s; mean and variance are made as the platform does it fastest.
     """
 
     groups: int
     epsilon: float = 1e-5
     dtype: jnp.dtype = jnp.float32
+    platform: Platform = Platform()
 
     @nn.compact
     def __call__(self, x):
@@ -29,12 +31,12 @@ class GroupNorm(nn.Module):
         scale = self.param("scale", nn.initializers.ones, (channels,))
         bias = self.param("bias", nn.initializers.zeros, (channels,))
 
-        values, on_cpu = x.astype(jnp.float32), jax.default_backend() == "cpu"
-        moments = _by_channels if on_cpu else _in_one_reading
+        values = x.astype(jnp.float32)
+        moments = _in_one_reading if self.platform.norms_read_once else _by_channels
         mean, variance = (jnp.repeat(of_groups, channels // self.groups, axis=-1)
                           for of_groups in moments(values, self.groups))
         centre, factor = mean, scale * lax.rsqrt(variance + self.epsilon)
-        if not on_cpu:  # or a GPU would make each in a kernel of its own
+        if self.platform.norm_barrier:
             centre, factor = lax.optimization_barrier((centre, factor))
         centre, factor = (jnp.expand_dims(v, range(1, x.ndim - 1)) for v in (centre, factor))
         return ((values - centre) * factor + bias).astype(self.dtype)
@@ -52,18 +54,26 @@ def _by_channels(x: jax.Array, groups: int) -> tuple[jax.Array, jax.Array]:
 
 
 def _in_one_reading(x: jax.Array, groups: int) -> tuple[jax.Array, jax.Array]:
-    """Likewise, from deviations from one value of each group: E[x²] − E[x]² would lose a variance far below the mean.
+    """Likewise, with x read once, where reading it is what takes the time.
 
-    Neighbouring pixels are summed first, so many at once; XLA would sum all pixels of a channel in one go, on a GPU in
-    so few threads that most of it idles.
+    Up to `_AT_ONCE` neighbouring pixels are one part. A part's moments are those of the deviations from its own first
+    pixel, because E[x²] − E[x]² would lose a variance far below the mean, and a pixel that is far from all others, as
+    one for the whole picture might be, then spoils no part but its own. What remains, a number for each part, is small
+    enough to be read twice. XLA would sum all pixels of a channel in one go, on a GPU in so few threads that most of
+    it idles.
     """
     batch, channels = len(x), x.shape[-1]
-    x = x.reshape(batch, -1, channels)
-    pixels, each = x.shape[1], channels // groups
-    first = x[:, 0, ::each]
-    deviation = x - jnp.repeat(first, each, axis=-1)[:, None]
-    parts = [values.reshape(batch, -1, largest_divisor(pixels, _AT_ONCE), channels).sum(2)
-             for values in (deviation, deviation**2)]
-    sums = jnp.stack(lax.optimization_barrier(parts)).sum(2)
-    mean, square = sums.reshape(2, batch, groups, each).sum(-1) / (pixels * each)
-    return first + mean, square - mean**2
+    pixels = x.size // (batch * channels)
+    length = largest_divisor(pixels, _AT_ONCE)
+    parts = x.reshape(batch, -1, length, channels)
+    first = parts[:, :, :1]
+    deviation = parts - first
+    total, square = lax.optimization_barrier((deviation.sum(2), (deviation**2).sum(2)))
+    variance = jnp.maximum(square - total * (total / length), 0) / length  # rounding may have made it negative
+    mean = first[:, :, 0] + total / length
+
+    def of_groups(values):
+        return values.reshape(batch, -1, groups, channels // groups).mean((1, 3))
+
+    centre = of_groups(mean)
+    return centre, of_groups(variance + (mean - jnp.repeat(centre, channels // groups, axis=-1)[:, None]) ** 2)

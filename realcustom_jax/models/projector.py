@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 
 from realcustom_jax.choices import check_choice
+from realcustom_jax.devices.platform import Platform
 
 VARIANTS = ("highres", "shallow", "paper")
 _RELEASED = {
@@ -93,6 +94,12 @@ class Projector(nn.Module):
 
     config: ProjectorConfig
     dtype: jnp.dtype = jnp.float32
+    platform: Platform | None = dataclasses.field(default=None, repr=False)
+    """None: this machine's. Not in the repr, by which features are found that any platform computes alike."""
+
+    def __post_init__(self):
+        self.platform = Platform.of(self.platform)
+        super().__post_init__()
 
     @nn.compact
     def __call__(self, features: Sequence[jax.Array]) -> jax.Array:
@@ -130,7 +137,7 @@ class Projector(nn.Module):
             return nn.Dense(width, dtype=self.dtype, name=f"projector{suffix}_{index}")
 
         out_dim = self.config.out_dim
-        x = MinAttention(self.config.dim_head, self.dtype, name=f"min_attention{suffix}")(deep, context)
+        x = MinAttention(self.config.dim_head, self.dtype, self.platform, name=f"min_attention{suffix}")(deep, context)
         x = nn.gelu(dense(0, 4 * x.shape[-1])(x), approximate=False)
         x = nn.gelu(dense(2, out_dim)(x), approximate=False)
         return LayerNorm(dtype=self.dtype, name=f"projector{suffix}_5")(dense(4, out_dim)(x))
@@ -141,6 +148,7 @@ class MinAttention(nn.Module):
 
     dim_head: int
     dtype: jnp.dtype
+    platform: Platform
 
     @nn.compact
     def __call__(self, deep, context):
@@ -151,7 +159,8 @@ class MinAttention(nn.Module):
         deep = LayerNorm(dtype=self.dtype, name="norm1")(deep)
         context = LayerNorm(dtype=self.dtype, name="norm2")(context)
         out = jax.nn.dot_product_attention(
-            project("to_q", deep), project("to_k", context), project("to_v", context))
+            project("to_q", deep), project("to_k", context), project("to_v", context),
+            implementation=self.platform.encoder_attention)
         return out.reshape(deep.shape)
 
 

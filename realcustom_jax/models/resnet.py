@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from realcustom_jax.devices.platform import Platform
 from realcustom_jax.models.conv import Conv
 from realcustom_jax.models.norm import GroupNorm
 
@@ -26,17 +27,18 @@ class ResnetBlock(nn.Module):
     groups: int
     epsilon: float
     dtype: jnp.dtype = jnp.float32
+    platform: Platform = Platform()
 
     @nn.compact
     def __call__(self, x, time_embedding=None):
-        norm = functools.partial(GroupNorm, self.groups, self.epsilon, self.dtype)
+        norm = functools.partial(GroupNorm, self.groups, self.epsilon, self.dtype, self.platform)
         conv = functools.partial(Conv, self.channels, dtype=self.dtype)
         hidden = conv((3, 3), padding=1, name="conv1")(nn.silu(norm(name="norm1")(x)))
         shift = self.get_variable("context", "shift")
         if shift is None and time_embedding is not None:
             shift = nn.Dense(self.channels, dtype=self.dtype, name="time_emb_proj")(nn.silu(time_embedding))
         if shift is not None:
-            if jax.default_backend() == "gpu":  # or cuDNN's convolution would be given the shift of every pixel
+            if self.platform.shift_barrier:
                 hidden = jax.lax.optimization_barrier(hidden)
             hidden = hidden + shift[:, None, None]
         hidden = conv((3, 3), padding=1, name="conv2")(nn.silu(norm(name="norm2")(hidden)))

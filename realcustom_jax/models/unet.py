@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from realcustom_jax.devices.platform import Platform
 from realcustom_jax.models.attention import SpatialTransformer
 from realcustom_jax.models.norm import GroupNorm
 from realcustom_jax.models.resnet import Downsample, ResnetBlock, Upsample
@@ -155,6 +156,7 @@ class Stage(nn.Module):
     transformers: int
     resample: str | None
     dtype: jnp.dtype = jnp.float32
+    platform: Platform = Platform()
 
     @nn.compact
     def __call__(self, x, time_embedding, attention_inputs, skips=(), size=None):
@@ -164,11 +166,11 @@ class Stage(nn.Module):
             if skips:
                 x = jnp.concatenate([x, skips[-1 - j]], axis=-1)
             x = ResnetBlock(c.block_out_channels[self.level], c.norm_num_groups, c.norm_eps, self.dtype,
-                            name=f"resnets_{j}")(x, time_embedding)
+                            self.platform, name=f"resnets_{j}")(x, time_embedding)
             if j < self.transformers:
                 x, new_maps, new_self_maps = SpatialTransformer(
                     c.heads[self.level], c.transformer_layers[self.level], c.norm_num_groups, c.use_linear_projection,
-                    c.vision, self.dtype, name=f"attentions_{j}")(x, *attention_inputs)
+                    c.vision, self.dtype, self.platform, name=f"attentions_{j}")(x, *attention_inputs)
                 maps, self_maps = maps + new_maps, self_maps + new_self_maps
             states.append(x)
         if self.resample == "down":
@@ -184,6 +186,12 @@ class UNet(nn.Module):
 
     config: UNetConfig
     dtype: jnp.dtype = jnp.float32
+    platform: Platform | None = dataclasses.field(default=None, repr=False)
+    """None: this machine's. Not in the repr, by which features are found that any platform computes alike."""
+
+    def __post_init__(self):
+        self.platform = Platform.of(self.platform)
+        super().__post_init__()
 
     @nn.compact
     def __call__(self, sample, timestep, text, *, pooled=None, time_ids=None, vision=None, mask=None, target=None,
@@ -214,7 +222,7 @@ class UNet(nn.Module):
                 for name, x in time_features(c, timestep, pooled, time_ids).items())
         cast = functools.partial(jnp.asarray, dtype=self.dtype)
         attention_inputs = (cast(text), None if vision is None else cast(vision), mask, target, self_maps_at)
-        stage = functools.partial(Stage, c, dtype=self.dtype)
+        stage = functools.partial(Stage, c, dtype=self.dtype, platform=self.platform)
         levels = range(len(c.block_out_channels))
         x = nn.Conv(width, (3, 3), padding=1, dtype=self.dtype, name="conv_in")(cast(sample))
         skips, maps, self_maps = [x], (), ()
@@ -234,7 +242,7 @@ class UNet(nn.Module):
             )(x, embedding, attention_inputs, used, skips[-1].shape[1:3] if level > 0 else None)
             maps, self_maps = maps + new[0], self_maps + new[1]
 
-        x = GroupNorm(c.norm_num_groups, c.norm_eps, self.dtype, name="conv_norm_out")(x)
+        x = GroupNorm(c.norm_num_groups, c.norm_eps, self.dtype, self.platform, name="conv_norm_out")(x)
         noise = nn.Conv(c.out_channels, (3, 3), padding=1, dtype=self.dtype, name="conv_out")(nn.silu(x))
         return UNetOutput(noise, maps, self_maps)
 

@@ -10,6 +10,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from realcustom_jax.devices.platform import Platform
 from realcustom_jax.models.norm import GroupNorm
 from realcustom_jax.models.resnet import Downsample, ResnetBlock, Upsample
 
@@ -55,15 +56,16 @@ class PixelAttention(nn.Module):
 
     groups: int
     dtype: jnp.dtype = jnp.float32
+    platform: Platform = Platform()
 
     @nn.compact
     def __call__(self, x):
         batch, h, w, channels = x.shape
         dense = functools.partial(nn.Dense, channels, dtype=self.dtype)
-        hidden = GroupNorm(self.groups, 1e-6, self.dtype, name="group_norm")(x)
+        hidden = GroupNorm(self.groups, 1e-6, self.dtype, self.platform, name="group_norm")(x)
         hidden = hidden.reshape(batch, h * w, channels)
         query, key, value = (dense(name=n)(hidden)[:, :, None] for n in ("to_q", "to_k", "to_v"))
-        out = jax.nn.dot_product_attention(query, key, value)[:, :, 0]
+        out = jax.nn.dot_product_attention(query, key, value, implementation=self.platform.encoder_attention)[:, :, 0]
         return x + dense(name="to_out_0")(out).reshape(x.shape)
 
 
@@ -73,13 +75,14 @@ class MidBlock(nn.Module):
     groups: int
     attention: bool
     dtype: jnp.dtype = jnp.float32
+    platform: Platform = Platform()
 
     @nn.compact
     def __call__(self, x):
-        block = functools.partial(ResnetBlock, x.shape[-1], self.groups, 1e-6, self.dtype)
+        block = functools.partial(ResnetBlock, x.shape[-1], self.groups, 1e-6, self.dtype, self.platform)
         x = block(name="resnets_0")(x)
         if self.attention:
-            x = PixelAttention(self.groups, self.dtype, name="attentions_0")(x)
+            x = PixelAttention(self.groups, self.dtype, self.platform, name="attentions_0")(x)
         return block(name="resnets_1")(x)
 
 
@@ -91,11 +94,12 @@ class Stage(nn.Module):
     groups: int
     resample: str | None
     dtype: jnp.dtype = jnp.float32
+    platform: Platform = Platform()
 
     @nn.compact
     def __call__(self, x):
         for j in range(self.layers):
-            x = ResnetBlock(self.channels, self.groups, 1e-6, self.dtype, name=f"resnets_{j}")(x)
+            x = ResnetBlock(self.channels, self.groups, 1e-6, self.dtype, self.platform, name=f"resnets_{j}")(x)
         if self.resample == "down":
             x = Downsample(((0, 1), (0, 1)), self.dtype, name="downsamplers_0")(x)
         elif self.resample == "up":
@@ -108,6 +112,7 @@ class Encoder(nn.Module):
 
     config: VAEConfig
     dtype: jnp.dtype = jnp.float32
+    platform: Platform = Platform()
 
     @nn.compact
     def __call__(self, x):
@@ -116,9 +121,10 @@ class Encoder(nn.Module):
         x = conv(c.block_out_channels[0], name="conv_in")(x)
         for i, channels in enumerate(c.block_out_channels):
             resample = "down" if i + 1 < len(c.block_out_channels) else None
-            x = Stage(channels, c.layers_per_block, c.norm_num_groups, resample, self.dtype, name=f"down_blocks_{i}")(x)
-        x = MidBlock(c.norm_num_groups, c.mid_block_add_attention, self.dtype, name="mid_block")(x)
-        x = GroupNorm(c.norm_num_groups, 1e-6, self.dtype, name="conv_norm_out")(x)
+            x = Stage(channels, c.layers_per_block, c.norm_num_groups, resample, self.dtype, self.platform,
+                      name=f"down_blocks_{i}")(x)
+        x = MidBlock(c.norm_num_groups, c.mid_block_add_attention, self.dtype, self.platform, name="mid_block")(x)
+        x = GroupNorm(c.norm_num_groups, 1e-6, self.dtype, self.platform, name="conv_norm_out")(x)
         return conv(2 * c.latent_channels, name="conv_out")(nn.silu(x))
 
 
@@ -127,18 +133,19 @@ class Decoder(nn.Module):
 
     config: VAEConfig
     dtype: jnp.dtype = jnp.float32
+    platform: Platform = Platform()
 
     @nn.compact
     def __call__(self, x):
         c = self.config
         conv = functools.partial(nn.Conv, kernel_size=(3, 3), padding=1, dtype=self.dtype)
         x = conv(c.block_out_channels[-1], name="conv_in")(x)
-        x = MidBlock(c.norm_num_groups, c.mid_block_add_attention, self.dtype, name="mid_block")(x)
+        x = MidBlock(c.norm_num_groups, c.mid_block_add_attention, self.dtype, self.platform, name="mid_block")(x)
         for i, channels in enumerate(reversed(c.block_out_channels)):
             resample = "up" if i + 1 < len(c.block_out_channels) else None
-            x = Stage(channels, c.layers_per_block + 1, c.norm_num_groups, resample, self.dtype,
+            x = Stage(channels, c.layers_per_block + 1, c.norm_num_groups, resample, self.dtype, self.platform,
                       name=f"up_blocks_{i}")(x)
-        x = GroupNorm(c.norm_num_groups, 1e-6, self.dtype, name="conv_norm_out")(x)
+        x = GroupNorm(c.norm_num_groups, 1e-6, self.dtype, self.platform, name="conv_norm_out")(x)
         return conv(c.out_channels, name="conv_out")(nn.silu(x))
 
 
@@ -148,11 +155,17 @@ class Autoencoder(nn.Module):
 
     config: VAEConfig
     dtype: jnp.dtype = jnp.float32
+    platform: Platform | None = dataclasses.field(default=None, repr=False)
+    """None: this machine's. Not in the repr, by which features are found that any platform computes alike."""
+
+    def __post_init__(self):
+        self.platform = Platform.of(self.platform)
+        super().__post_init__()
 
     def setup(self):
         c = self.config
-        self.encoder = Encoder(c, self.dtype)
-        self.decoder = Decoder(c, self.dtype)
+        self.encoder = Encoder(c, self.dtype, self.platform)
+        self.decoder = Decoder(c, self.dtype, self.platform)
         if c.use_quant_conv:
             self.quant_conv = nn.Conv(2 * c.latent_channels, (1, 1), dtype=self.dtype)
         if c.use_post_quant_conv:

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from realcustom_jax.choices import check_choice
+from realcustom_jax.devices.platform import Platform
 
 # Arguments of timm that would change the block outputs; only these values are implemented.
 _FIXED = {
@@ -107,6 +108,12 @@ class VisionTransformer(nn.Module):
 
     config: VitConfig
     dtype: jnp.dtype = jnp.float32
+    platform: Platform | None = dataclasses.field(default=None, repr=False)
+    """None: this machine's. Not in the repr, by which features are found that any platform computes alike."""
+
+    def __post_init__(self):
+        self.platform = Platform.of(self.platform)
+        super().__post_init__()
 
     @nn.compact
     def __call__(self, images: jax.Array, layers: Sequence[int]) -> tuple[jax.Array, ...]:
@@ -134,7 +141,7 @@ class VisionTransformer(nn.Module):
         last = config.depth - 1 if self.is_initializing() else max(layers)
         outputs = {}
         for i in range(last + 1):
-            x = outputs[i] = Block(config, self.dtype, name=f"blocks_{i}")(x)
+            x = outputs[i] = Block(config, self.dtype, self.platform, name=f"blocks_{i}")(x)
         return tuple(outputs[layer][:, config.num_prefix:] for layer in layers)
 
     def _add_prefix_and_position(self, x):
@@ -175,6 +182,7 @@ class Block(nn.Module):
 
     config: VitConfig
     dtype: jnp.dtype
+    platform: Platform
 
     @nn.compact
     def __call__(self, x):
@@ -186,7 +194,8 @@ class Block(nn.Module):
             return LayerScale(config.init_values, name=name)(branch)
 
         y = LayerNorm(dtype=self.dtype, name="norm1")(x)
-        x = x + scale("ls1", Attention(config.num_heads, config.qkv_bias, self.dtype, name="attn")(y))
+        attention = Attention(config.num_heads, config.qkv_bias, self.dtype, self.platform, name="attn")
+        x = x + scale("ls1", attention(y))
         y = LayerNorm(dtype=self.dtype, name="norm2")(x)
         return x + scale("ls2", Mlp(config.mlp_ratio, config.act_layer, self.dtype, name="mlp")(y))
 
@@ -208,13 +217,14 @@ class Attention(nn.Module):
     num_heads: int
     qkv_bias: bool
     dtype: jnp.dtype
+    platform: Platform
 
     @nn.compact
     def __call__(self, x):
         channels = x.shape[-1]
         qkv = nn.Dense(3 * channels, use_bias=self.qkv_bias, dtype=self.dtype, name="qkv")(x)
         query, key, value = jnp.moveaxis(qkv.reshape(*x.shape[:2], 3, self.num_heads, -1), 2, 0)
-        out = jax.nn.dot_product_attention(query, key, value)
+        out = jax.nn.dot_product_attention(query, key, value, implementation=self.platform.encoder_attention)
         return nn.Dense(channels, dtype=self.dtype, name="proj")(out.reshape(x.shape))
 
 

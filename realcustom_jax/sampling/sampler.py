@@ -114,8 +114,8 @@ def sample_latents(
     """Customised latents from pure noise; pure, to be jitted as a whole (but see `on_step`).
 
     Args:
-        unet, params: the UNet with visual attention. A GPU's layers are taken apart if they are not
-            (`models.context.layers_apart`), which copies them in every call: load them apart.
+        unet, params: the UNet with visual attention, for the platform that it carries. A GPU's layers are taken apart
+            if they are not (`models.context.layers_apart`), which copies them in every call: load them apart.
         noise: [B,H,W,C] of unit variance.
         positive, negative: with vision tokens, and of equal shapes.
         target: [B,R,T] 0/1, the tokens of each reference's phrase in the positive text.
@@ -135,7 +135,8 @@ def sample_latents(
     if min(size) < 1:
         raise ValueError(f"noise has shape {noise.shape}, too small for a mask downscaled by {config.downscale}.")
     make = _Steps.make if on_step is None else _make_alone
-    steps = make(unet, config, context.for_this_device(params), positive, negative, target, solver, guidance_scale)
+    params = context.for_platform(params, unet.platform)
+    steps = make(unet, config, params, positive, negative, target, solver, guidance_scale)
     freeze = 0 if mask is None else min(freeze_mask_step, solver.steps)
     fresh = freeze if branches == "sequential" else min(freeze, 1)
     carry = solver.init(noise), jnp.ones((*target.shape[:2], *size), jnp.float32)
@@ -150,7 +151,7 @@ def sample_latents(
             masks.append(used)
         elif start < stop:
             for i in range(start, stop):
-                carry, used = jax.block_until_ready(_step_alone(kind, steps, carry, i))
+                carry, used = jax.block_until_ready(_step_alone(unet, kind, steps, carry, i))
                 masks.append(used[None])
                 on_step(i)
     return Samples(carry[0].x0, jnp.concatenate(masks))
@@ -170,7 +171,7 @@ def sample_text_only(
 
     Arguments as in `sample_latents`; vision tokens are ignored.
     """
-    params = context.for_this_device(params)
+    params = context.for_platform(params, unet.platform)
     pair = _Rows.make(unet, params, positive.replace(vision=None), negative.replace(vision=None), solver).pair()
 
     def step(state, i):
@@ -224,7 +225,7 @@ class _Steps:
 
 # Steps that the host calls: one program a kind, which the persistent cache keeps (it refuses a scan that calls back).
 _make_alone = jit_sampler(_Steps.make, static_argnums=(0, 1))
-_step_alone = jit_sampler(lambda kind, steps, carry, i: kind(steps, carry, i), static_argnums=0)
+_step_alone = jit_sampler(lambda unet, kind, steps, carry, i: kind(steps, carry, i), static_argnums=(0, 1))
 
 
 @flax.struct.dataclass
@@ -253,7 +254,7 @@ class _Rows:
             texts = (c.replace(vision=None) for c in (positive, positive, negative))
             texts = jax.tree.map(lambda *x: jnp.stack(x), *texts)
             vision = None if positive.vision is None else jnp.stack([positive.vision, negative.vision])
-            tokens = context.project_tokens(params, texts.text, vision, unet.dtype)
+            tokens = context.project_tokens(unet, params, texts.text, vision)
 
             def shifts(t):
                 each = jnp.broadcast_to(t, len(texts.text))

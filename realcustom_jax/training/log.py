@@ -10,15 +10,6 @@ from pathlib import Path
 
 from realcustom_jax.files import write_file
 
-# Dense bfloat16 operations a second of one device, as its maker publishes them; the first name in a kind's counts.
-_PEAKS = {"v6 lite": 918e12, "v5 lite": 197e12, "v5": 459e12, "v4": 275e12, "H200": 989e12, "H100": 989e12,
-          "A100": 312e12, "L40S": 362e12, "L40": 181e12, "L4": 121e12, "T4": 65e12}
-
-
-def peak_flops(device_kind: str) -> float | None:
-    """Operations a second that a device can do at most, by JAX's name of its kind; None where that is not known."""
-    return next((peak for name, peak in _PEAKS.items() if name in device_kind), None)
-
 
 class Log:
     """Scalars of a run's steps, a context manager.

@@ -29,9 +29,10 @@ from tqdm import tqdm
 from realcustom_jax.choices import check_choice
 from realcustom_jax.devices import sharding
 from realcustom_jax.devices.operations import flops
+from realcustom_jax.devices.platform import Platform
 from realcustom_jax.devices.sharding import AxisRules
 from realcustom_jax.training.checkpoints import Checkpoints
-from realcustom_jax.training.log import Log, peak_flops
+from realcustom_jax.training.log import Log
 
 Params = Any
 Batch = dict[str, np.ndarray]
@@ -202,7 +203,7 @@ def fit(name: str, task: Task, settings: TrainSettings, workdir: Path, *, mesh: 
         start = int(state.step)
         train_step = make_train_step(task.loss, settings, placed)
         first = jax.process_index() == 0  # the process that writes and shows; the others only compute
-        peak = peak_flops(mesh.devices.flat[0].device_kind)
+        peak = Platform.of(mesh.devices.flat[0]).peak
 
         def load(step):
             return sharding.distribute_batch(task.batch(step), shares, settings.batch_size)

@@ -34,10 +34,8 @@ def write_fresh_adapter(path: Path, model: str, vision: str, settings: Mapping[s
     unet_config, *files = bundle.part_files(base, "unet")
     widths = [weights.read_config(bundle.part_files(encoders, f"image_encoder_{name}")[0])["embed_dim"]
               for name in ("siglip", "dinov2")]
-    params = {"vision_dim": sum(widths), "out_dim": weights.read_config(unet_config)["cross_attention_dim"],
-              "dim_head": settings["dim_head"]}
-    image_prompt = {"vision_projection_type": "custom", "image_prompt_mode": "naive",
-                    "vision_projection_config": {"variant": settings["variant"], "params": params}}
+    image_prompt = image_prompt_settings(
+        settings, sum(widths), weights.read_config(unet_config)["cross_attention_dim"])
     vision_settings = VisionSettings.from_config(settings["vision_settings"])
     config = {"image_prompt_settings": image_prompt, "vision_settings": dataclasses.asdict(vision_settings),
               "copied_from": str(base)}
@@ -50,6 +48,17 @@ def write_fresh_adapter(path: Path, model: str, vision: str, settings: Mapping[s
     unet = read_files(files) if isinstance(files[0], Path) else files[0]
     bundle.save_part(path.parent, "adapter", config, vision_from_text_tensors(unet) | weights.to_torch(
         jax.device_get(projector), weights.PROJECTOR_PREFIX))
+
+
+def image_prompt_settings(settings: Mapping[str, Any], vision_dim: int, out_dim: int) -> dict[str, Any]:
+    """The released JSON's `image_prompt_settings` of a fresh adapter.
+
+    settings: its `variant` and `dim_head`. vision_dim: the image encoders' channels together. out_dim: the width of
+    the text that the UNet reads.
+    """
+    params = {"vision_dim": vision_dim, "out_dim": out_dim, "dim_head": settings["dim_head"]}
+    return {"vision_projection_type": "custom", "image_prompt_mode": "naive",
+            "vision_projection_config": {"variant": settings["variant"], "params": params}}
 
 
 def with_tokens_like_text(pipeline: Pipeline, pictures: Sequence[np.ndarray], captions: Sequence[str]) -> Pipeline:

@@ -119,14 +119,13 @@ class PublishedTask:
     def __init__(self, pipeline: Pipeline, batches: BucketBatches, snr_limit: float | None = None):
         self._pipeline, self._batches, self._encoders = pipeline, batches, Encoders(pipeline)
         vision, base = split_unet(pipeline.unet.params)
-        self._fresh = jax.tree.map(lambda x: np.asarray(x, np.float32),
-                                   {"projector": pipeline.projector.params, "vision": vision})
+        self.trained = {"projector": pipeline.projector.params, "vision": vision}
         self.frozen = {"unet": base, **self._encoders.params}
         self._loss = BackboneLoss(pipeline.unet.module, pipeline.projector.module, pipeline.prediction,
                                   snr_limit=snr_limit, betas=pipeline.betas)
 
     def init(self, key):
-        return self._fresh
+        return jax.tree.map(lambda x: np.asarray(x, np.float32), self.trained)
 
     def batch(self, step):
         """Pictures uint8, token ids [B,encoders,T] and size conditioning [B,6] as the preset orders it."""

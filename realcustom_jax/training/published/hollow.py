@@ -1,0 +1,140 @@
+"""A published model without its numbers: pipeline, training task and batches as shapes, for compiling ahead of time.
+
+The task is the very one that `run` trains, `PublishedTask` or `PrecomputedTask`, so that what is compiled for a device
+that is not there is what will run on it. Only the model's files are not opened: configurations are the published ones.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from realcustom_jax.conditioning.references import VisionSettings
+from realcustom_jax.devices.platform import Platform
+from realcustom_jax.model_files import bundle, single_file, weights
+from realcustom_jax.model_files.adapter import find_adapter
+from realcustom_jax.models.clip_text import ClipText, ClipTextConfig
+from realcustom_jax.models.projector import Projector, ProjectorConfig
+from realcustom_jax.models.unet import UNet, UNetConfig
+from realcustom_jax.models.vae import Autoencoder, VAEConfig
+from realcustom_jax.models.vit import VisionTransformer, VitConfig
+from realcustom_jax.pipeline import Network, Pipeline, TextEncoder
+from realcustom_jax.presets import find_preset
+from realcustom_jax.sampling.solvers import betas
+from realcustom_jax.training.published.features import Encoders
+from realcustom_jax.training.published.fresh_adapter import image_prompt_settings
+from realcustom_jax.training.published.run import PrecomputedTask, PublishedTask
+
+
+def published_configs(kind: str) -> dict[str, Mapping[str, Any]]:
+    """The configuration of every part of a published model, "sdxl" or "sd15", with the released image encoders."""
+    siglip, dino = "vit_so400m_patch14_siglip_384", "vit_large_patch14_reg4_dinov2"
+    return single_file.CONFIGS[kind] | {"image_encoder_siglip": bundle.ARCHITECTURES[siglip],
+                                        "image_encoder_dinov2": bundle.ARCHITECTURES[dino]}
+
+
+def hollow_pipeline(configs: Mapping[str, Mapping[str, Any]], train: Mapping[str, Any],
+                    platform: Platform) -> Pipeline:
+    """The pipeline that `run` trains with, its parameters `jax.ShapeDtypeStruct`s, without tokenizers.
+
+    Args:
+        configs: of each part, in the original JSON's keys.
+        train: a configuration's `train`, as plain dicts: dtype, preset, fresh and adapter count.
+        platform: of the devices that the program is meant for.
+    Raises:
+        FileNotFoundError, ValueError: the adapter to continue from, or a setting, cannot be used.
+    """
+    dtype, preset = jnp.dtype(train["dtype"]), find_preset(train["preset"])
+    settings, vision, conditioning = _adapter(configs, train)
+    preset = dataclasses.replace(preset, **conditioning)
+    if preset.local is not None:
+        vision = dataclasses.replace(vision, local=preset.local)
+
+    def encoder(name):
+        config = VitConfig.from_config(configs[name])
+        return _network(VisionTransformer(config, dtype, platform), jnp.zeros((1, *config.img_size, 3)), layers=(0,))
+
+    def text_encoder(name):
+        with_projection = name == "text_encoder_2"  # of the published files, SDXL's second alone has one
+        module = ClipText(ClipTextConfig.from_config(configs[name]), with_projection, dtype, platform)
+        return TextEncoder(None, _network(module, jnp.zeros((1, 2), jnp.int32)))
+
+    unet = UNet(UNetConfig.from_config({**configs["unet"], "image_prompt_settings": settings}), dtype, platform)
+    args, kwargs = weights.unet_inputs(unet.config)
+    vae = Autoencoder(VAEConfig.from_config(configs["vae"]), dtype, platform)
+    side = 2 ** (len(vae.config.block_out_channels) - 1)
+    projector = Projector(ProjectorConfig.from_config(settings), dtype, platform)
+    feature = jnp.zeros((1, 1, projector.config.vision_dim))
+    return Pipeline(
+        text_encoders=tuple(text_encoder(name) for name in ("text_encoder", "text_encoder_2") if name in configs),
+        vae=_network(vae, jnp.zeros((1, side, side, vae.config.in_channels))),
+        unet=_network(unet, *args, **kwargs),
+        siglip=encoder("image_encoder_siglip"), dino=encoder("image_encoder_dinov2"),
+        projector=_network(projector, (feature,) * (3 if projector.config.with_structure else 2)),
+        vision_settings=vision, betas=betas(), prediction="epsilon",
+        sample_size=configs["unet"].get("sample_size") or 64, preset=preset)
+
+
+def _adapter(configs, train) -> tuple[Mapping[str, Any], VisionSettings, Mapping[str, Any]]:
+    """(`image_prompt_settings`, vision settings, choices of a preset) of the adapter that the training begins with."""
+    if train["adapter"]:
+        given = find_adapter(train["adapter"])
+        return given.settings, given.vision, given.conditioning
+    fresh = train["fresh"]
+    width = sum(VitConfig.from_config(configs[f"image_encoder_{name}"]).embed_dim for name in ("siglip", "dinov2"))
+    settings = image_prompt_settings(fresh, width, configs["unet"]["cross_attention_dim"])
+    return settings, VisionSettings.from_config(fresh["vision_settings"]), {}
+
+
+def _network(module: nn.Module, *args, **kwargs) -> Network:
+    shapes = weights.parameter_shapes(module, *args, **kwargs)
+    return Network(module, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, module.dtype), shapes))
+
+
+def hollow_task(pipeline: Pipeline, train: Mapping[str, Any]) -> tuple[PublishedTask, dict[str, Any]]:
+    """(task, shapes of a batch of square pictures) of a configuration's `train` on a hollow pipeline."""
+    encoders, rows, limit = Encoders(pipeline), train["optimization"]["batch_size"], train["snr_limit"] or None
+    side, reference_side = train["side"], pipeline.vision_settings.size
+    texts = pipeline.text_encoders
+    ids = _array(len(texts), texts[0].network.module.config.max_position_embeddings, dtype=jnp.int32)
+    target, reference = (_array(size, size, 3, dtype=jnp.uint8) for size in (side, reference_side))
+    time_ids = _array(6, dtype=jnp.float32)
+    if not train["precomputed"]:
+        batch = {"target": target, "reference": reference, "ids": ids, "empty_ids": ids, "time_ids": time_ids}
+        return PublishedTask(pipeline, None, limit), _rows(batch, rows)
+    text, features, targets = (
+        _stored(jax.eval_shape(function, encoders.params, _rows(of_one, 1)))
+        for function, of_one in ((encoders.text, ids), (encoders.references, _array(*reference.shape)),
+                                 (encoders.targets, target)))
+    batch = {"targets": targets, "features": features, **text}
+    if "pooled" in text:
+        batch["time_ids"] = time_ids
+    task = PrecomputedTask(pipeline, None, _HollowFeatures({"empty": text, "no_image": features}), limit)
+    return task, _rows(batch, rows)
+
+
+@dataclasses.dataclass(frozen=True)
+class _HollowFeatures:
+    """Stands for `features.StoredFeatures` where only shapes are asked for."""
+
+    instead: dict[str, Any]
+
+    def dropped(self) -> dict[str, Any]:
+        return self.instead
+
+
+def _stored(tree):
+    """Shapes of one row as they lie on disk, of shapes with a batch axis of one."""
+    return jax.tree.map(lambda x: _array(*x.shape[1:], dtype=jnp.float16), tree)
+
+
+def _array(*shape: int, dtype=jnp.float32) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+
+def _rows(tree, count: int):
+    """Shapes of `count` of each."""
+    return jax.tree.map(lambda x: _array(count, *x.shape, dtype=x.dtype), tree)
