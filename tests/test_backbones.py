@@ -9,7 +9,7 @@ import pytest
 import safetensors.numpy
 
 from realcustom_jax.model_files import bundle, single_file
-from realcustom_jax.model_files.locate import ASSETS
+from realcustom_jax.model_files.locate import ASSETS, read_config
 from realcustom_jax.model_files.tensors import read_tensors
 from realcustom_jax.pipeline import Pipeline
 from realcustom_jax.presets import PRESETS, Preset, find_preset
@@ -136,7 +136,7 @@ def test_a_single_file_is_the_same_model_as_its_folder(sdxl, tmp_path, monkeypat
                for name, value in read_tensors(sdxl / part / bundle.WEIGHT_FILES[part]).items()}
     file = tmp_path / "model.safetensors"
     safetensors.numpy.save_file(tensors, file)
-    configs = {part: bundle.weights.read_config(sdxl / part / "config.json") for part in parts}
+    configs = {part: read_config(sdxl / part / "config.json") for part in parts}
     monkeypatch.setitem(single_file.CONFIGS, "tiny", configs)
     monkeypatch.setattr(single_file, "kind", lambda names: "tiny")
     monkeypatch.setattr(single_file, "split", lambda tensors: {

@@ -10,10 +10,11 @@ import safetensors.numpy
 from huggingface_hub.utils import filter_repo_objects
 
 from realcustom_jax.files import write_json
-from realcustom_jax.model_files import bundle, locate, weights
+from realcustom_jax.model_files import locate, weights
 from realcustom_jax.model_files.adapter import find_adapter
 from realcustom_jax.model_files.locate import ASSETS
-from realcustom_jax.model_files.tensors import identify, read_files, read_tensors
+from realcustom_jax.model_files.source import FolderSource
+from realcustom_jax.model_files.tensors import identify, read_tensors
 from realcustom_jax.pipeline import Pipeline
 
 from mini_bundle import SIDE, WIDTH
@@ -82,7 +83,7 @@ def test_torch_files_and_the_released_layout(folder, mini_pipeline, tmp_path):
     for part, name in shape.items():
         source, target = folder / part, released / name
         target.parent.mkdir(parents=True)
-        tensors = {key: torch.from_numpy(value) for key, value in read_files(locate.weight_files(source)).items()}
+        tensors = {key: torch.from_numpy(value) for key, value in read_tensors(*locate.weight_files(source)).items()}
         if part == "image_encoder_siglip":
             tensors = {f"visual.trunk.{key}": value for key, value in tensors.items()} | {"logit_scale": torch.ones(1)}
         torch.save(tensors, target)
@@ -199,8 +200,8 @@ def test_image_encoders_are_known_by_what_their_hub_says_of_them(folder, descrip
     (folder / "image_encoder_dinov2/config.json").unlink()
     for name, value in description.items():
         write_json(folder / "image_encoder_dinov2" / name, value)
-    config, *_ = bundle.part_files(folder, "image_encoder_dinov2")
-    assert config == bundle.ARCHITECTURES["vit_large_patch14_reg4_dinov2"]
+    config = FolderSource(folder).config("image_encoder_dinov2")
+    assert config == locate.ARCHITECTURES["vit_large_patch14_reg4_dinov2"]
 
 
 def test_the_released_unet_is_taken_where_another_lies_beside_it(folder):

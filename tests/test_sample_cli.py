@@ -15,7 +15,7 @@ from realcustom_jax.contact_sheet import CELL, contact_sheet, fit, mask_overlay,
 from realcustom_jax.files import write_json
 from realcustom_jax.model_files import bundle, weights
 from realcustom_jax.model_files.locate import ASSETS
-from realcustom_jax.model_files.tensors import read_tensors
+from realcustom_jax.model_files.source import FolderSource
 from realcustom_jax.pipeline import Pipeline, Result
 from realcustom_jax.presets import Preset
 
@@ -112,10 +112,10 @@ def edit(folder, name, **changes):
 
 
 def reshape(folder, part):
-    config, file = bundle.part_files(folder, part)
-    tensors = read_tensors(file)
+    source = FolderSource(folder)
+    tensors = source.tensors(part)
     name = next(name for name, value in tensors.items() if value.ndim == 2)
-    bundle.save_part(folder, part, weights.read_config(config), dict(tensors) | {name: tensors[name][:-1]})
+    bundle.save_part(folder, part, source.config(part), dict(tensors) | {name: tensors[name][:-1]})
 
 
 @pytest.mark.parametrize("damage, message", [

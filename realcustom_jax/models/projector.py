@@ -69,7 +69,7 @@ class ProjectorConfig:
 
     @classmethod
     def from_config(cls, settings: Mapping[str, Any]) -> "ProjectorConfig":
-        """Reads the `image_prompt_settings` of the released JSON.
+        """Reads the released JSON, or its `image_prompt_settings` alone.
 
         Its `vision_projection_config` names the variant by the released `target` or by our `variant`:
         `{"variant": "paper", "params": {"vision_dim": …, "out_dim": …}}`.
@@ -77,7 +77,7 @@ class ProjectorConfig:
         Raises:
             ValueError: for an unknown variant or parameter.
         """
-        projection = settings["vision_projection_config"]
+        projection = settings.get("image_prompt_settings", settings)["vision_projection_config"]
         variant = projection.get("variant")
         if variant is None:
             check_choice("projector target", projection.get("target"), _RELEASED)

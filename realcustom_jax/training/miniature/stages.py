@@ -22,6 +22,7 @@ from realcustom_jax.files import write_file, write_json
 from realcustom_jax.model_files import bundle, weights
 from realcustom_jax.model_files.adapter import find_adapter, scaled_tokens, split_unet, vision_from_text
 from realcustom_jax.model_files.adapter import to_torch as adapter_tensors
+from realcustom_jax.model_files.source import FolderSource
 from realcustom_jax.models.clip_text import ClipText, ClipTextConfig
 from realcustom_jax.presets import find_preset
 from realcustom_jax.training.curriculum import Curriculum
@@ -108,7 +109,7 @@ def _encoders(config: ConfigDict, workdir: Path, data: Path) -> None:
 
 
 def _trained_encoders(folder: Path) -> dict:
-    return {name: bundle.load_vision_encoder(folder, f"image_encoder_{name}")[1] for name in ("siglip", "dinov2")}
+    return {name: FolderSource(folder).load(f"image_encoder_{name}")[1] for name in ("siglip", "dinov2")}
 
 
 def _base(config: ConfigDict, workdir: Path, data: Path) -> None:
@@ -131,10 +132,10 @@ def _base(config: ConfigDict, workdir: Path, data: Path) -> None:
 
 def _warm_start(config: ConfigDict, tokenizer) -> dict:
     """The base model of the bundle `config.warm_start`; words that its tokenizer lacks get random embeddings."""
-    trained = Path(config.warm_start)
-    _, unet_params = weights.load_unet(config.models.unet.to_dict(), bundle.part_files(trained, "unet")[1])
-    _, text_params = bundle.load_text_encoder(trained)
-    known = bundle.load_tokenizer(trained).get_vocab()
+    trained = FolderSource(Path(config.warm_start))
+    _, unet_params = weights.load_unet(config.models.unet.to_dict(), trained.tensors("unet"))
+    _, text_params = trained.load("text_encoder")
+    known = trained.tokenizer().get_vocab()
     table = text_params["text_model"]["embeddings"]["token_embedding"]
     embedding = np.asarray(table["embedding"])
     rows = np.random.default_rng(config.seed).normal(0, embedding.std(), (len(tokenizer), embedding.shape[1]))
@@ -148,15 +149,16 @@ def _warm_start(config: ConfigDict, tokenizer) -> dict:
 def _adapter(config: ConfigDict, workdir: Path, data: Path) -> None:
     folder, tokenizer = workdir / "bundle", _tokenizer(config)
     adapter_config = config.models.adapter.to_dict()
-    unet_config, unet_file = bundle.part_files(folder, "unet")
+    source = FolderSource(folder)
     key = jax.random.key(config.seed)
-    with_vision = weights.read_config(unet_config) | {"image_prompt_settings": adapter_config["image_prompt_settings"]}
+    with_vision = source.config("unet") | {"image_prompt_settings": adapter_config["image_prompt_settings"]}
     trained = (find_adapter(Path(config.warm_start) / "adapter").tensors,) if config.warm_start else ()
-    unet, unet_params = weights.load_unet(with_vision, unet_file, *trained, init_missing=("vision",), rng=key)
+    unet, unet_params = weights.load_unet(
+        with_vision, source.tensors("unet"), *trained, init_missing=("vision",), rng=key)
     projector, projector_params = weights.load_projector(adapter_config, *trained, init_missing=("vision",), rng=key)
-    text_encoder, text_params = bundle.load_text_encoder(folder)
-    siglip, siglip_params = bundle.load_vision_encoder(folder, "image_encoder_siglip")
-    dinov2, dinov2_params = bundle.load_vision_encoder(folder, "image_encoder_dinov2")
+    text_encoder, text_params = source.load("text_encoder")
+    siglip, siglip_params = source.load("image_encoder_siglip")
+    dinov2, dinov2_params = source.load("image_encoder_dinov2")
     vision, base_params = split_unet(unet_params)
     arrays = loader.load_arrays(data, "train", fields=("references", "difficulty", "nouns"))
     rows = loader.rows_without(arrays.pop("nouns"), [world.NOUNS.index(noun) for noun in world.HELD_OUT_NOUNS])
@@ -210,7 +212,7 @@ def _latents(workdir: Path, data: Path) -> dict[str, np.ndarray]:
     file = workdir / "cache" / "latents.npy"
 
     def write():
-        module, params = bundle.load_autoencoder(workdir / "bundle")
+        module, params = FolderSource(workdir / "bundle").load("vae")
         images = loader.load_arrays(data, "train", fields=("target",))["target"]
         encode = jax.jit(lambda x: module.apply({"params": params}, from_uint8(x), method="encode").mean)
         parts = [np.asarray(encode(images[i : i + 100]) * module.config.scaling_factor, np.float16)
@@ -228,7 +230,7 @@ def _latents(workdir: Path, data: Path) -> dict[str, np.ndarray]:
 
 
 def _decoder(workdir: Path) -> Callable[[jax.Array], jax.Array]:
-    module, params = bundle.load_autoencoder(workdir / "bundle")
+    module, params = FolderSource(workdir / "bundle").load("vae")
     scale = module.config.scaling_factor
     return jax.jit(lambda latents: module.apply({"params": params}, latents / scale, method="decode"))
 
