@@ -35,8 +35,7 @@ _CONFIGS = {
     "image_encoder_siglip": ARCHITECTURES["vit_so400m_patch14_siglip_384"],
     "image_encoder_dinov2": ARCHITECTURES["vit_large_patch14_reg4_dinov2"],
 }
-# Where a part may be: in diffusers' layout (ours, for the image encoders), in the released one.
-_FOLDERS = {
+FOLDERS = {
     "text_encoder": ("text_encoder", "clip-sdxl-1"),
     "text_encoder_2": ("text_encoder_2", "clip-sdxl-2"),
     "tokenizer": ("tokenizer", "clip-sdxl-1"),
@@ -44,6 +43,8 @@ _FOLDERS = {
     "image_encoder_siglip": ("image_encoder_siglip", "vit_so400m_patch14_siglip_384"),
     "image_encoder_dinov2": ("image_encoder_dinov2", "vit_large_patch14_reg4_dinov2.lvd142m"),
 }
+"""Where a part may be: in diffusers' layout (ours, for the image encoders), in the released one."""
+
 _STEMS = ("diffusion_pytorch_model", "model", "pytorch_model", "open_clip_model", "open_clip_pytorch_model",
           "sdxl-unet", "realcustom")
 _SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
@@ -84,12 +85,6 @@ def local_model(model: str | Path) -> Path:
             "network, download it elsewhere and give the folder that holds unet/, vae/, text_encoder/ …") from None
 
 
-def part_folder(model: Path, part: str) -> Path:
-    """The folder of a part (`unet`, `vae`, `text_encoder_2` …) in a model's folder, whether it exists or not."""
-    names = _FOLDERS.get(part, (part,))
-    return next((model / name for name in names if (model / name).is_dir()), model / names[0])
-
-
 def config_file(folder: Path) -> Path | None:
     """`config.json`, or the only JSON file that is not an index; None where there is none."""
     others = [file for file in sorted(folder.glob("*.json")) if ".index" not in file.name]
@@ -98,21 +93,20 @@ def config_file(folder: Path) -> Path | None:
     return others[0] if len(others) == 1 else None
 
 
-def part_config(model: Path, part: str) -> dict[str, Any]:
-    """A part's configuration, in the original JSON's keys.
+def part_config(folder: Path, part: str) -> dict[str, Any]:
+    """The configuration of a part that lies in `folder`, in the original JSON's keys.
 
-    That is the JSON file in its folder; of an image encoder that timm or open_clip describe by a name, the arguments of
-    the network of that name; and in the released layout, whose files come without one, the published model's.
+    That is the JSON file there; of an image encoder that timm or open_clip describe by a name, the arguments of the
+    network of that name; and in the released layout, whose files come without one, the published model's.
 
     Raises:
         FileNotFoundError, ValueError: there is none, or it is not a JSON object; names the file.
     """
-    folder = part_folder(model, part)
     if file := config_file(folder):
         config = read_config(file)
         return dict(ARCHITECTURES.get(_timm_name(config), config)) if part.startswith("image_encoder") else config
     # A diffusers folder without the UNet's JSON is damaged: it need not be the UNet of the released layout.
-    damaged = part == "unet" and (model / "model_index.json").is_file()
+    damaged = part == "unet" and (folder.parent / "model_index.json").is_file()
     if part not in _CONFIGS or damaged or not folder.is_dir():
         raise FileNotFoundError(f"The model is not complete: {folder / 'config.json'} is missing.")
     return dict(_CONFIGS[part])

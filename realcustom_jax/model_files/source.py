@@ -127,13 +127,15 @@ class FolderSource(ModelSource):
         return self.place(part).is_dir()
 
     def place(self, part: str) -> Path:
-        folder = locate.part_folder(self.root, part)
-        return folder / "scheduler_config.json" if part == "scheduler" else folder
+        if part == "scheduler":
+            return self.root / "scheduler" / "scheduler_config.json"
+        folders = [self.root / name for name in locate.FOLDERS.get(part, (part,))]
+        return next(filter(Path.is_dir, folders), folders[0])
 
     def config(self, part: str) -> dict[str, Any]:
         if part == "unet" and not self.has(part):
             raise FileNotFoundError(f"{self.root} is not a model folder: it holds no unet/ folder.")
-        return self._scheduler() if part == "scheduler" else locate.part_config(self.root, part)
+        return self._scheduler() if part == "scheduler" else locate.part_config(self.place(part), part)
 
     def tensors(self, part: str) -> LazyTensors:
         folder = self.place(part)

@@ -18,6 +18,7 @@ import numpy as np
 import safetensors
 
 Reader = Callable[[], np.ndarray]
+_TORCH = (".bin", ".pth", ".pt", ".ckpt")
 _UNREADABLE = ("weight file {}: {} is a tensor of kind {}, which cannot be read; save the weights as dense tensors of "
                "float32, float16 or bfloat16.")
 
@@ -82,19 +83,17 @@ def read_tensors(*files: str | Path | LazyTensors) -> LazyTensors:
     """
     readers = {}
     for file in files:
-        readers |= file.readers if isinstance(file, LazyTensors) else _open(Path(file))
+        if isinstance(file, LazyTensors):
+            readers |= file.readers
+            continue
+        path = Path(file)
+        if not path.is_file():
+            raise FileNotFoundError(f"weight file {path} does not exist.")
+        if path.suffix not in (".safetensors", *_TORCH):
+            raise ValueError(f"weight file {path}: unknown kind {path.suffix!r}; expected .safetensors, "
+                             f"{', '.join(_TORCH[:-1])} or {_TORCH[-1]}.")
+        readers |= _open_torch(path) if path.suffix in _TORCH else _open_safetensors(path)
     return LazyTensors(readers)
-
-
-def _open(path: Path) -> dict[str, Reader]:
-    """The readers of one file's tensors, by name."""
-    if not path.is_file():
-        raise FileNotFoundError(f"weight file {path} does not exist.")
-    if path.suffix == ".safetensors":
-        return _open_safetensors(path)
-    if path.suffix in (".bin", ".pth", ".pt", ".ckpt"):
-        return _open_torch(path)
-    raise ValueError(f"weight file {path}: unknown kind {path.suffix!r}; expected .safetensors, .bin, .pth or .pt.")
 
 
 def read_index(path: Path) -> tuple[Path, ...]:

@@ -90,12 +90,6 @@ def _to_torch_axes(value, kernel: bool):
     return value.T if kernel and value.ndim == 2 else value
 
 
-def _from_torch_axes(value, kernel: bool):
-    if kernel and value.ndim == 4:
-        return value.transpose(2, 3, 1, 0)
-    return value.T if kernel and value.ndim == 2 else value
-
-
 def _torch_shape(shape: tuple[int, ...], kernel: bool) -> tuple[int, ...]:
     return _to_torch_axes(np.broadcast_to(np.float32(0), shape), kernel).shape
 
@@ -170,7 +164,8 @@ def _fill(leaf, stacked: bool, kernel: bool, names: list[str], tensors: Mapping[
         value = given = tensors[name]
         if value.ndim == 4 and len(expected) == 2 and value.shape[2:] == (1, 1):
             value = value[:, :, 0, 0]  # old autoencoders keep their linear layers as 1×1 convolutions
-        value = _from_torch_axes(value, kernel)
+        if kernel and value.ndim in (2, 4):
+            value = value.transpose((1, 0) if value.ndim == 2 else (2, 3, 1, 0))
         if value.shape != expected:
             wrong.append(f"{name} {tuple(given.shape)}, expected {_torch_shape(expected, kernel)}")
         elif filled is not None:
@@ -194,12 +189,8 @@ def _select(tensors: LazyTensors, part: str) -> LazyTensors:
     rule = _PARTS[part]
     _raise(part, tensors,
            unknown=[k for k in tensors if not any(p.match(k) for p in (rule.own, rule.other, rule.ignored))])
-
-    def ours(name):
-        own = rule.own.match(name) and not rule.ignored.match(name)
-        return rule.rename(name.removeprefix(rule.prefix)) if own else None
-
-    return tensors.rename(ours)
+    return LazyTensors({rule.rename(name.removeprefix(rule.prefix)): read for name, read in tensors.readers.items()
+                        if rule.own.match(name) and not rule.ignored.match(name)})
 
 
 def _as_they_are(params):
