@@ -1,6 +1,6 @@
 """The one object that a user holds: load a model, show it a subject, get pictures of that subject.
 
-    pipeline = Pipeline.load("mini")
+    pipeline = rc.Pipeline.load("mini")       # import realcustom_jax as rc
     result = pipeline("dog.png", "a dog on the beach", "dog")
     result.images[0].save("beach.png")
     pipeline(result.images[0], "a dog in the snow", "dog")          # an output can be the next reference
@@ -119,7 +119,7 @@ class Pipeline:
         """Loads a model.
 
         Args:
-            path: a folder or a single file (layouts: module `locate`), a name on the Hugging Face hub, or "mini" for
+            path: a folder or a single file (see `source.ModelSource`), a name on the Hugging Face hub, or "mini" for
                 the miniature that comes with the package.
             adapter: an adapter's folder or file, see `adapter.find_adapter`; by default the model's own `adapter/`.
             vision: the folder that holds the image encoders, by default the model's.

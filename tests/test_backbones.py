@@ -151,6 +151,11 @@ def test_a_single_file_is_the_same_model_as_its_folder(sdxl, single_tensors, tmp
     from_file = Pipeline.load(file, **given)
     a, b = (np.asarray(p(DOG, PROMPT, "dog", **QUICK).images[0]) for p in (Pipeline.load(sdxl), from_file))
     np.testing.assert_array_equal(a, b)
+    for option, message in (("vision", "a single file, which holds no image encoders"),
+                            ("tokenizer", "a single file, which holds no tokenizer")):
+        weights = sdxl / "unet/diffusion_pytorch_model.safetensors"
+        with pytest.raises(FileNotFoundError, match=message):
+            Pipeline.load(file, **given | {option: weights})
     for missing, message in (("tokenizer", "holds no tokenizer"), ("vision", "holds no image encoders"),
                              ("adapter", "needs an adapter")):
         with pytest.raises(FileNotFoundError, match=message):

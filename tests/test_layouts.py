@@ -119,7 +119,8 @@ def test_an_adapter_is_found_by_folder_by_file_and_by_its_names(folder, tmp_path
 
 @pytest.mark.parametrize("change, message", [
     (lambda tensors, name: tensors.pop(name), "is not a whole RealCustom adapter: it lacks .*projector_base.weight"),
-    (lambda tensors, name: tensors.update({name: np.ones(3, np.float32)}), r"it has, of shape \[3\], .*base.weight"),
+    (lambda tensors, name: tensors.update({name: np.ones(3, np.float32)}),
+     r"is not a whole .* it has, of shape \[3\], .*base.weight"),
 ])
 def test_an_adapter_without_its_first_layer_is_named(folder, tmp_path, change, message):
     """The layer's two sizes are all that a file without a JSON says of the model that it is for."""

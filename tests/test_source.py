@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -35,6 +36,16 @@ def test_every_layout_answers_the_same_questions():
     assert questions == {"has", "place", "config", "tensors", "tokenizer", "text_encoders", "preset", "vocabulary"}
     for layout in (FolderSource, SingleFileSource):
         assert questions <= set(vars(layout))
+
+
+def test_a_tokenizer_that_does_not_say_how_long_prompts_are_is_named(mini_folder, tmp_path):
+    shutil.copytree(mini_folder / "tokenizer", tmp_path / "tokenizer")
+    file = tmp_path / "tokenizer/tokenizer_config.json"
+    config = json.loads(file.read_text())
+    del config["model_max_length"]
+    write_json(file, config)
+    with pytest.raises(ValueError, match="tokenizer_config.json lacks model_max_length"):
+        FolderSource(tmp_path).tokenizer()
 
 
 @pytest.mark.parametrize("config, message", [

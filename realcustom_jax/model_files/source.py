@@ -11,6 +11,7 @@ nothing outside of it asks what a model's files look like: a new layout is one c
 """
 
 import abc
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,9 @@ _LOADERS = {
     "text_encoder_2": weights.load_text_encoder, "image_encoder_siglip": weights.load_vision_encoder,
     "image_encoder_dinov2": weights.load_vision_encoder,
 }
+
+
+_LONGEST = 10**6  # tokens of a prompt
 
 
 class ModelSource(abc.ABC):
@@ -150,9 +154,13 @@ class FolderSource(ModelSource):
                 # transformers would make do with a tokenizer that knows no word.
                 raise FileNotFoundError(f"The model is not complete: {folder / names[0]} is missing.")
         try:
-            return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+            tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
         except Exception as error:  # transformers and tokenizers raise many kinds for a broken file
             raise ValueError(f"{folder}: the tokenizer cannot be read ({error}).") from None
+        if tokenizer.model_max_length > _LONGEST:  # transformers' value where the file says nothing
+            raise ValueError(f"{folder / 'tokenizer_config.json'} lacks model_max_length, the number of tokens that "
+                             "the text encoder takes; add it (Stable Diffusion's is 77).")
+        return tokenizer
 
     @property
     def text_encoders(self) -> tuple[str, ...]:
@@ -188,39 +196,41 @@ class FolderSource(ModelSource):
 class SingleFileSource(ModelSource):
     """A single-file checkpoint (`single_file`): UNet, autoencoder and text encoders, and nothing else.
 
-    The file is opened once, when the source is made: one from before torch 1.6 cannot be mapped, and is read whole.
+    The file is opened when it is first asked for what it can hold, and once: one from before torch 1.6 cannot be
+    mapped, and is read whole.
     """
 
-    def __init__(self, root: Path):
-        super().__init__(root)
-        tensors = read_tensors(root)
-        with naming(root):
+    @functools.cached_property
+    def _contents(self) -> tuple[Mapping[str, Mapping[str, Any]], Mapping[str, LazyTensors]]:
+        """(configuration, tensors) of each part."""
+        tensors = read_tensors(self.root)
+        with naming(self.root):
             if (kind := single_file.kind(tensors)) is None:
                 raise ValueError(f"it holds {identify(tensors)}; expected a whole Stable Diffusion 1.5 or SDXL "
                                  "checkpoint.")
-            self._parts = single_file.split(tensors)
-        self._configs = single_file.CONFIGS[kind] | {"scheduler": single_file.scheduler(tensors)}
+            parts = single_file.split(tensors)
+        return single_file.CONFIGS[kind] | {"scheduler": single_file.scheduler(tensors)}, parts
 
     def has(self, part: str) -> bool:
-        return bool(self._parts.get(part))
+        return bool(self._contents[1].get(part))
 
     def place(self, part: str) -> Path:
         return self.root
 
     def config(self, part: str) -> dict[str, Any]:
-        if part not in self._configs:
+        if part.startswith("image_encoder"):
             raise self._lacks("image encoders", "vision")
-        return dict(self._configs[part])
+        return dict(self._contents[0][part])
 
     def tensors(self, part: str) -> LazyTensors:
-        return self._parts[part]
+        return self._contents[1][part]
 
     def tokenizer(self, i: int = 0) -> CLIPTokenizer:
         raise self._lacks("tokenizer", "tokenizer")
 
     @property
     def text_encoders(self) -> tuple[str, ...]:
-        return tuple(part for part in self._parts if part.startswith("text_encoder"))
+        return tuple(part for part in self._contents[1] if part.startswith("text_encoder"))
 
     def preset(self) -> Preset:
         return PRESETS["default"]
