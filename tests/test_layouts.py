@@ -14,7 +14,7 @@ from realcustom_jax.files import write_json
 from realcustom_jax.model_files import locate, weights
 from realcustom_jax.model_files.adapter import find_adapter
 from realcustom_jax.model_files.locate import ASSETS
-from realcustom_jax.model_files.source import FolderSource
+from realcustom_jax.model_files.source import FolderSource, ModelSource
 from realcustom_jax.model_files.tensors import identify, read_tensors
 
 from mini_bundle import SIDE, WIDTH
@@ -181,7 +181,7 @@ def test_of_a_model_on_the_hub_only_what_is_needed_is_fetched(folder, tmp_path, 
         return str(tmp_path / "cache")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
-    assert locate.local_model("someone/model") == tmp_path / "cache"
+    assert ModelSource.open("someone/model").root == tmp_path / "cache"
     assert f"unet/diffusion_pytorch_model{suffix}" in fetched and "tokenizer/tokenizer.json" in fetched
     assert "model_index.json" in fetched and "vocabulary.json" in fetched
     assert not any("fp16" in file or "whole" in file or "safety" in file for file in fetched)
@@ -190,9 +190,9 @@ def test_of_a_model_on_the_hub_only_what_is_needed_is_fetched(folder, tmp_path, 
 def test_a_name_that_is_neither_a_folder_nor_on_the_hub(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(FileNotFoundError, match="nobody/nothing is no folder here.*give the folder"):
-        locate.local_model("nobody/nothing")
+        ModelSource.open("nobody/nothing")
     with pytest.raises(FileNotFoundError, match="there is no such folder"):
-        locate.local_model("somewhere")
+        ModelSource.open("somewhere")
 
 
 def test_an_open_clip_file_without_a_timm_tower_is_named(folder):

@@ -48,33 +48,33 @@ FOLDERS = {
 _STEMS = ("diffusion_pytorch_model", "model", "pytorch_model", "open_clip_model", "open_clip_pytorch_model",
           "sdxl-unet", "realcustom")
 _SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
-_FILES = (".safetensors", ".ckpt", ".pt")  # of single-file checkpoints
+SINGLE_FILES = (".safetensors", ".ckpt", ".pt")
+"""How single-file checkpoints end."""
+
 # Of a hub repository: its parts' folders, and not the many other forms in which it holds the same weights.
 _FETCHED = ("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler",
             "image_encoder_siglip", "image_encoder_dinov2", "adapter")
 _NOT_FETCHED = ("*.fp16*", "*non_ema*", "*openvino*", "*flax*")
 
 
-def local_model(model: str | Path) -> Path:
-    """The folder or single file of a model given as that, as a name on the hub ("owner/model"), or as "mini".
+def is_on_hub(model: str | Path) -> bool:
+    """Whether this is a name as models have on the hub: "owner/model"."""
+    return bool(re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(model)))
+
+
+def download(model: str) -> Path:
+    """The folder, in the hub's cache, of the parts of a model on the hub; what is not there yet is downloaded.
 
     Raises:
-        FileNotFoundError: it is neither, or it cannot be downloaded; says what to give instead.
+        FileNotFoundError: it cannot be downloaded; says why, and what to give instead.
     """
-    folder = ASSETS / "mini" if model == "mini" else Path(model)
-    if folder.is_dir() or folder.is_file() and folder.suffix in _FILES:
-        return folder
-    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(model)):
-        problem = "it is a file of another kind" if folder.is_file() else "there is no such folder"
-        raise FileNotFoundError(f"{folder} is not a model folder: {problem}. Give a folder of diffusers' layout, a "
-                                f"single-file checkpoint ({', '.join(_FILES)}), or a name on the hub (owner/model).")
     from huggingface_hub import snapshot_download
 
     try:
         for suffix in _SUFFIXES[:2]:
             names = [f"{part}/*{ending}" for part in _FETCHED for ending in (".json", ".txt", suffix)]
             folder = Path(snapshot_download(
-                str(model), allow_patterns=["*.json", *names], ignore_patterns=list(_NOT_FETCHED)))
+                model, allow_patterns=["*.json", *names], ignore_patterns=list(_NOT_FETCHED)))
             if weight_files(folder / "unet"):
                 break
         return folder

@@ -53,8 +53,17 @@ class ModelSource(abc.ABC):
             FileNotFoundError, ValueError: it is none of them, cannot be downloaded, or is of a kind that is not
                 supported; says what to give instead.
         """
-        root = locate.local_model(model)
-        return SingleFileSource(root) if root.is_file() else FolderSource(root)
+        path = locate.ASSETS / "mini" if model == "mini" else Path(model)
+        if path.is_dir():
+            return FolderSource(path)
+        if path.is_file() and path.suffix in locate.SINGLE_FILES:
+            return SingleFileSource(path)
+        if locate.is_on_hub(model):
+            return FolderSource(locate.download(str(model)))
+        problem = "it is a file of another kind" if path.is_file() else "there is no such folder"
+        raise FileNotFoundError(f"{path} is not a model folder: {problem}. Give a folder of diffusers' layout, a "
+                                f"single-file checkpoint ({', '.join(locate.SINGLE_FILES)}), or a name on the hub "
+                                "(owner/model).")
 
     @abc.abstractmethod
     def has(self, part: str) -> bool:

@@ -75,7 +75,7 @@ class ProjectorConfig:
         `{"variant": "paper", "params": {"vision_dim": …, "out_dim": …}}`.
 
         Raises:
-            ValueError: for an unknown variant or parameter.
+            ValueError: for an unknown variant, or an unknown or missing parameter.
         """
         projection = settings.get("image_prompt_settings", settings)["vision_projection_config"]
         variant = projection.get("variant")
@@ -85,6 +85,9 @@ class ProjectorConfig:
         params = dict(projection["params"])
         if unknown := sorted(set(params) - {field.name for field in dataclasses.fields(cls)}):
             raise ValueError(f"Projector config: unknown parameters {', '.join(unknown)}.")
+        if missing := [name for name in ("vision_dim", "out_dim") if name not in params]:
+            raise ValueError(f"Projector config: params lacks {' and '.join(missing)}; give the JSON that the adapter "
+                             "was trained with.")
         return cls(variant=variant, **params)
 
 
