@@ -1,9 +1,8 @@
-"""Finds the files of a model's parts, in the layouts that people have.
+"""Where a part's configuration and weights lie in a model's folder, and how a model on the hub becomes such a folder.
 
-- a single-file checkpoint of Stable Diffusion (its inside: module `single_file`)
-- a folder of diffusers' layout, or the `ckpts/sdxl` folder of the released RealCustom: a folder for each part, holding
-  weights as one file or as shards with an index, as safetensors or torch files, of full precision or fp16
-- the name of a model on the Hugging Face hub, which is downloaded to its cache
+The folder is of diffusers' layout, or the `ckpts/sdxl` folder of the released RealCustom. It has a folder for each
+part, with weights as one file or as shards with an index, as safetensors or torch files, of full precision or fp16.
+Module `source` makes one object of it; what lies in a single-file checkpoint, module `single_file` knows.
 """
 
 import json
