@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from realcustom_jax.devices.ahead_of_time import Sampler
 from realcustom_jax.devices.operations import flops
 from realcustom_jax.model_files import single_file, weights
-from realcustom_jax.model_files.bundle import ARCHITECTURES
+from realcustom_jax.model_files.locate import ARCHITECTURES
 from realcustom_jax.models.vae import Autoencoder, VAEConfig
 from realcustom_jax.models.vit import VisionTransformer, VitConfig
 from realcustom_jax.pipeline import decode_latents

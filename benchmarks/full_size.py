@@ -22,7 +22,8 @@ import safetensors.numpy
 from tqdm import tqdm
 
 from realcustom_jax.files import write_json
-from realcustom_jax.model_files import adapter, bundle, single_file, weights
+from realcustom_jax.model_files import adapter, single_file, weights
+from realcustom_jax.model_files.source import FolderSource
 from realcustom_jax.models.projector import Projector, ProjectorConfig
 from realcustom_jax.models.unet import UNet, UNetConfig
 
@@ -106,7 +107,8 @@ def load_and_step(folder: Path, side: int) -> dict[str, float]:
     """Loads the UNet in bfloat16 with its adapter and takes a denoising step of three lanes."""
     with WatchedMemory() as memory:
         start = time.perf_counter()
-        module, params = bundle.load_unet(folder, adapter.find_adapter(folder / "adapter.pth"), dtype=jnp.bfloat16)
+        given = adapter.find_adapter(folder / "adapter.pth")
+        module, params = FolderSource(folder).load_unet(given, dtype=jnp.bfloat16)
         jax.block_until_ready(params)
         loaded, peak = time.perf_counter() - start, memory.peak - memory.start
         size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(params))

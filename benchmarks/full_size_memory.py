@@ -21,6 +21,7 @@ from realcustom_jax.conditioning.prompts import build_tokenizer
 from realcustom_jax.files import write_json
 from realcustom_jax.memory import sampler_memory
 from realcustom_jax.model_files import bundle, single_file, weights
+from realcustom_jax.model_files.locate import ARCHITECTURES
 from realcustom_jax.model_files.tensors import headers_only
 from realcustom_jax.models.clip_text import ClipText, ClipTextConfig
 from realcustom_jax.models.projector import Projector, ProjectorConfig
@@ -75,7 +76,7 @@ def write(folder: Path, kind: str) -> None:
         save(folder, part, configs[part], shapes(module, jnp.zeros((1, 2), jnp.int32)))
         build_tokenizer(["a", "dog"], max_length=77).save_pretrained(folder / part.replace("text_encoder", "tokenizer"))
     for part, (architecture, side) in ENCODERS.items():
-        config = bundle.ARCHITECTURES[architecture] | {"img_size": side}
+        config = ARCHITECTURES[architecture] | {"img_size": side}
         module = VisionTransformer(VitConfig.from_config(config))
         save(folder, part, {"architecture": architecture}, shapes(module, jnp.zeros((1, side, side, 3)), layers=(0,)))
     write_json(folder / "scheduler" / "scheduler_config.json", {"beta_schedule": "scaled_linear"})

@@ -61,7 +61,7 @@ def sole_user(folder: Path):
 
 
 @contextlib.contextmanager
-def naming(*places: Path):
+def naming(*places: str | Path):
     """Puts the places in front of what is wrong with the files there, unless that names them itself; what a broken
     configuration makes our own code raise becomes a ValueError."""
     where = f"{' with '.join(map(str, places))}: "

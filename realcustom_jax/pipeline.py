@@ -1,6 +1,6 @@
 """The one object that a user holds: load a model, show it a subject, get pictures of that subject.
 
-    pipeline = Pipeline.load("mini")
+    pipeline = rc.Pipeline.load("mini")       # import realcustom_jax as rc
     result = pipeline("dog.png", "a dog on the beach", "dog")
     result.images[0].save("beach.png")
     pipeline(result.images[0], "a dog in the snow", "dog")          # an output can be the next reference
@@ -30,10 +30,8 @@ from realcustom_jax.conditioning.references import VisionSettings, load_image, r
 from realcustom_jax.conditioning.vocabulary import Vocabulary
 from realcustom_jax.devices.compilation import enable_compilation_cache, jit_sampler
 from realcustom_jax.devices.platform import Platform
-from realcustom_jax.model_files import bundle
-from realcustom_jax.model_files.adapter import find_adapter
-from realcustom_jax.model_files.locate import local_model
-from realcustom_jax.model_files.weights import read_config
+from realcustom_jax.model_files.adapter import find_adapter, load_projector
+from realcustom_jax.model_files.source import ModelSource
 from realcustom_jax.models.clip_text import TextOutput
 from realcustom_jax.models.resize import resize_bilinear
 from realcustom_jax.models.unet import UNetConfig
@@ -122,7 +120,7 @@ class Pipeline:
         """Loads a model.
 
         Args:
-            path: a folder or a single file (layouts: module `locate`), a name on the Hugging Face hub, or "mini" for
+            path: a folder or a single file (see `source.ModelSource`), a name on the Hugging Face hub, or "mini" for
                 the miniature that comes with the package.
             adapter: an adapter's folder or file, see `adapter.find_adapter`; by default the model's own `adapter/`.
             vision: the folder that holds the image encoders, by default the model's.
@@ -142,49 +140,38 @@ class Pipeline:
             FileNotFoundError, ValueError: names the file that is missing, unreadable or does not fit.
         """
         enable_compilation_cache()
-        model = local_model(path)
-        words, encoders = (model if other is None else local_model(other) for other in (tokenizer, vision))
-        if not bundle.has_part(model, "unet"):
-            raise FileNotFoundError(f"{model} is not a model folder: it holds no unet/ folder.")
-        if adapter is None and not (model / "adapter").is_dir():
-            raise FileNotFoundError(f"The model is not complete: {model / 'adapter'} is missing. A base model needs "
-                                    "an adapter: give the file or folder of one, e.g. RealCustom_highres.pth.")
-        for option, what, place in (("tokenizer", "tokenizer", words), ("vision", "image encoders", encoders)):
-            if place.is_file():
-                raise FileNotFoundError(
-                    f"{place} is a single file, which holds no {what}; name the folder that does with {option} "
-                    f"(--{option}).")
-        check_choice("dtype", dtype if isinstance(dtype, str) else jnp.dtype(dtype).name, DTYPES)
-        preset = bundle.load_preset(model) if preset is None else find_preset(preset)
-        dtype, platform = jnp.dtype(dtype), Platform.of(platform)
-        if dtype == jnp.float16 and not platform.float16:
-            raise ValueError("XLA has no float16 attention on the CPU; choose bfloat16 or float32 there.")
-        given = find_adapter(model / "adapter" if adapter is None else adapter)
+        platform = Platform.of(platform)
+        dtype = _dtype(dtype, platform)
+        model = ModelSource.open(path)
+        model.check("unet")
+        given = find_adapter(adapter) if adapter else model.adapter()
+        words, encoders = (ModelSource.open(other) if other else model for other in (tokenizer, vision))
+        tokenizers = [words.tokenizer(i) for i in range(len(model.text_encoders))]
+        encoders.check("image_encoder_siglip", "image_encoder_dinov2")
+        preset = model.preset() if preset is None else find_preset(preset)
         preset = dataclasses.replace(preset, **given.conditioning)
-        settings = given.vision if preset.local is None else dataclasses.replace(given.vision, local=preset.local)
-        betas, prediction = bundle.read_schedule(model)
+        betas, prediction = model.schedule()
 
-        def encoder(loader, *where):
-            module, params = loader(*where, dtype=dtype, platform=platform)
+        def encoder(source: ModelSource, part: str) -> Network:
+            module, params = source.load(part, dtype=dtype, platform=platform)
             return Network(module, jax.device_get(params) if offload else params)
 
         pipeline = cls(
-            text_encoders=tuple(TextEncoder(
-                bundle.load_tokenizer(words, f"tokenizer{end}"),
-                encoder(bundle.load_text_encoder, model, f"text_encoder{end}")) for end in bundle.text_encoders(model)),
-            vae=Network(*bundle.load_autoencoder(
-                model, dtype=jnp.float32 if dtype == jnp.float16 else dtype, platform=platform)),
-            unet=Network(*bundle.load_unet(
-                model, given, base_last=preset.weight_order == "base_last", dtype=dtype, platform=platform,
+            text_encoders=tuple(TextEncoder(tokenizer, encoder(model, part))
+                                for tokenizer, part in zip(tokenizers, model.text_encoders, strict=True)),
+            vae=Network(*model.load("vae", dtype=jnp.float32 if dtype == jnp.float16 else dtype, platform=platform)),
+            unet=Network(*model.load_unet(
+                given, base_last=preset.weight_order == "base_last", dtype=dtype, platform=platform,
                 scan_layers=platform.scan_layers if scan_layers is None else scan_layers)),
-            siglip=encoder(bundle.load_vision_encoder, encoders, "image_encoder_siglip"),
-            dino=encoder(bundle.load_vision_encoder, encoders, "image_encoder_dinov2"),
-            projector=Network(*bundle.load_projector(given, dtype=dtype, platform=platform)),
-            vision_settings=settings, betas=betas, prediction=prediction,
-            sample_size=read_config(bundle.part_files(model, "unet")[0]).get("sample_size") or 64,
-            preset=preset, vocabulary=bundle.load_vocabulary(model), offload=offload,
+            siglip=encoder(encoders, "image_encoder_siglip"),
+            dino=encoder(encoders, "image_encoder_dinov2"),
+            projector=Network(*load_projector(given, dtype=dtype, platform=platform)),
+            vision_settings=given.vision if preset.local is None else dataclasses.replace(
+                given.vision, local=preset.local),
+            betas=betas, prediction=prediction, sample_size=model.config("unet").get("sample_size") or 64,
+            preset=preset, vocabulary=model.vocabulary(), offload=offload,
         )
-        pipeline._check_parts_fit(model)
+        pipeline._check_parts_fit(model.root)
         return pipeline
 
     def __call__(
@@ -378,6 +365,15 @@ class Pipeline:
             }
         if problems := [problem for problem, fits in checks.items() if not fits]:
             raise ValueError(f"The parts in {folder} do not fit each other: {'; '.join(problems)}.")
+
+
+def _dtype(dtype, platform: Platform) -> jnp.dtype:
+    """The type of numbers of this name. Raises ValueError for one that the networks or the platform do not compute."""
+    name = dtype if isinstance(dtype, str) else jnp.dtype(dtype).name
+    check_choice("dtype", name, DTYPES)
+    if name == "float16" and not platform.float16:
+        raise ValueError("XLA has no float16 attention on the CPU; choose bfloat16 or float32 there.")
+    return jnp.dtype(name)
 
 
 def _paired(image, target) -> tuple[list[ImageSource], tuple[str, ...]]:

@@ -9,7 +9,7 @@ import pytest
 import safetensors.numpy
 
 from realcustom_jax.model_files import bundle, single_file
-from realcustom_jax.model_files.locate import ASSETS
+from realcustom_jax.model_files.locate import ASSETS, read_config
 from realcustom_jax.model_files.tensors import read_tensors
 from realcustom_jax.pipeline import Pipeline
 from realcustom_jax.presets import PRESETS, Preset, find_preset
@@ -128,27 +128,49 @@ def test_offloaded_encoders_stay_on_the_host_and_change_nothing(sdxl):
     np.testing.assert_array_equal(a, b)
 
 
-def test_a_single_file_is_the_same_model_as_its_folder(sdxl, tmp_path, monkeypatch):
-    """The names are tested in test_single_file; here a file of diffusers' own names is split by a stand-in."""
+@pytest.fixture
+def single_tensors(sdxl, monkeypatch):
+    """What a single file of the model holds. The names are tested in test_single_file; here a file of diffusers' own
+    names is split by a stand-in."""
     parts = ("unet", "vae", "text_encoder", "text_encoder_2")
-    tensors = {f"{part}/{name}": value for part in parts
-               for name, value in read_tensors(sdxl / part / bundle.WEIGHT_FILES[part]).items()}
-    file = tmp_path / "model.safetensors"
-    safetensors.numpy.save_file(tensors, file)
-    configs = {part: bundle.weights.read_config(sdxl / part / "config.json") for part in parts}
+    configs = {part: read_config(sdxl / part / "config.json") for part in parts}
     monkeypatch.setitem(single_file.CONFIGS, "tiny", configs)
     monkeypatch.setattr(single_file, "kind", lambda names: "tiny")
     monkeypatch.setattr(single_file, "split", lambda tensors: {
         part: tensors.rename(lambda name, part=part: name.removeprefix(f"{part}/") if name.startswith(f"{part}/")
                              else None) for part in parts})
+    return {f"{part}/{name}": value for part in parts
+            for name, value in read_tensors(sdxl / part / bundle.WEIGHT_FILES[part]).items()}
+
+
+def test_a_single_file_is_the_same_model_as_its_folder(sdxl, single_tensors, tmp_path):
+    file = tmp_path / "model.safetensors"
+    safetensors.numpy.save_file(single_tensors, file)
     given = {"adapter": sdxl / "adapter", "vision": sdxl, "tokenizer": sdxl}
     from_file = Pipeline.load(file, **given)
     a, b = (np.asarray(p(DOG, PROMPT, "dog", **QUICK).images[0]) for p in (Pipeline.load(sdxl), from_file))
     np.testing.assert_array_equal(a, b)
+    for option, message in (("vision", "a single file, which holds no image encoders"),
+                            ("tokenizer", "a single file, which holds no tokenizer")):
+        weights = sdxl / "unet/diffusion_pytorch_model.safetensors"
+        with pytest.raises(FileNotFoundError, match=message):
+            Pipeline.load(file, **given | {option: weights})
     for missing, message in (("tokenizer", "holds no tokenizer"), ("vision", "holds no image encoders"),
                              ("adapter", "needs an adapter")):
         with pytest.raises(FileNotFoundError, match=message):
             Pipeline.load(file, **{name: value for name, value in given.items() if name != missing})
+
+
+def test_a_legacy_checkpoint_is_read_once(sdxl, single_tensors, tmp_path, monkeypatch):
+    """From before torch 1.6: such a file cannot be mapped, so that each opening reads all of it."""
+    torch = pytest.importorskip("torch")
+    tensors = {name: torch.from_numpy(np.array(value)) for name, value in single_tensors.items()}
+    file, opened, load = tmp_path / "model.ckpt", [], torch.load
+    torch.save({"state_dict": tensors}, file, _use_new_zipfile_serialization=False)
+    monkeypatch.setattr(torch, "load", lambda path, **options: opened.append(path) or load(path, **options))
+    pipeline = Pipeline.load(file, sdxl / "adapter", vision=sdxl, tokenizer=sdxl)
+    assert opened == [file]
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, pipeline.unet.params, Pipeline.load(sdxl).unet.params)))
 
 
 def test_a_file_that_is_no_checkpoint_is_named(sdxl, tmp_path):

@@ -7,14 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from realcustom_jax.model_files.weights import load_text_encoder
+import realcustom_jax as rc
 from realcustom_jax.models.clip_text import ClipText, ClipTextConfig
 
 from goldens import FIXTURES, assert_close, golden
 
 
 def load(name):
-    return load_text_encoder(FIXTURES / f"{name}.json", FIXTURES / f"{name}.safetensors")
+    return rc.load_text_encoder(FIXTURES / f"{name}.json", FIXTURES / f"{name}.safetensors")
 
 
 @pytest.mark.parametrize("name, projected", [("clip_text_quickgelu", False), ("clip_text_proj_gelu", True)])

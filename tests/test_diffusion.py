@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from realcustom_jax.sampling.solvers import add_more_noise, add_noise, betas, integrate, make_solver, snr, velocity
+import realcustom_jax as rc
+from realcustom_jax.sampling.solvers import add_more_noise, add_noise, snr, velocity
 
 from goldens import assert_close, golden, nchw, nhwc
 
@@ -40,16 +41,16 @@ def exact_model(x0, prediction, schedule):
 @pytest.mark.parametrize("key", BETAS)
 def test_betas_golden(key):
     _, name, shift, terminal = key.split("|")
-    assert_close(betas(name, 1000, float(shift), terminal == "True"), GOLDEN[key], 1e-4)
+    assert_close(rc.betas(name, 1000, float(shift), terminal == "True"), GOLDEN[key], 1e-4)
 
 
 @pytest.mark.parametrize("run", RUNS)
 def test_solver_golden(run):
     name, steps, prediction = run.split("|")
     order = 3 if name.endswith("_o3") else 2
-    solver = make_solver(name.removesuffix("_o3"), int(steps), order=order, prediction=prediction)
+    solver = rc.make_solver(name.removesuffix("_o3"), int(steps), order=order, prediction=prediction)
     np.testing.assert_array_equal(solver.timesteps, GOLDEN[f"{run}|timesteps"])
-    x, x0 = integrate(golden_model, nhwc(GOLDEN["x_T"]), solver)
+    x, x0 = rc.integrate(golden_model, nhwc(GOLDEN["x_T"]), solver)
     assert_close(nchw(x), GOLDEN[f"{run}|x"])
     assert_close(nchw(x0), GOLDEN[f"{run}|x0"])
 
@@ -58,16 +59,16 @@ def test_solver_golden(run):
 def test_solver_released(run):
     """Settings that the goldens lack, run with the released schedulers on the goldens' model."""
     name, order, steps, prediction, spacing, terminal = run.split("|")
-    solver = make_solver(
+    solver = rc.make_solver(
         name,
         int(steps),
         order=int(order),
-        betas=betas(terminal_pure_noise=terminal == "True"),
+        betas=rc.betas(terminal_pure_noise=terminal == "True"),
         prediction=prediction,
         spacing=spacing,
     )
     np.testing.assert_array_equal(solver.timesteps, MORE[f"{run}|timesteps"])
-    x, x0 = integrate(golden_model, nhwc(MORE["x_T"]), solver)
+    x, x0 = rc.integrate(golden_model, nhwc(MORE["x_T"]), solver)
     assert_close(nchw(x), MORE[f"{run}|x"])
     assert_close(nchw(x0), MORE[f"{run}|x0"])
 
@@ -81,13 +82,13 @@ def test_solver_released(run):
     ],
 )
 def test_spacing(spacing, expected):
-    assert make_solver(steps=5, spacing=spacing).timesteps.tolist() == expected
+    assert rc.make_solver(steps=5, spacing=spacing).timesteps.tolist() == expected
 
 
 @pytest.mark.parametrize("spacing", ["trailing", "linspace", "leading"])
 @pytest.mark.parametrize("steps", [1, 7, 30, 61, 333, 1000])
 def test_spacing_gives_exactly_the_steps_asked_for(spacing, steps):
-    timesteps = make_solver(steps=steps, spacing=spacing).timesteps
+    timesteps = rc.make_solver(steps=steps, spacing=spacing).timesteps
     assert timesteps.dtype == np.int32 and len(timesteps) == steps
     assert np.all(np.diff(timesteps) < 0) and timesteps[-1] >= 0
 
@@ -105,7 +106,7 @@ def test_spacing_gives_exactly_the_steps_asked_for(spacing, steps):
 )
 def test_order_of_each_step(name, order, steps, orders):
     # The last non-zero weight tells the order; single-step order 3 has no use for its middle prediction.
-    weights = make_solver(name, steps, order=order).weights
+    weights = rc.make_solver(name, steps, order=order).weights
     assert [int(np.flatnonzero(row)[-1]) + 1 for row in weights] == orders
 
 
@@ -114,12 +115,12 @@ def test_order_of_each_step(name, order, steps, orders):
 @pytest.mark.parametrize("spacing", ["trailing", "linspace", "leading"])
 def test_a_point_mass_is_recovered(name, order, prediction, spacing):
     """With all data at x0, the solution is α x0 + σ ε, which every solver reaches in any number of steps."""
-    schedule = betas()
+    schedule = rc.betas()
     x0, noise = normal(0, 2, 1, 3, 3, 2)
-    solver = make_solver(name, 5, order=order, prediction=prediction, spacing=spacing)
+    solver = rc.make_solver(name, 5, order=order, prediction=prediction, spacing=spacing)
     start = add_noise(x0, noise, int(solver.timesteps[0]), schedule)
     end = x0 if name == "ddim" else add_noise(x0, noise, 0, schedule)
-    x, last_x0 = integrate(exact_model(x0, prediction, schedule), start, solver)
+    x, last_x0 = rc.integrate(exact_model(x0, prediction, schedule), start, solver)
     np.testing.assert_allclose(last_x0, x0, atol=1e-4)
     np.testing.assert_allclose(x, end, atol=1e-4)
 
@@ -136,8 +137,8 @@ def test_order_of_convergence(name, order):
         return jnp.sqrt(1 - bar) * (x - jnp.sqrt(bar)) / (bar / 4 + 1 - bar)
 
     def error(steps):
-        solver = make_solver(name, steps, order=order, betas=schedule)
-        x, _ = integrate(model, jnp.array([2.0]), solver)
+        solver = rc.make_solver(name, steps, order=order, betas=schedule)
+        x, _ = rc.integrate(model, jnp.array([2.0]), solver)
         if name == "ddim":  # it ends beyond t = 0, at the data: ᾱ = 1, deviation ½
             return float(x[0]) - (1 + 0.5 / deviation[-1] * (2 - np.sqrt(bars[-1])))
         return float(x[0]) - (np.sqrt(bars[0]) + deviation[0] / deviation[-1] * (2 - np.sqrt(bars[-1])))
@@ -148,37 +149,37 @@ def test_order_of_convergence(name, order):
 @pytest.mark.parametrize(("name", "order"), SOLVERS)
 @pytest.mark.parametrize("schedule", ["squared_linear", "cosine", "alphas_cumprod_linear", "sigmoid"])
 def test_terminal_pure_noise_stays_finite_and_exact(name, order, schedule):
-    values = betas(schedule, terminal_pure_noise=True)
+    values = rc.betas(schedule, terminal_pure_noise=True)
     x0, noise = normal(1, 2, 1, 3, 3, 2)
-    solver = make_solver(name, 20, order=order, betas=values, prediction="v_prediction")
+    solver = rc.make_solver(name, 20, order=order, betas=values, prediction="v_prediction")
     start = add_noise(x0, noise, 999, values)
-    x, last_x0 = integrate(exact_model(x0, "v_prediction", values), start, solver)
+    x, last_x0 = rc.integrate(exact_model(x0, "v_prediction", values), start, solver)
     assert np.isfinite(x).all()
     np.testing.assert_allclose(last_x0, x0, atol=1e-4)
 
 
 def test_first_step_from_pure_noise_is_ddim():
-    values = betas(terminal_pure_noise=True)
-    solver = make_solver("dpm_multi", 20, order=3, betas=values, prediction="v_prediction")
-    reference = make_solver("ddim", 20, betas=values, prediction="v_prediction")
+    values = rc.betas(terminal_pure_noise=True)
+    solver = rc.make_solver("dpm_multi", 20, order=3, betas=values, prediction="v_prediction")
+    reference = rc.make_solver("ddim", 20, betas=values, prediction="v_prediction")
     for i in (0, 1):  # λ = −∞ behind step 1 lowers it to order 1 as well
         np.testing.assert_allclose(solver.weights[i], [reference.weights[i, 0], 0, 0], rtol=1e-6, atol=1e-12)
         np.testing.assert_allclose(solver.decay[i], reference.decay[i], rtol=1e-6)
 
 
 def test_driving_init_and_step_equals_integrate():
-    solver = make_solver(steps=6)
+    solver = rc.make_solver(steps=6)
     x = nhwc(GOLDEN["x_T"])
     state = solver.init(x)
     for i in range(solver.steps):
         state = solver.step(state, i, golden_model(state.x, solver.timesteps[i]))
-    final, x0 = integrate(golden_model, x, solver)
+    final, x0 = rc.integrate(golden_model, x, solver)
     np.testing.assert_allclose(state.x, final, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(state.x0, x0, rtol=1e-5, atol=1e-5)
 
 
 def test_state_is_float32_whatever_the_model_computes_in():
-    solver = make_solver(steps=3)
+    solver = rc.make_solver(steps=3)
     state = solver.init(jnp.ones((1, 2, 2, 1), jnp.bfloat16))
     state = solver.step(state, 0, jnp.ones((1, 2, 2, 1), jnp.bfloat16))
     assert {leaf.dtype for leaf in jax.tree.leaves(state)} == {jnp.dtype(jnp.float32)}
@@ -190,16 +191,16 @@ def test_one_trace_for_solvers_of_one_size():
     @jax.jit
     def run(x, solver):
         traces.append(1)
-        return integrate(golden_model, x, solver)
+        return rc.integrate(golden_model, x, solver)
 
     x = jnp.asarray(GOLDEN["x_T"])
-    single, again = (run(x, make_solver(name, 10))[0] for name in ("dpm_single", "dpm_multi"))
+    single, again = (run(x, rc.make_solver(name, 10))[0] for name in ("dpm_single", "dpm_multi"))
     assert len(traces) == 1
     assert not np.allclose(single, again)
 
 
 def test_training_targets():
-    schedule = betas()
+    schedule = rc.betas()
     x0, noise = normal(2, 2, 3, 4, 4, 2)
     t = jnp.array([0, 500, 999])
     noisy = jax.jit(functools.partial(add_noise, betas=schedule))(x0, noise, t)
@@ -215,7 +216,7 @@ def test_training_targets():
 
 def test_noise_added_later_is_as_if_added_at_once():
     """Two parts of independent noise have the deviation of one."""
-    schedule = betas()
+    schedule = rc.betas()
     t, later = jnp.array([0, 300]), jnp.array([600, 600])
     start = add_noise(jnp.ones((2, 4)), 0.0, t, schedule)
     noisier = add_more_noise(start, 0.0, t, later, schedule)
@@ -227,29 +228,29 @@ def test_noise_added_later_is_as_if_added_at_once():
 
 
 def test_shift_multiplies_the_snr():
-    np.testing.assert_allclose(snr(betas(shift_snr=0.25)), 0.25 * snr(betas()), rtol=2e-3)
+    np.testing.assert_allclose(snr(rc.betas(shift_snr=0.25)), 0.25 * snr(rc.betas()), rtol=2e-3)
 
 
 def test_terminal_pure_noise_ends_at_snr_zero():
-    assert snr(betas(terminal_pure_noise=True))[-1] == 0
-    assert snr(betas())[-1] > 0
+    assert snr(rc.betas(terminal_pure_noise=True))[-1] == 0
+    assert snr(rc.betas())[-1] > 0
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: betas("linear"), "known are squared_linear, cosine"),
-        (lambda: betas(num_steps=0), "must be positive"),
-        (lambda: betas(shift_snr=0.0), "must be positive"),
-        (lambda: make_solver("dpm_singel"), "did you mean 'dpm_single'"),
-        (lambda: make_solver(prediction="eps"), "known are epsilon, v_prediction"),
-        (lambda: make_solver(spacing="karras"), "known are trailing, linspace, leading"),
-        (lambda: make_solver(order=4), "order must be 1, 2 or 3, got 4"),
-        (lambda: make_solver(steps=0), "between 1 and the schedule's 1000 timesteps, got 0"),
-        (lambda: make_solver(steps=1001), "got 1001"),
-        (lambda: make_solver(betas=np.full(10, np.nan)), "values in \\(0, 1\\]"),
-        (lambda: make_solver(betas=np.zeros((5, 2))), "shape \\(5, 2\\)"),
-        (lambda: make_solver(betas=betas(terminal_pure_noise=True)), "use prediction='v_prediction'"),
+        (lambda: rc.betas("linear"), "known are squared_linear, cosine"),
+        (lambda: rc.betas(num_steps=0), "must be positive"),
+        (lambda: rc.betas(shift_snr=0.0), "must be positive"),
+        (lambda: rc.make_solver("dpm_singel"), "did you mean 'dpm_single'"),
+        (lambda: rc.make_solver(prediction="eps"), "known are epsilon, v_prediction"),
+        (lambda: rc.make_solver(spacing="karras"), "known are trailing, linspace, leading"),
+        (lambda: rc.make_solver(order=4), "order must be 1, 2 or 3, got 4"),
+        (lambda: rc.make_solver(steps=0), "between 1 and the schedule's 1000 timesteps, got 0"),
+        (lambda: rc.make_solver(steps=1001), "got 1001"),
+        (lambda: rc.make_solver(betas=np.full(10, np.nan)), "values in \\(0, 1\\]"),
+        (lambda: rc.make_solver(betas=np.zeros((5, 2))), "shape \\(5, 2\\)"),
+        (lambda: rc.make_solver(betas=rc.betas(terminal_pure_noise=True)), "use prediction='v_prediction'"),
     ],
 )
 def test_mistakes_are_named(call, message):

@@ -7,7 +7,7 @@ import pytest
 
 from realcustom_jax.model_files import export
 from realcustom_jax.model_files.adapter import find_adapter
-from realcustom_jax.model_files.tensors import read_files, read_tensors
+from realcustom_jax.model_files.tensors import read_tensors
 
 
 @pytest.mark.parametrize("name", ["adapter.safetensors", "adapter.pth"])
@@ -26,7 +26,7 @@ def test_a_unet_is_a_diffusers_folder(mini_folder, tmp_path):
     out = tmp_path / "out"
     assert export.main(["unet", "--model", str(mini_folder), "--out", str(out)]) == 0
     files = [folder / "unet/diffusion_pytorch_model.safetensors" for folder in (mini_folder, out)]
-    ours, theirs = (read_files([file]) for file in files)
+    ours, theirs = (read_tensors(file) for file in files)
     assert {k: v.tobytes() for k, v in ours.items()} == {k: v.tobytes() for k, v in theirs.items()}
     config = json.loads((out / "unet/config.json").read_text())
     assert "image_prompt_settings" not in config

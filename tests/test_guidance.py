@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from realcustom_jax.sampling.masks import classifier_free_guidance, strongest_reference, subject_mask
+import realcustom_jax as rc
+from realcustom_jax.sampling.masks import strongest_reference
 
 from goldens import assert_close, golden, nchw, nhwc
 
@@ -31,7 +32,7 @@ def test_mask_golden(key):
     kind, modes, scope = key.split("|")
     modes = modes.split("+")
     (normalize,) = set(modes) & {"max_norm", "min_max_norm", "min_max_per_channel", "none"}
-    ours = subject_mask(
+    ours = rc.subject_mask(
         golden_maps(),
         size=(8, 8),
         scope=float(scope),
@@ -48,7 +49,7 @@ def test_mask_golden(key):
 def test_guidance_golden(key):
     mode, rescale = key.split("|")
     arrays = {name: nhwc(CFG[name]) for name in ("text", "text_image", "uncond", "mask")}
-    ours = classifier_free_guidance(
+    ours = rc.classifier_free_guidance(
         **arrays, text_scale=7.5, image_scale=12.5, rescale=float(rescale), mode=mode
     )
     assert_close(nchw(ours), CFG[key], 1e-4)
@@ -57,39 +58,39 @@ def test_guidance_golden(key):
 @pytest.mark.parametrize("scope", [0.05, 0.2, 0.25, 0.5, 1.0])
 @pytest.mark.parametrize("normalize", ["max_norm", "min_max_norm", "min_max_per_channel", "none"])
 def test_binary_topk_keeps_exactly_the_scope(scope, normalize):
-    mask = subject_mask(random_maps(), size=(8, 12), scope=scope, normalize=normalize, binary=True)
+    mask = rc.subject_mask(random_maps(), size=(8, 12), scope=scope, normalize=normalize, binary=True)
     assert mask.shape == (2, 3, 8, 12)
     assert set(np.unique(mask)) <= {0.0, 1.0}
     np.testing.assert_array_equal(mask.sum((2, 3)), int(8 * 12 * scope))
 
 
 def test_equal_positions_are_kept_in_reading_order():
-    mask = subject_mask([jnp.ones((1, 1, 4, 4))], size=(4, 4), scope=0.3, binary=True)
+    mask = rc.subject_mask([jnp.ones((1, 1, 4, 4))], size=(4, 4), scope=0.3, binary=True)
     np.testing.assert_array_equal(mask.ravel(), [1] * 4 + [0] * 12)
 
 
 def test_the_mask_lies_on_the_strongest_positions():
     values = np.zeros((1, 1, 4, 4), np.float32)
     values[0, 0, 1:3, 1:3] = [[2.0, 4.0], [6.0, 8.0]]
-    mask = subject_mask([values], size=(4, 4), scope=0.25)
+    mask = rc.subject_mask([values], size=(4, 4), scope=0.25)
     np.testing.assert_allclose(mask, values / 8, atol=1e-6)
 
 
 def test_references_are_independent_and_permute():
     maps = random_maps()
     order = jnp.array([2, 0, 1])
-    mask = subject_mask(maps, size=(4, 6))
-    np.testing.assert_array_equal(subject_mask([m[:, order] for m in maps], size=(4, 6)), mask[:, order])
-    np.testing.assert_allclose(subject_mask([m[:, 1:2] for m in maps], size=(4, 6)), mask[:, 1:2], atol=1e-6)
-    np.testing.assert_allclose(subject_mask([m[1:] for m in maps], size=(4, 6)), mask[1:], atol=1e-6)
+    mask = rc.subject_mask(maps, size=(4, 6))
+    np.testing.assert_array_equal(rc.subject_mask([m[:, order] for m in maps], size=(4, 6)), mask[:, order])
+    np.testing.assert_allclose(rc.subject_mask([m[:, 1:2] for m in maps], size=(4, 6)), mask[:, 1:2], atol=1e-6)
+    np.testing.assert_allclose(rc.subject_mask([m[1:] for m in maps], size=(4, 6)), mask[1:], atol=1e-6)
 
 
 @pytest.mark.parametrize("normalize", ["max_norm", "min_max_norm", "min_max_per_channel"])
 def test_the_scale_of_the_maps_does_not_matter(normalize):
     maps = random_maps()
     np.testing.assert_allclose(
-        subject_mask([5.0 * m for m in maps], size=(8, 12), normalize=normalize),
-        subject_mask(maps, size=(8, 12), normalize=normalize),
+        rc.subject_mask([5.0 * m for m in maps], size=(8, 12), normalize=normalize),
+        rc.subject_mask(maps, size=(8, 12), normalize=normalize),
         atol=1e-4,
     )
 
@@ -98,9 +99,9 @@ def test_identity_self_map_changes_nothing_and_a_uniform_one_erases_the_place():
     maps = random_maps(references=2)
     identity = jnp.tile(jnp.eye(24), (2, 1, 1, 1))
     uniform = jnp.full((2, 1, 24, 24), 1 / 24)
-    plain = subject_mask(maps, size=(4, 6))
-    np.testing.assert_allclose(subject_mask(maps, size=(4, 6), self_maps=[identity]), plain, atol=1e-5)
-    flat = subject_mask(maps, size=(4, 6), scope=1.0, self_maps=[uniform])
+    plain = rc.subject_mask(maps, size=(4, 6))
+    np.testing.assert_allclose(rc.subject_mask(maps, size=(4, 6), self_maps=[identity]), plain, atol=1e-5)
+    flat = rc.subject_mask(maps, size=(4, 6), scope=1.0, self_maps=[uniform])
     np.testing.assert_allclose(flat, 1.0, atol=1e-4)
 
 
@@ -109,7 +110,7 @@ def test_self_maps_move_strength_along_their_rows():
     maps[0, 0, 0, 0] = 1
     attends_to_first = np.zeros((1, 1, 4, 4), np.float32)
     attends_to_first[0, 0, 3, 0] = 1  # the last position looks only at the first
-    mask = subject_mask([maps], size=(2, 2), scope=0.25, binary=True, self_maps=[attends_to_first])
+    mask = rc.subject_mask([maps], size=(2, 2), scope=0.25, binary=True, self_maps=[attends_to_first])
     np.testing.assert_array_equal(mask.ravel(), [0, 0, 0, 1])
 
 
@@ -117,7 +118,7 @@ def test_self_maps_move_strength_along_their_rows():
 def test_normalised_self_maps_forget_their_scale(normalize_self):
     maps = random_maps()
     self_maps = [np.random.default_rng(n).random((2, 2, n, n)) for n in (24, 6)]
-    call = functools.partial(subject_mask, maps, size=(4, 6), normalize_self=normalize_self)
+    call = functools.partial(rc.subject_mask, maps, size=(4, 6), normalize_self=normalize_self)
     np.testing.assert_allclose(
         call(self_maps=[3 * m for m in self_maps]), call(self_maps=self_maps), rtol=1e-3, atol=1e-4
     )
@@ -126,7 +127,7 @@ def test_normalised_self_maps_forget_their_scale(normalize_self):
 def test_empty_self_maps_are_none():
     maps = random_maps()
     np.testing.assert_array_equal(
-        subject_mask(maps, size=(4, 6), self_maps=()), subject_mask(maps, size=(4, 6), self_maps=None)
+        rc.subject_mask(maps, size=(4, 6), self_maps=()), rc.subject_mask(maps, size=(4, 6), self_maps=None)
     )
 
 
@@ -138,7 +139,7 @@ def test_strongest_reference():
 @pytest.mark.parametrize("binary", [False, True])
 @pytest.mark.parametrize(("select", "scope"), [("topk", 0.25), ("topk", 1.0), ("threshold", 0.7)])
 def test_argmax_leaves_no_overlap(select, scope, binary):
-    call = functools.partial(subject_mask, random_maps(), size=(8, 12), normalize="min_max_norm")
+    call = functools.partial(rc.subject_mask, random_maps(), size=(8, 12), normalize="min_max_norm")
     call = functools.partial(call, scope=scope, select=select, binary=binary)
     assert (np.asarray(call(overlap="sum")) > 0).sum(1).max() > 1
     mask = np.asarray(call(overlap="argmax"))
@@ -150,7 +151,7 @@ def test_argmax_gives_a_contested_position_to_the_stronger_and_lets_the_other_ta
     first = [[10.0, 9.0, 1.0, 1.0]]
     second = [[24.0, 6.0, 30.0, 9.0]]  # twice stronger at the first position, but not once normalised
     maps = [jnp.array([[first, second]])]
-    kept = functools.partial(subject_mask, maps, size=(1, 4), scope=0.5, binary=True)
+    kept = functools.partial(rc.subject_mask, maps, size=(1, 4), scope=0.5, binary=True)
     np.testing.assert_array_equal(kept(overlap="sum")[0, :, 0], [[1, 1, 0, 0], [1, 0, 1, 0]])
     np.testing.assert_array_equal(kept(overlap="argmax")[0, :, 0], [[1, 1, 0, 0], [0, 0, 1, 1]])
 
@@ -158,13 +159,13 @@ def test_argmax_gives_a_contested_position_to_the_stronger_and_lets_the_other_ta
 def test_argmax_of_one_reference_is_the_plain_mask():
     maps = random_maps(references=1)
     np.testing.assert_array_equal(
-        subject_mask(maps, size=(8, 12), overlap="argmax"), subject_mask(maps, size=(8, 12))
+        rc.subject_mask(maps, size=(8, 12), overlap="argmax"), rc.subject_mask(maps, size=(8, 12))
     )
 
 
 def test_mask_under_jit_and_vmap():
     maps = random_maps()
-    call = functools.partial(subject_mask, size=(4, 6), overlap="argmax")
+    call = functools.partial(rc.subject_mask, size=(4, 6), overlap="argmax")
     expected = call(maps)
     np.testing.assert_allclose(jax.jit(call)(maps), expected, atol=1e-6)
     lanes = jax.vmap(call)(tuple(jnp.stack([m, 1 - m]) for m in maps))
@@ -175,13 +176,13 @@ def test_mask_under_jit_and_vmap():
 def test_scale_one_is_the_conditional_prediction(mode):
     text, text_image, uncond = np.random.default_rng(3).normal(size=(3, 2, 4, 4, 3))
     arrays = {"text": text, "text_image": text_image, "uncond": uncond, "mask": jnp.ones((2, 4, 4, 1))}
-    ours = classifier_free_guidance(**arrays, text_scale=1.0, image_scale=1.0, rescale=0.7, mode=mode)
+    ours = rc.classifier_free_guidance(**arrays, text_scale=1.0, image_scale=1.0, rescale=0.7, mode=mode)
     np.testing.assert_allclose(ours, text_image, atol=1e-5)
 
 
 def test_full_rescale_restores_the_deviation_of_each_sample():
     text_image, uncond = np.random.default_rng(4).normal(size=(2, 3, 4, 4, 2))
-    ours = classifier_free_guidance(
+    ours = rc.classifier_free_guidance(
         text=None, text_image=text_image, uncond=uncond, text_scale=0.0, image_scale=9.0, rescale=1.0
     )
     np.testing.assert_allclose(ours.std((1, 2, 3)), text_image.std((1, 2, 3)), rtol=1e-5)
@@ -190,7 +191,7 @@ def test_full_rescale_restores_the_deviation_of_each_sample():
 @pytest.mark.parametrize("rescale", [0.0, 0.7])
 def test_constant_predictions_do_not_give_nan(rescale):
     zeros = jnp.zeros((1, 2, 2, 1))
-    ours = classifier_free_guidance(
+    ours = rc.classifier_free_guidance(
         text=zeros, text_image=zeros, uncond=zeros, text_scale=2.0, image_scale=2.0, rescale=rescale
     )
     np.testing.assert_array_equal(ours, zeros)
@@ -215,7 +216,7 @@ def test_constant_predictions_do_not_give_nan(rescale):
 )
 def test_mask_mistakes_are_named(changes, message):
     with pytest.raises(ValueError, match=message):
-        subject_mask(**{"maps": random_maps(), "size": (4, 6), **changes})
+        rc.subject_mask(**{"maps": random_maps(), "size": (4, 6), **changes})
 
 
 @pytest.mark.parametrize(
@@ -230,4 +231,4 @@ def test_guidance_mistakes_are_named(changes, message):
     x = jnp.ones((1, 2, 2, 1))
     arguments = {"text": x, "text_image": x, "uncond": x, "text_scale": 1.0, "image_scale": 1.0}
     with pytest.raises(ValueError, match=message):
-        classifier_free_guidance(**{**arguments, **changes})
+        rc.classifier_free_guidance(**{**arguments, **changes})

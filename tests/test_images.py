@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import realcustom_jax as rc
 from realcustom_jax.conditioning.references import (
     DINO_MEAN,
     DINO_STD,
@@ -18,11 +19,9 @@ from realcustom_jax.conditioning.references import (
     load_image,
     merge_parts,
     normalize,
-    prepare_reference,
     reference_features,
     to_uint8,
 )
-from realcustom_jax.model_files.weights import load_vision_encoder
 
 from goldens import FIXTURES, assert_close, golden, nhwc
 
@@ -32,20 +31,20 @@ SIZES = {"size": 48, "encoder_size": 24, "split": 2}
 @pytest.mark.parametrize("quantize, suffix", [(True, "_8bit"), (False, "")])
 def test_whole_and_phases_match_the_released_path(quantize, suffix):
     arrays = golden("vision_preprocess")
-    whole, parts = prepare_reference(nhwc(arrays["image"]), **SIZES, quantize=quantize)
+    whole, parts = rc.prepare_reference(nhwc(arrays["image"]), **SIZES, quantize=quantize)
     assert_close(whole, nhwc(arrays["global" + suffix]), 1e-5)
     assert_close(parts, nhwc(arrays["local_phases" + suffix]), 1e-5)
 
 
 def test_tiles_are_the_quarters_of_the_square():
     arrays = golden("vision_preprocess")
-    _, parts = prepare_reference(nhwc(arrays["image"]), **SIZES, local="tiles", quantize=False)
+    _, parts = rc.prepare_reference(nhwc(arrays["image"]), **SIZES, local="tiles", quantize=False)
     assert_close(parts, nhwc(arrays["local_tiles"]), 1e-5)
 
 
 def test_parts_of_one_image_follow_each_other():
     images = jnp.stack([jnp.zeros((50, 40, 3)), jnp.ones((50, 40, 3))])
-    whole, parts = prepare_reference(images, **SIZES, quantize=False)
+    whole, parts = rc.prepare_reference(images, **SIZES, quantize=False)
     assert whole.shape == (2, 24, 24, 3)
     np.testing.assert_allclose(parts.mean(axis=(1, 2, 3)), [0, 0, 0, 0, 1, 1, 1, 1], atol=1e-6)
 
@@ -57,16 +56,16 @@ def test_local_tokens_are_ordered_as_released():
 
 def test_references_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="split × encoder_size"):
-        prepare_reference(jnp.zeros((1, 8, 8, 3)), size=768, encoder_size=224)
+        rc.prepare_reference(jnp.zeros((1, 8, 8, 3)), size=768, encoder_size=224)
     with pytest.raises(ValueError, match=r"\[B, H, W, 3\]"):
-        prepare_reference(jnp.zeros((8, 8, 3)))
+        rc.prepare_reference(jnp.zeros((8, 8, 3)))
     with pytest.raises(ValueError, match="local 'tile'.*did you mean 'tiles'"):
-        prepare_reference(jnp.zeros((1, 8, 8, 3)), local="tile")
+        rc.prepare_reference(jnp.zeros((1, 8, 8, 3)), local="tile")
 
 
 def encoder(name, **changes):
     config = json.loads((FIXTURES / f"{name}.json").read_text()) | changes
-    return load_vision_encoder(config, FIXTURES / f"{name}.safetensors")
+    return rc.load_vision_encoder(config, FIXTURES / f"{name}.safetensors")
 
 
 def test_features_are_both_encoders_channels_layer_by_layer_then_local():
@@ -77,7 +76,7 @@ def test_features_are_both_encoders_channels_layer_by_layer_then_local():
         siglip, siglip_params, dino, dino_params, x, settings))(images)
     assert shallow.shape == deep.shape == (2, 25, 64) and local.shape == (2, 100, 64)
 
-    whole, parts = prepare_reference(images, size=140, encoder_size=70)
+    whole, parts = rc.prepare_reference(images, size=140, encoder_size=70)
     by_siglip = siglip.apply({"params": siglip_params}, 2 * whole - 1, layers=(0, 1))
     by_dino = dino.apply({"params": dino_params}, normalize(whole, DINO_MEAN, DINO_STD), layers=(1, 2))
     for features, pair in zip((shallow, deep), zip(by_siglip, by_dino, strict=True), strict=True):

@@ -9,12 +9,13 @@ import pytest
 import safetensors.numpy
 from huggingface_hub.utils import filter_repo_objects
 
+import realcustom_jax as rc
 from realcustom_jax.files import write_json
-from realcustom_jax.model_files import bundle, locate, weights
+from realcustom_jax.model_files import locate, weights
 from realcustom_jax.model_files.adapter import find_adapter
 from realcustom_jax.model_files.locate import ASSETS
-from realcustom_jax.model_files.tensors import identify, read_files, read_tensors
-from realcustom_jax.pipeline import Pipeline
+from realcustom_jax.model_files.source import FolderSource, ModelSource
+from realcustom_jax.model_files.tensors import identify, read_tensors
 
 from mini_bundle import SIDE, WIDTH
 
@@ -49,20 +50,20 @@ def same(ours, theirs):
 @pytest.mark.parametrize("precision", ["", ".fp16"])
 def test_sharded_weights(folder, mini_pipeline, precision):
     shard(folder / UNET, precision)
-    assert same(Pipeline.load(folder).unet.params, mini_pipeline.unet.params)
+    assert same(rc.Pipeline.load(folder).unet.params, mini_pipeline.unet.params)
 
 
 def test_a_missing_shard_is_named(folder):
     shard(folder / UNET)
     (folder / "unet/diffusion_pytorch_model-00002-of-00002.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match="index.json names .*-00002-of-00002.safetensors, missing beside it"):
-        Pipeline.load(folder)
+        rc.Pipeline.load(folder)
 
 
 def test_an_index_that_is_none_is_named(folder):
     shard(folder / UNET).write_text("[]")
     with pytest.raises(ValueError, match="index.json is not an index"):
-        Pipeline.load(folder)
+        rc.Pipeline.load(folder)
 
 
 def test_half_precision_is_read_only_where_there_is_nothing_else(folder):
@@ -82,7 +83,7 @@ def test_torch_files_and_the_released_layout(folder, mini_pipeline, tmp_path):
     for part, name in shape.items():
         source, target = folder / part, released / name
         target.parent.mkdir(parents=True)
-        tensors = {key: torch.from_numpy(value) for key, value in read_files(locate.weight_files(source)).items()}
+        tensors = {key: torch.from_numpy(value) for key, value in read_tensors(*locate.weight_files(source)).items()}
         if part == "image_encoder_siglip":
             tensors = {f"visual.trunk.{key}": value for key, value in tensors.items()} | {"logit_scale": torch.ones(1)}
         torch.save(tensors, target)
@@ -90,7 +91,7 @@ def test_torch_files_and_the_released_layout(folder, mini_pipeline, tmp_path):
     for file in (folder / "tokenizer").iterdir():
         if file.name != "config.json":
             shutil.copy(file, released / "clip-sdxl-1")
-    pipeline = Pipeline.load(released, folder / "adapter")
+    pipeline = rc.Pipeline.load(released, folder / "adapter")
     for part in ("unet", "vae", "siglip", "dino", "projector"):
         assert same(getattr(pipeline, part).params, getattr(mini_pipeline, part).params), part
     encoder, = pipeline.text_encoders
@@ -102,7 +103,7 @@ def test_an_adapter_of_another_backbone_is_refused(folder):
     config = json.loads((folder / "unet/config.json").read_text()) | {"cross_attention_dim": 2 * WIDTH}
     (folder / "unet/config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match="made for another backbone.*width 16, this UNet takes 32"):
-        Pipeline.load(folder)
+        rc.Pipeline.load(folder)
 
 
 def test_an_adapter_is_found_by_folder_by_file_and_by_its_names(folder, tmp_path):
@@ -116,10 +117,27 @@ def test_an_adapter_is_found_by_folder_by_file_and_by_its_names(folder, tmp_path
     assert recognised.vision.siglip_layers == (7, 13, 19, 25) and recognised.vision.local == "phases"
 
 
+@pytest.mark.parametrize("change, message", [
+    (lambda tensors, name: tensors.pop(name), "is not a whole RealCustom adapter: it lacks .*projector_base.weight"),
+    (lambda tensors, name: tensors.update({name: np.ones(3, np.float32)}),
+     r"is not a whole .* it has, of shape \[3\], .*base.weight"),
+])
+def test_an_adapter_without_its_first_layer_is_named(folder, tmp_path, change, message):
+    """The layer's two sizes are all that a file without a JSON says of the model that it is for."""
+    tensors = dict(read_tensors(folder / "adapter/realcustom.safetensors"))
+    change(tensors, f"{weights.PROJECTOR_PREFIX}projector_base.weight")
+    safetensors.numpy.save_file(tensors, tmp_path / "RealCustom.safetensors")
+    with pytest.raises(ValueError, match=f"RealCustom.safetensors {message}"):
+        rc.Pipeline.load(folder, tmp_path / "RealCustom.safetensors")
+    (tmp_path / "RealCustom.safetensors").rename(folder / "adapter/realcustom.safetensors")
+    with pytest.raises(ValueError, match="adapter: .*(missing keys|wrong shapes): projector_base.weight"):
+        rc.Pipeline.load(folder)
+
+
 def test_the_released_adapter_also_holds_unet_weights_and_the_preset_says_whose_win(folder):
     file, base = folder / "adapter/realcustom.safetensors", dict(read_tensors(folder / UNET))
     safetensors.numpy.save_file(dict(read_tensors(file)) | {"conv_in.bias": base["conv_in.bias"] + 1}, file)
-    adapters, scripts = (np.asarray(Pipeline.load(folder, preset=name).unet.params["conv_in"]["bias"])
+    adapters, scripts = (np.asarray(rc.Pipeline.load(folder, preset=name).unet.params["conv_in"]["bias"])
                          for name in ("released_pipeline", "released_script"))
     np.testing.assert_array_equal(adapters, scripts + 1)
 
@@ -137,14 +155,14 @@ def test_the_released_adapter_also_holds_unet_weights_and_the_preset_says_whose_
 def test_what_does_not_belong_there_is_named(folder, change, message):
     change(folder)
     with pytest.raises((ValueError, FileNotFoundError), match=message):
-        Pipeline.load(folder)
+        rc.Pipeline.load(folder)
 
 
 def test_an_inpainting_unet_is_refused(folder):
     config = json.loads((folder / "unet/config.json").read_text()) | {"in_channels": 9}
     (folder / "unet/config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match="takes 9 channels and returns 4: an inpainting"):
-        Pipeline.load(folder)
+        rc.Pipeline.load(folder)
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".bin"])
@@ -163,7 +181,7 @@ def test_of_a_model_on_the_hub_only_what_is_needed_is_fetched(folder, tmp_path, 
         return str(tmp_path / "cache")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
-    assert locate.local_model("someone/model") == tmp_path / "cache"
+    assert ModelSource.open("someone/model").root == tmp_path / "cache"
     assert f"unet/diffusion_pytorch_model{suffix}" in fetched and "tokenizer/tokenizer.json" in fetched
     assert "model_index.json" in fetched and "vocabulary.json" in fetched
     assert not any("fp16" in file or "whole" in file or "safety" in file for file in fetched)
@@ -172,21 +190,21 @@ def test_of_a_model_on_the_hub_only_what_is_needed_is_fetched(folder, tmp_path, 
 def test_a_name_that_is_neither_a_folder_nor_on_the_hub(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(FileNotFoundError, match="nobody/nothing is no folder here.*give the folder"):
-        locate.local_model("nobody/nothing")
+        ModelSource.open("nobody/nothing")
     with pytest.raises(FileNotFoundError, match="there is no such folder"):
-        locate.local_model("somewhere")
+        ModelSource.open("somewhere")
 
 
 def test_an_open_clip_file_without_a_timm_tower_is_named(folder):
     names = {"visual.conv1.weight": np.zeros(1, np.float32), "text_projection": np.zeros(1, np.float32)}
     safetensors.numpy.save_file(names, folder / "image_encoder_siglip/model.safetensors")
     with pytest.raises(ValueError, match="no visual.trunk. keys"):
-        Pipeline.load(folder)
+        rc.Pipeline.load(folder)
     assert identify(names) != identify(["blocks.0.attn.qkv.weight"])
     names = {"text.transformer.resblocks.0.ln_1.weight": np.zeros(1, np.float32)}
     safetensors.numpy.save_file(names, folder / "image_encoder_siglip/model.safetensors")
     with pytest.raises(ValueError, match="text tower of an open_clip .* hold no vision encoder; .*visual.trunk."):
-        Pipeline.load(folder)
+        rc.Pipeline.load(folder)
 
 
 @pytest.mark.parametrize("description", [
@@ -199,8 +217,8 @@ def test_image_encoders_are_known_by_what_their_hub_says_of_them(folder, descrip
     (folder / "image_encoder_dinov2/config.json").unlink()
     for name, value in description.items():
         write_json(folder / "image_encoder_dinov2" / name, value)
-    config, *_ = bundle.part_files(folder, "image_encoder_dinov2")
-    assert config == bundle.ARCHITECTURES["vit_large_patch14_reg4_dinov2"]
+    config = FolderSource(folder).config("image_encoder_dinov2")
+    assert config == locate.ARCHITECTURES["vit_large_patch14_reg4_dinov2"]
 
 
 def test_the_released_unet_is_taken_where_another_lies_beside_it(folder):
@@ -226,4 +244,4 @@ def test_lazy_tensors_are_read_when_they_are_asked_for(folder):
     assert not read and len(renamed) == len(tensors) and "x.conv_in.bias" in renamed
     np.testing.assert_array_equal(renamed["x.conv_in.bias"], tensors["conv_in.bias"])
     assert read == ["conv_in.bias"]
-    assert set(weights.to_torch(Pipeline.load(folder).unet.params)) > set(tensors)
+    assert set(weights.to_torch(rc.Pipeline.load(folder).unet.params)) > set(tensors)

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import realcustom_jax as rc
 from realcustom_jax.devices.compilation import enable_compilation_cache
 from realcustom_jax.files import write_json
 from realcustom_jax.model_files import bundle
-from realcustom_jax.model_files.locate import ASSETS
+from realcustom_jax.model_files.locate import ASSETS, read_config
+from realcustom_jax.model_files.source import FolderSource
 from realcustom_jax.model_files.tensors import read_tensors
-from realcustom_jax.pipeline import Pipeline
 
 from mini_bundle import SIDE
 
@@ -140,17 +141,17 @@ def test_words_that_were_never_learnt_are_told(mini_pipeline):
 
 
 def test_a_model_of_open_vocabulary_takes_any_word(mini_folder):
-    assert bundle.load_vocabulary(mini_folder) is not None
-    assert bundle.load_vocabulary(mini_folder / "vae") is None
+    assert FolderSource(mini_folder).vocabulary() is not None
+    assert FolderSource(mini_folder / "vae").vocabulary() is None
 
 
 def test_another_adapter_can_be_given(mini_folder, tmp_path):
     adapter = shutil.copytree(mini_folder / "adapter", tmp_path / "mine")
     tensors = read_tensors(adapter / "realcustom.safetensors")
-    config = bundle.weights.read_config(adapter / "config.json")
+    config = read_config(adapter / "config.json")
     (tmp_path / "adapter").mkdir()
     bundle.save_part(tmp_path, "adapter", config, {name: 2 * value for name, value in tensors.items()})
-    ours, theirs = (Pipeline.load(mini_folder, adapter=folder) for folder in (adapter, tmp_path / "adapter"))
+    ours, theirs = (rc.Pipeline.load(mini_folder, adapter=folder) for folder in (adapter, tmp_path / "adapter"))
     for part in ("projector", "unet"):
         changed = jax.tree.map(np.array_equal, getattr(ours, part).params, getattr(theirs, part).params)
         assert not all(jax.tree.leaves(changed))
@@ -159,7 +160,7 @@ def test_another_adapter_can_be_given(mini_folder, tmp_path):
 def test_layers_are_loaded_as_the_platform_samples_fastest(mini_folder):
     """A GPU's apart, unless they are wanted together, as training wants them."""
     def scans(**options):
-        return "transformer_blocks" in Pipeline.load(mini_folder, **options).unet.params["mid_block"]["attentions_0"]
+        return "transformer_blocks" in rc.Pipeline.load(mini_folder, **options).unet.params["mid_block"]["attentions_0"]
 
     assert scans(platform="cpu") and scans(platform="tpu")
     assert not scans(platform="gpu") and scans(platform="gpu", scan_layers=True)
@@ -168,9 +169,9 @@ def test_layers_are_loaded_as_the_platform_samples_fastest(mini_folder):
 def test_parts_that_do_not_fit_each_other_are_named(mini_folder, tmp_path):
     broken = shutil.copytree(mini_folder, tmp_path / "broken")
     tokenizer = broken / "tokenizer" / "tokenizer_config.json"
-    write_json(tokenizer, bundle.weights.read_config(tokenizer) | {"model_max_length": 77})
+    write_json(tokenizer, read_config(tokenizer) | {"model_max_length": 77})
     with pytest.raises(ValueError, match="77 tokens of a prompt, the text encoder takes 16"):
-        Pipeline.load(broken)
+        rc.Pipeline.load(broken)
 
 
 def test_the_cache_of_compiled_programs_is_the_users_if_there_is_one(monkeypatch, tmp_path):

@@ -5,14 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from realcustom_jax.model_files.weights import load_projector
+import realcustom_jax as rc
 from realcustom_jax.models.projector import Projector, ProjectorConfig
 
 from goldens import FIXTURES, assert_close, golden
 
 
 def load(name, **options):
-    return load_projector(FIXTURES / f"{name}.json", FIXTURES / f"{name}.safetensors", **options)
+    return rc.load_projector(FIXTURES / f"{name}.json", FIXTURES / f"{name}.safetensors", **options)
 
 
 def features_of(name):

@@ -17,7 +17,7 @@ from realcustom_jax.data.pictures import folder
 from realcustom_jax.data.pictures.bucketed import BucketBatches
 from realcustom_jax.devices.ahead_of_time import AdapterStep
 from realcustom_jax.model_files.adapter import scaled_tokens
-from realcustom_jax.model_files.tensors import read_files
+from realcustom_jax.model_files.tensors import read_tensors
 from realcustom_jax.model_files.weights import read_config
 from realcustom_jax.pipeline import Pipeline
 from realcustom_jax.presets import PRESETS
@@ -81,7 +81,7 @@ def test_the_adapter_is_written_where_a_pipeline_reads_it(run, pictures):
     pipeline = Pipeline.load(model, workdir / "adapter")
     assert pipeline(pictures / "0.png", "a dog on the beach", "dog", steps=2).images[0].size == (SIDE, SIDE)
     assert Image.open(workdir / "samples" / "000003.png").size[0] > SIDE
-    fresh, trained = (read_files([next((workdir / name).glob("*.safetensors"))])
+    fresh, trained = (read_tensors(next((workdir / name).glob("*.safetensors")))
                       for name in ("fresh/adapter", "adapter"))
     assert sorted(fresh) == sorted(trained)
     assert any(np.abs(np.float32(fresh[name]) - np.float32(trained[name])).max() > 1e-3 for name in fresh)
@@ -112,8 +112,8 @@ def test_a_caption_that_cannot_be_sampled_stays_grey(run, monkeypatch, capsys):
 
 def test_a_fresh_adapter_starts_with_the_keys_and_values_of_the_text(run):
     _, model, _, workdir = run
-    fresh = read_files([next((workdir / "fresh/adapter").glob("*.safetensors"))])
-    unet = read_files([next((model / "unet").glob("*.safetensors"))])
+    fresh = read_tensors(next((workdir / "fresh/adapter").glob("*.safetensors")))
+    unet = read_tensors(next((model / "unet").glob("*.safetensors")))
     visual = [name for name in fresh if "_vision." in name]
     assert visual
     for name in visual:

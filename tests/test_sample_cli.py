@@ -15,7 +15,7 @@ from realcustom_jax.contact_sheet import CELL, contact_sheet, fit, mask_overlay,
 from realcustom_jax.files import write_json
 from realcustom_jax.model_files import bundle, weights
 from realcustom_jax.model_files.locate import ASSETS
-from realcustom_jax.model_files.tensors import read_tensors
+from realcustom_jax.model_files.source import FolderSource
 from realcustom_jax.pipeline import Pipeline, Result
 from realcustom_jax.presets import Preset
 
@@ -112,10 +112,10 @@ def edit(folder, name, **changes):
 
 
 def reshape(folder, part):
-    config, file = bundle.part_files(folder, part)
-    tensors = read_tensors(file)
+    source = FolderSource(folder)
+    tensors = source.tensors(part)
     name = next(name for name, value in tensors.items() if value.ndim == 2)
-    bundle.save_part(folder, part, weights.read_config(config), dict(tensors) | {name: tensors[name][:-1]})
+    bundle.save_part(folder, part, source.config(part), dict(tensors) | {name: tensors[name][:-1]})
 
 
 @pytest.mark.parametrize("damage, message", [
@@ -134,7 +134,13 @@ def reshape(folder, part):
     (lambda folder: truncate(folder, "vocabulary.json"), "vocabulary.json is not valid JSON"),
     (lambda folder: (folder / "vae" / "config.json").write_text('{"block_out_channels": "wide"}'),
      "vae: the configuration cannot be used"),
-    (lambda folder: (folder / "unet" / "config.json").write_text("{}"), "unet.* lacks 'block_out_channels'"),
+    # Without a key it is diffusers' own UNet.
+    (lambda folder: (folder / "unet" / "config.json").write_text("{}"), "width 16, this UNet takes 1280"),
+    (lambda folder: edit(folder, "unet/config.json", projection_class_embeddings_input_dim=None),
+     "unet.*projection_class_embeddings_input_dim is missing, which addition_embed_type='text_time' needs"),
+    (lambda folder: edit(folder, "adapter/config.json", image_prompt_settings={"vision_projection_type": "custom"}),
+     "adapter.*the configuration lacks 'vision_projection_config'"),
+    (lambda folder: (folder / "adapter/config.json").unlink(), "adapter/config.json is missing"),
     (lambda folder: (folder / "unet" / "config.json").write_text("[]"), "unet/config.json holds a JSON list"),
     (lambda folder: edit(folder, "unet/config.json", sample_size="wide"), "sample_size is 'wide'"),
     (lambda folder: edit(folder, "unet/config.json", norm_num_groups=[]), "unet.*cannot be used"),

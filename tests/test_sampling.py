@@ -8,11 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import realcustom_jax as rc
 from realcustom_jax.model_files import weights
 from realcustom_jax.models import context
 from realcustom_jax.models.unet import UNet, UNetConfig
-from realcustom_jax.sampling.sampler import Conditioning, MaskConfig, sample_latents, sample_text_only
-from realcustom_jax.sampling.solvers import make_solver
 
 import fresh_process
 from goldens import FIXTURES, assert_close, golden, nchw, nhwc
@@ -31,7 +30,7 @@ def jit(function, **kwargs):
 @functools.partial(jit, static_argnames=STATIC)
 def sample(unet, params, noise, positive, negative, target, **options):
     traces.append(options)
-    return sample_latents(unet, params, noise, positive, negative, target, **options)
+    return rc.sample_latents(unet, params, noise, positive, negative, target, **options)
 
 
 # -------------------- the released loop
@@ -40,13 +39,13 @@ def sample(unet, params, noise, positive, negative, target, **options):
 @functools.cache
 def golden_case():
     data, files = golden("pipeline"), (FIXTURES / "unet_sdxl.json", FIXTURES / "unet_sdxl.safetensors")
-    unet, params = weights.load_unet(*files)
-    projector, projector_params = weights.load_projector(*files)
+    unet, params = rc.load_unet(*files)
+    projector, projector_params = rc.load_projector(*files)
 
     def conditioning(prefix):
         features = [data[f"{prefix}vision_0"], data[f"{prefix}vision_1"]]
         tokens = projector.apply({"params": projector_params}, features)[:, None]
-        return Conditioning(data[f"{prefix}text"], data[f"{prefix}pooled"], data["time_ids"], tokens)
+        return rc.Conditioning(data[f"{prefix}text"], data[f"{prefix}pooled"], data["time_ids"], tokens)
 
     target = np.broadcast_to(data["target_token"][:, None], (2, 1, 77))
     return data, (unet, params, nhwc(data["noise"]), conditioning(""), conditioning("neg_"), target)
@@ -55,7 +54,7 @@ def golden_case():
 @pytest.mark.parametrize("branches, prefix", [("sequential", ""), ("fused", "fused_")])
 def test_golden(branches, prefix):
     data, arguments = golden_case()
-    ours = sample(*arguments, solver=make_solver(steps=8), freeze_mask_step=4, branches=branches)
+    ours = sample(*arguments, solver=rc.make_solver(steps=8), freeze_mask_step=4, branches=branches)
     assert_close(ours.masks, data[f"{prefix}masks"], 1e-3)
     assert_close(nchw(ours.latents), data[f"{prefix}x0"], 1e-3)
 
@@ -77,7 +76,7 @@ def small_case():
     shapes = jax.eval_shape(unet.init, jax.random.key(0), *args, **kwargs)["params"]
     params = jax.tree.map(lambda p: 0.4 * normal(*p.shape), shapes)
     positive, negative = (
-        Conditioning(normal(BATCH, TOKENS, WIDTH), vision=normal(BATCH, REFERENCES, VISION_TOKENS, WIDTH))
+        rc.Conditioning(normal(BATCH, TOKENS, WIDTH), vision=normal(BATCH, REFERENCES, VISION_TOKENS, WIDTH))
         for _ in range(2))
     target = np.zeros((BATCH, REFERENCES, TOKENS))
     target[:, 0, 1:3] = target[:, 1, 4] = 1
@@ -108,7 +107,7 @@ def plain_loop(unet, params, noise, positive, negative, target, *, solver, freez
 
 # Every value is given, so that the tests share what is compiled.
 OPTIONS = dict(
-    solver=make_solver(steps=4), freeze_mask_step=2, guidance_scale=3.5, mask=MaskConfig(), branches="fused")
+    solver=rc.make_solver(steps=4), freeze_mask_step=2, guidance_scale=3.5, mask=rc.MaskConfig(), branches="fused")
 
 
 def assert_is_plain_loop(ours, *case, **options):
@@ -138,14 +137,14 @@ def test_as_on_a_gpu(on_step):
     if on_step is None:
         apart = sample(unet, params, *inputs, **options)
     else:
-        apart = sample_latents(unet, context.layers_apart(params), *inputs, **options, on_step=on_step)
+        apart = rc.sample_latents(unet, context.layers_apart(params), *inputs, **options, on_step=on_step)
     assert_close(apart.masks, scanned.masks, 1e-4)
     assert_close(apart.latents, scanned.latents, 1e-4)
 
 
 def test_refined_by_self_attention_and_frozen_at_once():
-    options = OPTIONS | dict(solver=make_solver(steps=2), freeze_mask_step=1)
-    plain = MaskConfig(overlap="argmax")
+    options = OPTIONS | dict(solver=rc.make_solver(steps=2), freeze_mask_step=1)
+    plain = rc.MaskConfig(overlap="argmax")
     refined = dataclasses.replace(plain, refine_at=(8, 8))
     ours = sample(*small_case(), **options | dict(mask=refined))
     assert_is_plain_loop(ours, *small_case(), **options | dict(mask=refined))
@@ -155,7 +154,7 @@ def test_refined_by_self_attention_and_frozen_at_once():
 
 def test_no_mask_is_a_mask_of_ones_and_steps_are_reported():
     seen = []
-    ours = sample_latents(*small_case(), **OPTIONS | dict(mask=None), on_step=seen.append)
+    ours = rc.sample_latents(*small_case(), **OPTIONS | dict(mask=None), on_step=seen.append)
     assert_is_plain_loop(ours, *small_case(), **OPTIONS | dict(freeze_mask_step=0))
     assert sorted(seen) == [0, 1, 2, 3]
 
@@ -166,7 +165,7 @@ def test_no_mask_is_a_mask_of_ones_and_steps_are_reported():
 def test_empty_phrases_are_text_only():
     *inputs, target = small_case()
     ours = sample(*inputs, np.zeros_like(target), **OPTIONS)
-    text_only = jit(sample_text_only, static_argnums=0)(*inputs, solver=OPTIONS["solver"])
+    text_only = jit(rc.sample_text_only, static_argnums=0)(*inputs, solver=OPTIONS["solver"])
     assert not ours.masks.any()
     assert_close(ours.latents, text_only, 1e-4)
     assert np.abs(sample(*small_case(), **OPTIONS).latents - text_only).max() > 0.1
@@ -198,7 +197,7 @@ def test_one_trace_for_equal_settings():
     unet, params, noise, *inputs = small_case()
     sample(unet, params, noise, *inputs, **OPTIONS)
     before = len(traces)
-    others = dict(mask=MaskConfig(), guidance_scale=2.0, solver=make_solver(steps=4, prediction="v_prediction"))
+    others = dict(mask=rc.MaskConfig(), guidance_scale=2.0, solver=rc.make_solver(steps=4, prediction="v_prediction"))
     sample(UNet(unet.config), params, noise + 1, *inputs, **OPTIONS | others)
     assert len(traces) == before
 
@@ -250,8 +249,8 @@ def single_call():
 def test_calls_of_the_unet(branches, freeze, calls_before, calls_in_loops):
     """One call in each fused loop; tokens are projected once in every layer, and no loop knows of the timestep."""
     unet, *arrays = small_case()
-    options = dict(solver=make_solver(steps=8), freeze_mask_step=freeze, branches=branches)
-    jaxpr = jax.make_jaxpr(functools.partial(sample_latents, unet, **options))(*arrays).jaxpr
+    options = dict(solver=rc.make_solver(steps=8), freeze_mask_step=freeze, branches=branches)
+    jaxpr = jax.make_jaxpr(functools.partial(rc.sample_latents, unet, **options))(*arrays).jaxpr
     loops = [e.params["jaxpr"].jaxpr for e in equations(jaxpr, into_loops=False)
              if e.primitive.name == "scan" and e.params["length"] > 1]
     one = convolutions(single_call())
@@ -278,8 +277,8 @@ def test_no_lane_pays_for_anothers_work():
     unet, *arrays = small_case()
 
     def first_loop(branches):
-        options = dict(solver=make_solver(steps=8), freeze_mask_step=4, branches=branches)
-        jaxpr = jax.make_jaxpr(functools.partial(sample_latents, unet, **options))(*arrays).jaxpr
+        options = dict(solver=rc.make_solver(steps=8), freeze_mask_step=4, branches=branches)
+        jaxpr = jax.make_jaxpr(functools.partial(rc.sample_latents, unet, **options))(*arrays).jaxpr
         return next(e.params["jaxpr"].jaxpr for e in equations(jaxpr, into_loops=False)
                     if e.primitive.name == "scan" and e.params["length"] > 1)
 
@@ -288,7 +287,7 @@ def test_no_lane_pays_for_anothers_work():
 
 def test_compute_dtype_is_the_unets_and_the_solver_is_float32():
     unet, params, *arrays = small_case()
-    run = functools.partial(sample_latents, UNet(unet.config, jnp.bfloat16), solver=make_solver(steps=2))
+    run = functools.partial(rc.sample_latents, UNet(unet.config, jnp.bfloat16), solver=rc.make_solver(steps=2))
     out = jax.eval_shape(run, params, *arrays)
     assert out.latents.dtype == out.masks.dtype == jnp.float32
 
@@ -303,28 +302,28 @@ def test_compute_dtype_is_the_unets_and_the_solver_is_float32():
     (dict(target=np.ones((BATCH, 1, TOKENS))), "one target phrase for each reference"),
     (dict(noise=np.ones((8, 8, 4))), "expected \\[B,H,W,C\\]"),
     (dict(noise=np.ones((BATCH, 1, 8, 4))), "too small for a mask"),
-    (dict(positive=Conditioning(np.ones((BATCH, TOKENS, WIDTH)))), "use sample_text_only"),
-    (dict(negative=Conditioning(np.ones((BATCH, TOKENS, WIDTH)))), "differ in the shape of vision: .*, None"),
-    (dict(mask=MaskConfig(refine_at=(6, 6))), "no self-attention layer has that size; there are \\[\\(8, 8\\)\\]"),
-    (dict(mask=MaskConfig(normalize="max")), "Unknown normalize 'max'"),
+    (dict(positive=rc.Conditioning(np.ones((BATCH, TOKENS, WIDTH)))), "use sample_text_only"),
+    (dict(negative=rc.Conditioning(np.ones((BATCH, TOKENS, WIDTH)))), "differ in the shape of vision: .*, None"),
+    (dict(mask=rc.MaskConfig(refine_at=(6, 6))), "no self-attention layer has that size; there are \\[\\(8, 8\\)\\]"),
+    (dict(mask=rc.MaskConfig(normalize="max")), "Unknown normalize 'max'"),
 ])
 def test_mistakes_are_named(change, words):
     names = ("unet", "params", "noise", "positive", "negative", "target")
     arguments = dict(zip(names, small_case(), strict=True)) | OPTIONS | change
     with pytest.raises(ValueError, match=words):
-        jax.eval_shape(lambda: sample_latents(**arguments))
+        jax.eval_shape(lambda: rc.sample_latents(**arguments))
 
 
 ON_FOUR_DEVICES = """
 import jax, numpy as np
+import realcustom_jax as rc
 from realcustom_jax.devices import sharding
-from realcustom_jax.sampling.solvers import make_solver
 from test_sampling import sample, small_case
 
 unet, params, *inputs = small_case()
 inputs = jax.tree.map(lambda x: x[np.array([0, 1, 2, 1])], inputs)
 mesh = sharding.make_mesh(data=2, fsdp=2)
-options = {"solver": make_solver(steps=3), "freeze_mask_step": 2}
+options = {"solver": rc.make_solver(steps=3), "freeze_mask_step": 2}
 alone = sample(unet, params, *inputs, **options)
 placed = jax.device_put(params, sharding.shardings(params, mesh))
 rows = jax.device_put(tuple(inputs), sharding.batch_sharding(mesh, len(inputs[0])))

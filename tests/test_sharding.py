@@ -9,7 +9,7 @@ from jax.sharding import AbstractMesh, PartitionSpec
 from realcustom_jax.devices import sharding
 from realcustom_jax.devices.sharding import AxisRules, logical_axes, make_mesh, shardings
 from realcustom_jax.model_files import single_file, weights
-from realcustom_jax.model_files.bundle import ARCHITECTURES
+from realcustom_jax.model_files.locate import ARCHITECTURES
 from realcustom_jax.models.clip_text import ClipText, ClipTextConfig
 from realcustom_jax.models.conv import Conv
 from realcustom_jax.models.unet import UNet, UNetConfig

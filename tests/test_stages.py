@@ -14,6 +14,7 @@ import pytest
 from realcustom_jax.data.sprites import world
 from realcustom_jax.model_files import bundle, weights
 from realcustom_jax.model_files.adapter import merge_unet, scaled_tokens
+from realcustom_jax.model_files.source import FolderSource
 from realcustom_jax.model_files.tensors import read_tensors
 from realcustom_jax.models.clip_text import ClipText, ClipTextConfig
 from realcustom_jax.models.unet import UNetOutput
@@ -58,8 +59,8 @@ def test_every_stage_leaves_a_picture_and_a_checkpoint(trained, stage):
 
 def test_the_bundle_is_read_back(trained, config):
     folder = trained / "bundle"
-    bundle.load_autoencoder(folder)
-    bundle.load_text_encoder(folder)
+    FolderSource(folder).load("vae")
+    FolderSource(folder).load("text_encoder")
     adapter = read_tensors(folder / "adapter" / bundle.WEIGHT_FILES["adapter"])
     assert any(name.startswith(weights.PROJECTOR_PREFIX) for name in adapter)
     assert any(".to_v_vision." in name for name in adapter)
@@ -105,8 +106,8 @@ def test_a_warm_start_keeps_the_words_it_knows_and_draws_the_others(trained, con
     again.warm_start = str(trained / "bundle")
     tokenizer = stages._tokenizer(again)
     new, old = (params["text_model"]["embeddings"]["token_embedding"]["embedding"] for params in (
-        stages._warm_start(again, tokenizer)["text_encoder"], bundle.load_text_encoder(trained / "bundle")[1]))
-    known = bundle.load_tokenizer(trained / "bundle").get_vocab()
+        stages._warm_start(again, tokenizer)["text_encoder"], FolderSource(trained / "bundle").load("text_encoder")[1]))
+    known = FolderSource(trained / "bundle").tokenizer().get_vocab()
     assert new.shape == (len(tokenizer), old.shape[1])
     np.testing.assert_array_equal(new[tokenizer.get_vocab()["dog</w>"]], old[known["dog</w>"]])
     added = new[tokenizer.get_vocab()["axolotl</w>"]]
@@ -203,7 +204,7 @@ def test_image_encoders_continue_from_a_bundle(trained, config):
     task = task_of(config, trained, stage="encoders", warm_start=str(trained / "bundle"))
     started = task.init(jax.random.key(1))
     for name in ("siglip", "dinov2"):
-        _, kept = bundle.load_vision_encoder(trained / "bundle", f"image_encoder_{name}")
+        _, kept = FolderSource(trained / "bundle").load(f"image_encoder_{name}")
         jax.tree.map(np.testing.assert_array_equal, started[name], kept)
 
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from transformers import CLIPTokenizer
 
-from realcustom_jax.conditioning.prompts import build_tokenizer, encode_prompt, target_tokens
+import realcustom_jax as rc
+from realcustom_jax.conditioning.prompts import build_tokenizer, encode_prompt
 
 WORDS = ("a an and now snow no on one in the dog dogs cat beach beaches toy jungle jungles café "
          "elephant red n now").split()
@@ -17,7 +18,7 @@ def tokenizer():
 
 def marked(tokenizer, prompt, phrase, **options):
     """The marked tokens, as text."""
-    mask = target_tokens(tokenizer, prompt, phrase, **options)
+    mask = rc.target_tokens(tokenizer, prompt, phrase, **options)
     assert mask.shape == (16,) and set(np.unique(mask)) <= {0, 1}
     ids = encode_prompt(tokenizer, prompt)[0]
     return [token.removesuffix("</w>") for token in tokenizer.convert_ids_to_tokens(ids[mask == 1])]
@@ -96,11 +97,11 @@ def test_words_are_found_on_their_boundaries(tokenizer, prompt, phrase, expected
 
 def test_one_occurrence_can_be_named(tokenizer):
     prompt = "a dog and the dog"
-    np.testing.assert_array_equal(np.flatnonzero(target_tokens(tokenizer, prompt, "dog")), [2, 5])
-    np.testing.assert_array_equal(np.flatnonzero(target_tokens(tokenizer, prompt, "dog", occurrence=1)), [5])
+    np.testing.assert_array_equal(np.flatnonzero(rc.target_tokens(tokenizer, prompt, "dog")), [2, 5])
+    np.testing.assert_array_equal(np.flatnonzero(rc.target_tokens(tokenizer, prompt, "dog", occurrence=1)), [5])
     for occurrence in (2, -1):
         with pytest.raises(ValueError, match=r"2 time\(s\)"):
-            target_tokens(tokenizer, prompt, "dog", occurrence=occurrence)
+            rc.target_tokens(tokenizer, prompt, "dog", occurrence=occurrence)
 
 
 def test_released_matching_is_a_substring_placed_by_token_counts(tokenizer):
@@ -108,18 +109,18 @@ def test_released_matching_is_a_substring_placed_by_token_counts(tokenizer):
     # "dogs" is one token; the substring "dog" of it has the same count.
     assert marked(tokenizer, "dogs and a dog", "dog", match="released") == ["dogs", "dog"]
     with pytest.raises(ValueError, match="does not occur"):
-        target_tokens(tokenizer, "a dog", "Dog", match="released")
+        rc.target_tokens(tokenizer, "a dog", "Dog", match="released")
     with pytest.raises(ValueError, match="inside a word"):
-        target_tokens(tokenizer, "a beach", "each", match="released")
+        rc.target_tokens(tokenizer, "a beach", "each", match="released")
     with pytest.raises(ValueError, match="match"):
-        target_tokens(tokenizer, "a dog", "dog", match="words")
+        rc.target_tokens(tokenizer, "a dog", "dog", match="words")
 
 
 def test_a_phrase_that_does_not_occur_is_an_error_that_names_both(tokenizer):
     with pytest.raises(ValueError, match=r"'cat'.*a, dog, on, the, beach"):
-        target_tokens(tokenizer, "a dog on the beach", "cat")
+        rc.target_tokens(tokenizer, "a dog on the beach", "cat")
     with pytest.raises(ValueError, match="empty"):
-        target_tokens(tokenizer, "a dog", " ")
+        rc.target_tokens(tokenizer, "a dog", " ")
 
 
 @pytest.mark.parametrize("match", ["word", "released"])
@@ -128,9 +129,9 @@ def test_a_phrase_that_is_cut_off_is_an_error(tokenizer, match):
     assert marked(tokenizer, fits, "cat", match=match) == ["cat"]
     for prompt, phrase in (("a dog " * 7 + "cat", "cat"), ("a dog " * 6 + "the red cat", "red cat")):
         with pytest.raises(ValueError, match="cut off"):
-            target_tokens(tokenizer, prompt, phrase, match=match)
+            rc.target_tokens(tokenizer, prompt, phrase, match=match)
 
 
 def test_a_tokenizer_without_length_is_refused(tokenizer):
     with pytest.raises(ValueError, match="model_max_length"):
-        target_tokens(build_tokenizer(["dog"], max_length=10**7), "dog", "dog")
+        rc.target_tokens(build_tokenizer(["dog"], max_length=10**7), "dog", "dog")

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
+import realcustom_jax as rc
 from realcustom_jax.model_files import weights
 from realcustom_jax.models import context
 
@@ -17,7 +18,7 @@ NAMES = ("unet_sdxl", "unet_sdxl_shallow", "unet_sd15")
 def load(name):
     """(module, params, golden arrays, positional inputs, keyword inputs, vision tokens, target) of one golden."""
     data = golden(name)
-    module, params = weights.load_unet(FIXTURES / f"{name}.json", FIXTURES / f"{name}.safetensors")
+    module, params = rc.load_unet(FIXTURES / f"{name}.json", FIXTURES / f"{name}.safetensors")
     args = (nhwc(data["sample"]), data["timestep"], data["text"])
     kwargs = {"pooled": data["text_embeds"], "time_ids": data["time_ids"]} if "text_embeds" in data else {}
     target = np.broadcast_to(data["target_token"][:, None], (2, 1, 77))
@@ -125,7 +126,7 @@ def test_self_maps(case):
 
 def test_odd_sizes_pass_through():
     """A size that does not halve evenly is upsampled to its skip connection's size, as in diffusers."""
-    module, params = weights.load_unet(FIXTURES / "unet_sdxl.json", FIXTURES / "unet_sdxl.safetensors")
+    module, params = rc.load_unet(FIXTURES / "unet_sdxl.json", FIXTURES / "unet_sdxl.safetensors")
     args, kwargs = weights.unet_inputs(module.config, size=(10, 14))
     out = jax.eval_shape(lambda: module.apply({"params": params}, *args, **kwargs))
     assert out.noise.shape == (1, 10, 14, 4)
@@ -140,7 +141,7 @@ def test_odd_sizes_pass_through():
     (dict(guidance_rows=1, vision=None, target=np.ones((2, 1, 77))), "target has shape .*; expected \\[1,R,2\\]"),
 ])
 def test_wrong_inputs_are_named(change, words):
-    module, params = weights.load_unet(FIXTURES / "unet_sdxl.json", FIXTURES / "unet_sdxl.safetensors")
+    module, params = rc.load_unet(FIXTURES / "unet_sdxl.json", FIXTURES / "unet_sdxl.safetensors")
     args, kwargs = weights.unet_inputs(module.config, batch=2)
     with pytest.raises(ValueError, match=words):
         jax.eval_shape(lambda: module.apply({"params": params}, *args, **(kwargs | change)))

@@ -1,13 +1,13 @@
 """The autoencoder against diffusers' AutoencoderKL (golden)."""
 
-from realcustom_jax.model_files import weights
+import realcustom_jax as rc
 
 from goldens import FIXTURES, assert_close, golden, nchw, nhwc
 
 
 def test_encode_and_decode():
     data = golden("vae")
-    module, params = weights.load_autoencoder(FIXTURES / "vae.json", FIXTURES / "vae.safetensors")
+    module, params = rc.load_autoencoder(FIXTURES / "vae.json", FIXTURES / "vae.safetensors")
     latents = module.apply({"params": params}, nhwc(data["image"]), method="encode")
     assert_close(nchw(latents.mean), data["mean"])
     assert_close(nchw(latents.logvar), data["logvar"])

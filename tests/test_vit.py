@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from realcustom_jax.model_files.weights import load_vision_encoder
+import realcustom_jax as rc
 from realcustom_jax.models.vit import VisionTransformer, VitConfig, resample_pos_embed
 
 from goldens import FIXTURES, assert_close, golden, nhwc
 
 
 def load(name, **options):
-    return load_vision_encoder(FIXTURES / f"{name}.json", FIXTURES / f"{name}.safetensors", **options)
+    return rc.load_vision_encoder(FIXTURES / f"{name}.json", FIXTURES / f"{name}.safetensors", **options)
 
 
 @pytest.mark.parametrize("name", ["vit_siglip", "vit_dinov2_reg", "vit_dinov2_resampled"])

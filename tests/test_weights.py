@@ -1,22 +1,25 @@
 """Torch-named files ↔ parameters: exact both ways, and strict about what is in a file."""
 
+import re
+
 import jax
 import numpy as np
 import pytest
 import safetensors.numpy
 from flax.traverse_util import flatten_dict
 
+import realcustom_jax as rc
 from realcustom_jax.model_files import weights
-from realcustom_jax.model_files.tensors import read_tensors
+from realcustom_jax.model_files.tensors import headers_only, read_tensors
 
 from goldens import FIXTURES
 
 PARTS = {
-    "vae": weights.load_autoencoder,
-    "clip_text_quickgelu": weights.load_text_encoder,
-    "clip_text_proj_gelu": weights.load_text_encoder,
-    "vit_siglip": weights.load_vision_encoder,
-    "vit_dinov2_reg": weights.load_vision_encoder,
+    "vae": rc.load_autoencoder,
+    "clip_text_quickgelu": rc.load_text_encoder,
+    "clip_text_proj_gelu": rc.load_text_encoder,
+    "vit_siglip": rc.load_vision_encoder,
+    "vit_dinov2_reg": rc.load_vision_encoder,
 }
 
 
@@ -50,8 +53,8 @@ def test_round_trip_is_exact(name):
 
 @pytest.mark.parametrize("name", ["unet_sdxl", "unet_sdxl_shallow", "unet_sd15"])
 def test_unet_and_projector_together_are_the_released_file(name):
-    ours = weights.to_torch(load(weights.load_unet, name)[1])
-    ours |= weights.to_torch(load(weights.load_projector, name)[1], weights.PROJECTOR_PREFIX)
+    ours = weights.to_torch(load(rc.load_unet, name)[1])
+    ours |= weights.to_torch(load(rc.load_projector, name)[1], weights.PROJECTOR_PREFIX)
     original = tensors_of(name)
     assert set(ours) == set(original)
     assert_same(ours, original)
@@ -62,7 +65,7 @@ def test_text_encoders_of_old_and_new_transformers(tmp_path, prefix):
     original = tensors_of("clip_text_quickgelu")
     named = {prefix + name.removeprefix("text_model."): value for name, value in original.items()}
     named[f"{prefix}embeddings.position_ids"] = np.arange(77)[None]
-    _, params = load(weights.load_text_encoder, "clip_text_quickgelu", written(tmp_path, named))
+    _, params = load(rc.load_text_encoder, "clip_text_quickgelu", written(tmp_path, named))
     assert_same(weights.to_torch(params), original)
 
 
@@ -72,17 +75,17 @@ def test_all_problems_are_in_one_error(tmp_path):
     tensors["decoder.conv_out.weight"] = np.zeros((3, 8, 1, 1), np.float32)
     problems = r"missing keys: encoder\.conv_in\.bias; wrong shapes: decoder\.conv_out\.weight"
     with pytest.raises(ValueError, match=problems):
-        load(weights.load_autoencoder, "vae", written(tmp_path, tensors))
+        load(rc.load_autoencoder, "vae", written(tmp_path, tensors))
     with pytest.raises(ValueError, match="belong to no part: mystery.weight"):
-        load(weights.load_autoencoder, "vae", written(tmp_path, tensors_of("vae") | {"mystery.weight": np.ones(1)}))
+        load(rc.load_autoencoder, "vae", written(tmp_path, tensors_of("vae") | {"mystery.weight": np.ones(1)}))
     extra = tensors_of("vae") | {"decoder.conv_extra.weight": np.ones(1, np.float32)}
     with pytest.raises(ValueError, match=r"decoder\.conv_extra\.weight"):
-        load(weights.load_autoencoder, "vae", written(tmp_path, extra))
+        load(rc.load_autoencoder, "vae", written(tmp_path, extra))
 
 
 def test_later_files_override_earlier(tmp_path):
     last = written(tmp_path, {"encoder.conv_in.bias": np.full(8, 7, np.float32)})
-    _, params = load(weights.load_autoencoder, "vae", FIXTURES / "vae.safetensors", last)
+    _, params = load(rc.load_autoencoder, "vae", FIXTURES / "vae.safetensors", last)
     np.testing.assert_array_equal(params["encoder"]["conv_in"]["bias"], 7)
 
 
@@ -97,14 +100,14 @@ def test_old_autoencoder_attention_is_converted(tmp_path):
                 value = value[:, :, None, None] if value.ndim == 2 else value
         old[name] = value
     assert set(old) != set(new)
-    assert_same(weights.to_torch(load(weights.load_autoencoder, "vae", written(tmp_path, old))[1]), new)
+    assert_same(weights.to_torch(load(rc.load_autoencoder, "vae", written(tmp_path, old))[1]), new)
 
 
 def test_an_open_clip_file_gives_its_vision_tower(tmp_path):
     tower = {f"visual.trunk.{k}": v for k, v in tensors_of("vit_siglip").items()}
     others = {"logit_scale": np.ones(1, np.float32), "text.transformer.weight": np.ones(1, np.float32)}
     file = written(tmp_path, tower | others)
-    _, params = load(weights.load_vision_encoder, "vit_siglip", file)
+    _, params = load(rc.load_vision_encoder, "vit_siglip", file)
     assert_same(weights.to_torch(params), tensors_of("vit_siglip"))
 
 
@@ -113,18 +116,18 @@ def test_a_fresh_adapter_on_a_base_model(tmp_path):
             if "_vision" not in k and not k.startswith(weights.PROJECTOR_PREFIX)}
     file = written(tmp_path, base)
     with pytest.raises(ValueError, match="missing keys: .*to_k_vision"):
-        load(weights.load_unet, "unet_sdxl", file)
-    _, params = load(weights.load_unet, "unet_sdxl", file, init_missing=("vision",), rng=jax.random.key(0))
+        load(rc.load_unet, "unet_sdxl", file)
+    _, params = load(rc.load_unet, "unet_sdxl", file, init_missing=("vision",), rng=jax.random.key(0))
     tensors = weights.to_torch(params)
     assert_same(base, tensors)
     added = {k: v for k, v in tensors.items() if k not in base}
     assert added and all((np.abs(v).max() > 0) == (".to_k_vision." in k) for k, v in added.items())
-    _, projector = load(weights.load_projector, "unet_sdxl", file, init_missing=("vision",), rng=jax.random.key(0))
+    _, projector = load(rc.load_projector, "unet_sdxl", file, init_missing=("vision",), rng=jax.random.key(0))
     assert set(weights.to_torch(projector, weights.PROJECTOR_PREFIX)) < set(tensors_of("unet_sdxl"))
     with pytest.raises(ValueError, match="needs rng"):
-        load(weights.load_unet, "unet_sdxl", file, init_missing=("vision",))
+        load(rc.load_unet, "unet_sdxl", file, init_missing=("vision",))
     with pytest.raises(ValueError, match="'visual' is unknown"):
-        load(weights.load_unet, "unet_sdxl", file, init_missing=("visual",), rng=jax.random.key(0))
+        load(rc.load_unet, "unet_sdxl", file, init_missing=("visual",), rng=jax.random.key(0))
 
 
 @pytest.mark.parametrize("fresh", [False, True])
@@ -135,18 +138,47 @@ def test_layers_apart(tmp_path, fresh):
     file, options = written(tmp_path, tensors), {}
     if fresh:
         options = {"init_missing": ("vision",), "rng": jax.random.key(0)}
-    _, scanned = load(weights.load_unet, "unet_sdxl", file, **options)
-    _, apart = load(weights.load_unet, "unet_sdxl", file, scan_layers=False, **options)
+    _, scanned = load(rc.load_unet, "unet_sdxl", file, **options)
+    _, apart = load(rc.load_unet, "unet_sdxl", file, scan_layers=False, **options)
     assert not any("transformer_blocks" in path for path in flatten_dict(apart))
     assert_same(weights.to_torch(apart), weights.to_torch(scanned))
     assert len(weights.to_torch(apart)) == len(weights.to_torch(scanned))
     del tensors[next(name for name in tensors if "transformer_blocks.1" in name)]
     with pytest.raises(ValueError, match="missing keys: .*transformer_blocks.1"):
-        load(weights.load_unet, "unet_sdxl", written(tmp_path, tensors), scan_layers=False, **options)
+        load(rc.load_unet, "unet_sdxl", written(tmp_path, tensors), scan_layers=False, **options)
+
+
+@pytest.mark.parametrize("scan_layers, layer", [(True, 0), (True, 1), (False, 0)])
+def test_a_visual_layer_that_the_file_lacks_is_named(tmp_path, scan_layers, layer):
+    """Neither is memory that nothing was written to taken for weights, nor is one layer among others drawn afresh."""
+    tensors = {k: v for k, v in tensors_of("unet_sdxl").items() if not k.startswith(weights.PROJECTOR_PREFIX)}
+    lost = f"mid_block.attentions.0.transformer_blocks.{layer}.attn2.to_k_vision.weight"
+    value = tensors.pop(lost)
+    options = {"init_missing": ("vision",), "rng": jax.random.key(0), "scan_layers": scan_layers}
+    file, rest = written(tmp_path, tensors), written(tmp_path, {lost: value}, "rest.safetensors")
+    with pytest.raises(ValueError, match=rf"missing keys: {re.escape(lost)}\.$"):
+        load(rc.load_unet, "unet_sdxl", file, **options)
+    _, params = load(rc.load_unet, "unet_sdxl", file, rest, **options)
+    assert_same(weights.to_torch(params), tensors | {lost: value})
+
+
+def test_filling_counts_what_it_fills():
+    shapes = {"transformer_blocks": {"norm1": {"scale": jax.ShapeDtypeStruct((3, 2), np.float32)}}}
+    tensors = {f"transformer_blocks.{i}.norm1.weight": np.full(2, i, np.float32) for i in range(3)}
+    params, unused = weights.from_torch(shapes, tensors | {"other": np.ones(1)}, "stack", dtype=np.float32)
+    np.testing.assert_array_equal(params["transformer_blocks"]["norm1"]["scale"], [[0, 0], [1, 1], [2, 2]])
+    assert unused == {"other"}
+    assert weights.from_torch(shapes, {}, "stack", dtype=np.float32, missing_ok=lambda name: True) == ({}, set())
+    for lost in range(3):
+        some = {name: value for name, value in tensors.items() if f".{lost}." not in name}
+        with pytest.raises(ValueError, match=rf"missing keys: transformer_blocks\.{lost}\.norm1\.weight\.$"):
+            weights.from_torch(shapes, some, "stack", dtype=np.float32, missing_ok=lambda name: True)
+        with headers_only(), pytest.raises(ValueError, match="missing keys"):
+            weights.from_torch(shapes, some, "stack", dtype=np.float32)
 
 
 def test_bfloat16_parameters():
-    module, params = load(weights.load_autoencoder, "vae", dtype=jax.numpy.bfloat16)
+    module, params = load(rc.load_autoencoder, "vae", dtype=jax.numpy.bfloat16)
     assert {leaf.dtype.name for leaf in jax.tree.leaves(params)} == {"bfloat16"}
     assert module.apply({"params": params}, np.zeros((1, 4, 4, 3)), method="encode").mean.dtype == jax.numpy.bfloat16
 
@@ -171,14 +203,14 @@ def test_files_that_cannot_be_read(tmp_path):
     for text, message in (("{", "not valid JSON"), ("[1]", r"holds a JSON list; expected an object")):
         (tmp_path / "config.json").write_text(text)
         with pytest.raises(ValueError, match=message):
-            weights.load_autoencoder(tmp_path / "config.json")
+            rc.load_autoencoder(tmp_path / "config.json")
 
 
 def test_torch_files_are_read_weights_only(tmp_path, capsys):
     torch = pytest.importorskip("torch")
     tensors = tensors_of("vae")
     torch.save({k: torch.from_numpy(v) for k, v in tensors.items()}, tmp_path / "vae.bin")
-    assert_same(weights.to_torch(load(weights.load_autoencoder, "vae", tmp_path / "vae.bin")[1]), tensors)
+    assert_same(weights.to_torch(load(rc.load_autoencoder, "vae", tmp_path / "vae.bin")[1]), tensors)
     half = {"encoder.conv_in.bias": torch.full((8,), 1.5, dtype=torch.bfloat16)}
     torch.save(half, tmp_path / "half.pth")
     np.testing.assert_array_equal(read_tensors(tmp_path / "half.pth")["encoder.conv_in.bias"], 1.5)
@@ -204,6 +236,34 @@ def test_torch_files_of_other_things(tmp_path, content, message):
     torch.save(content, tmp_path / "other.pth")
     with pytest.raises(ValueError, match=message):
         read_tensors(tmp_path / "other.pth")
+
+
+def test_torch_files_of_parameters(tmp_path):
+    """As `torch.save(dict(module.named_parameters()))` writes them: they require gradients."""
+    torch = pytest.importorskip("torch")
+    tensors = tensors_of("vae")
+    parameters = {name: torch.nn.Parameter(torch.from_numpy(value)) for name, value in tensors.items()}
+    parameters["half"] = torch.nn.Parameter(torch.full((2,), 1.5, dtype=torch.bfloat16))
+    torch.save(parameters, tmp_path / "parameters.pth")
+    read = read_tensors(tmp_path / "parameters.pth")
+    np.testing.assert_array_equal(read["half"], np.full(2, 1.5, jax.numpy.bfloat16))
+    torch.save({"state_dict": parameters | {"half": torch.ones(1)}}, tmp_path / "checkpoint.pth")
+    for file in (tmp_path / "parameters.pth", tmp_path / "checkpoint.pth"):
+        assert_same({name: value for name, value in read_tensors(file).items() if name != "half"}, tensors)
+
+
+def test_tensors_that_numpy_cannot_hold_are_named(tmp_path):
+    torch = pytest.importorskip("torch")
+    from safetensors.torch import save_file
+
+    small = torch.ones(4).to(torch.float8_e4m3fn)
+    kinds = {"sparse": torch.eye(3).to_sparse(), "empty": torch.empty(3, device="meta"), "small": small}
+    torch.save(kinds, tmp_path / "kinds.pth")
+    save_file({"small": small}, tmp_path / "kinds.safetensors")
+    for file, name in (("kinds.pth", "sparse"), ("kinds.pth", "empty"), ("kinds.pth", "small"),
+                       ("kinds.safetensors", "small")):
+        with pytest.raises(ValueError, match=rf"{file}: {name} is a tensor of kind .*, which cannot be read; save"):
+            read_tensors(tmp_path / file)[name]
 
 
 def test_torch_files_that_are_cut_or_none(tmp_path):

@@ -32,7 +32,7 @@ from realcustom_jax.devices.compilation import jit_sampler
 from realcustom_jax.evaluation.cases import Case
 from realcustom_jax.evaluation.judge import TrainedJudge, load_judge
 from realcustom_jax.evaluation.scores import Generated
-from realcustom_jax.model_files.locate import local_model
+from realcustom_jax.model_files.source import ModelSource
 from realcustom_jax.pipeline import Pipeline
 from realcustom_jax.sampling.sampler import Conditioning, MaskConfig, sample_latents, sample_text_only
 from realcustom_jax.sampling.solvers import Solver, make_solver
@@ -54,7 +54,7 @@ class Generator:
     def load(cls, model: str | Path, adapter: str | Path | None = None) -> "Generator":
         """Loads a model folder, or the bundled miniature "mini". Raises as `Pipeline.load` and `load_judge`."""
         pipeline = Pipeline.load(model, adapter)
-        return cls(pipeline, load_judge(local_model(model)))
+        return cls(pipeline, load_judge(ModelSource.open(model).root))
 
     def sampler(self, phrases: int) -> dict[str, Any]:
         """How sequential and fused sample: the pipeline's defaults."""

@@ -1,8 +1,8 @@
 """The judge: one small network that reads pictures of one or two things in a scene, used only to score.
 
-It says of every place which noun is there, if any. What a noun's thing looks like (the five identity attributes) is read
-from features averaged over its places, and the scene from those where no thing is. It learns from painted pictures
-(`realcustom_jax.training.miniature.judge`) and meets what a diffusion model makes only to score it.
+It says of every place which noun is there, if any. What a noun's thing looks like (the five identity attributes) is
+read from features averaged over its places, and the scene from those where no thing is. It learns from painted
+pictures (`realcustom_jax.training.miniature.judge`) and meets what a diffusion model makes only to score it.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ import numpy as np
 from realcustom_jax.conditioning.references import from_uint8
 from realcustom_jax.data.sprites.world import ACCESSORIES, BUILDS, COLOURS, NOUNS, PATTERNS, SCENES
 from realcustom_jax.model_files import bundle, weights
-from realcustom_jax.model_files.tensors import read_tensors
+from realcustom_jax.model_files.source import FolderSource
 from realcustom_jax.models.resnet import ResnetBlock
 
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
@@ -180,12 +180,12 @@ def save_judge(folder: Path, config: JudgeConfig, params: Any) -> None:
 
 def load_judge(folder: Path) -> TrainedJudge:
     """Reads the judge of a bundle. Raises FileNotFoundError or ValueError for a missing, damaged or unfitting file."""
-    config_file, weight_file = bundle.part_files(folder, "judge")
-    module = Judge(JudgeConfig.from_config(weights.read_config(config_file)))
+    source = FolderSource(folder)
+    module = Judge(JudgeConfig.from_config(source.config("judge")))
     shapes = jax.eval_shape(lambda: init_judge(module, jax.random.key(0)))
-    params, unknown = weights.from_torch(shapes, read_tensors(weight_file), "judge", dtype=jnp.float32)
+    params, unknown = weights.from_torch(shapes, source.tensors("judge"), "judge", dtype=jnp.float32)
     if unknown:
-        raise ValueError(f"{weight_file}: unknown keys {', '.join(sorted(unknown)[:5])}.")
+        raise ValueError(f"{source.place('judge')}: unknown keys {', '.join(sorted(unknown)[:5])}.")
     return TrainedJudge(module, params)
 
 

@@ -16,7 +16,9 @@ from realcustom_jax.choices import check_choice
 from realcustom_jax.conditioning.references import VisionSettings
 from realcustom_jax.files import naming
 from realcustom_jax.model_files import locate, weights
-from realcustom_jax.model_files.tensors import LazyTensors, identify, read_files
+from realcustom_jax.model_files.tensors import LazyTensors, identify, read_tensors
+from realcustom_jax.models.projector import ProjectorConfig
+from realcustom_jax.models.unet import UNetConfig
 
 CONDITIONING = ("local", "pooled", "size_order")
 """The choices of a preset that an adapter is trained with, and has to be used with."""
@@ -64,13 +66,13 @@ def find_adapter(path: str | Path) -> Adapter:
         files = (path,)
         beside = (path.with_suffix(".json"), path.parent / "config.json")
         config = next((file for file in beside if file.is_file()), None)
-    tensors = read_files(files)
+    tensors = read_tensors(*files)
     if not any(name.startswith(weights.PROJECTOR_PREFIX) for name in tensors):
         raise ValueError(f"{files[0]} is no RealCustom adapter but {identify(tensors)}: it has no tensors named "
                          f"{weights.PROJECTOR_PREFIX}…; give the adapter's file, e.g. RealCustom_highres.pth.")
     if config is None:
         return _released(tensors, path)
-    mapping = weights.read_config(config)
+    mapping = locate.read_config(config)
     if "image_prompt_settings" not in mapping:
         raise ValueError(f"{config}: the configuration lacks 'image_prompt_settings', which says how the projector is "
                          "built; give the released JSON or an adapter written by this project.")
@@ -91,20 +93,35 @@ def find_adapter(path: str | Path) -> Adapter:
 def _released(tensors: LazyTensors, path: Path) -> Adapter:
     """A released checkpoint without its JSON: one projector stream more is the shallow variant."""
     variant = "shallow" if f"{weights.PROJECTOR_PREFIX}projector2.0.weight" in tensors else "highres"
-    out_dim, vision_dim = tensors[f"{weights.PROJECTOR_PREFIX}projector_base.weight"].shape
-    params = {"vision_dim": vision_dim, "out_dim": out_dim}
+    base = f"{weights.PROJECTOR_PREFIX}projector_base.weight"
+    shape = tensors[base].shape if base in tensors else None
+    if shape is None or len(shape) != 2:
+        problem = "lacks" if shape is None else f"has, of shape {list(shape)},"
+        raise ValueError(f"{path} is not a whole RealCustom adapter: it {problem} {base}, whose two sizes say which "
+                         "model it is for; give the whole file, or its JSON beside it.")
+    params = {"vision_dim": shape[1], "out_dim": shape[0]}
     settings = {"vision_projection_type": "custom", "image_prompt_mode": "naive",
                 "vision_projection_config": {"variant": variant, "params": params}}
     return Adapter(settings, _RELEASED[variant], tensors, path)
 
 
 def check_backbone(adapter: Adapter, unet_config: Mapping[str, Any]) -> None:
-    """Raises ValueError if the adapter was made for a UNet of another width of text."""
-    given = adapter.settings["vision_projection_config"]["params"]["out_dim"]
-    expected = unet_config.get("cross_attention_dim", given)
+    """Raises ValueError if the adapter was made for a UNet of another width of text, or if the UNet takes more than
+    the noisy latents: an inpainting or image-editing model."""
+    unet = UNetConfig.from_config(unet_config)
+    given, expected = ProjectorConfig.from_config(adapter.settings).out_dim, unet.cross_attention_dim
+    if unet.in_channels != unet.out_channels:
+        raise ValueError(f"this UNet takes {unet.in_channels} channels and returns {unet.out_channels}: an inpainting "
+                         "or image-editing model, which is not supported; give a text-to-image one.")
     if given != expected:
         raise ValueError(f"{adapter.where}: this adapter was made for another backbone: its vision tokens have width "
                          f"{given}, this UNet takes {expected} (SD-1.5 has 768, SDXL 2048).")
+
+
+def load_projector(adapter: Adapter, **options):
+    """(module, params) of an adapter's projector, by `weights.load_projector`, which takes the options."""
+    with naming(adapter.where):
+        return weights.load_projector(adapter.settings, adapter.tensors, **options)
 
 
 def split_unet(params) -> tuple[dict, dict]:

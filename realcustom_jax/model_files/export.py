@@ -16,33 +16,32 @@ import safetensors.numpy
 
 from realcustom_jax.files import write_file
 from realcustom_jax.model_files import bundle, weights
-from realcustom_jax.model_files.adapter import find_adapter, split_unet
+from realcustom_jax.model_files.adapter import find_adapter, load_projector, split_unet
 from realcustom_jax.model_files.adapter import to_torch as adapter_tensors
-from realcustom_jax.model_files.locate import local_model, part_folder
-from realcustom_jax.model_files.tensors import read_files
+from realcustom_jax.model_files.source import ModelSource
 
 
-def export_adapter(model: Path, adapter: Path, out: Path) -> int:
-    """Writes the adapter of a model to `out` (`.safetensors`, or `.pth` where torch is installed).
+def export_adapter(model: str | Path, adapter: str | Path | None, out: Path) -> int:
+    """Writes an adapter of a model, by default its own, to `out` (`.safetensors`, or `.pth` where torch is installed).
 
     Returns the number of tensors. Raises ValueError for another ending, or if adapter and model do not fit.
     """
-    given = find_adapter(adapter)
-    _, params = bundle.load_unet(model, given)
-    _, projector = bundle.load_projector(given)
+    source = ModelSource.open(model)
+    given = find_adapter(adapter) if adapter else source.adapter()
+    _, params = source.load_unet(given)
+    _, projector = load_projector(given)
     tensors = adapter_tensors(projector, split_unet(params)[0])
     _write(out, _as_stored(tensors, given.tensors))
     return len(tensors)
 
 
-def export_unet(model: Path, out: Path) -> int:
+def export_unet(model: str | Path, out: Path) -> int:
     """Writes the model's UNet, without visual attention, as a diffusers folder `out`. Returns the number of tensors."""
-    config, *files = bundle.part_files(model, "unet")
-    mapping = weights.read_config(config)
-    mapping.pop("image_prompt_settings", None)
-    stored = read_files(files)
-    tensors = _as_stored(weights.to_torch(weights.load_unet(mapping, stored)[1]), stored)
-    bundle.save_part(out, "unet", mapping | {"_class_name": "UNet2DConditionModel"}, tensors)
+    source = ModelSource.open(model)
+    config, stored = source.config("unet"), source.tensors("unet")
+    config.pop("image_prompt_settings", None)
+    tensors = _as_stored(weights.to_torch(weights.load_unet(config, stored)[1]), stored)
+    bundle.save_part(out, "unet", config | {"_class_name": "UNet2DConditionModel"}, tensors)
     return len(tensors)
 
 
@@ -73,16 +72,15 @@ def _tensor(torch, value: np.ndarray):
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("adapter", "unet"))
-    parser.add_argument("--model", default="mini", help="model folder, or mini")
+    parser.add_argument("--model", default="mini", help="folder, single file, name on the hub, or mini")
     parser.add_argument("--adapter", type=Path, help="adapter file or folder (the model's own)")
     parser.add_argument("--out", type=Path, required=True, help="file (.pth, .safetensors) or, of a UNet, folder")
     options = parser.parse_args(arguments)
     try:
-        model = local_model(options.model)
         if options.what == "adapter":
-            count = export_adapter(model, options.adapter or part_folder(model, "adapter"), options.out)
+            count = export_adapter(options.model, options.adapter, options.out)
         else:
-            count = export_unet(model, options.out)
+            count = export_unet(options.model, options.out)
     except (ValueError, OSError, ImportError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

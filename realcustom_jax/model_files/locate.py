@@ -1,22 +1,40 @@
-"""Finds the files of a model's parts, in the layouts that people have.
+"""Where a part's configuration and weights lie in a model's folder, and how a model on the hub becomes such a folder.
 
-- a single-file checkpoint of Stable Diffusion (module `single_file`)
-- a folder of diffusers' layout, or the `ckpts/sdxl` folder of the released RealCustom: a folder for each part, holding
-  weights as one file or as shards with an index, as safetensors or torch files, of full precision or fp16
-- the name of a model on the Hugging Face hub, which is downloaded to its cache
+The folder is of diffusers' layout, or the `ckpts/sdxl` folder of the released RealCustom. It has a folder for each
+part, with weights as one file or as shards with an index, as safetensors or torch files, of full precision or fp16.
+Module `source` makes one object of it; what lies in a single-file checkpoint, module `single_file` knows.
 """
 
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from realcustom_jax.model_files import single_file
 from realcustom_jax.model_files.tensors import read_index
 
 ASSETS = Path(__file__).parents[1] / "assets"
 """What comes with the package: the miniature and its references."""
 
-# Where a part may be: in diffusers' layout (ours, for the image encoders), in the released one.
-_FOLDERS = {
+ARCHITECTURES = {
+    "vit_so400m_patch14_siglip_384": {
+        "img_size": 384, "patch_size": 14, "embed_dim": 1152, "depth": 27, "num_heads": 16, "mlp_ratio": 3.7362,
+        "class_token": False, "global_pool": "map"},
+    "vit_large_patch14_reg4_dinov2": {
+        "img_size": 384, "patch_size": 14, "embed_dim": 1024, "depth": 24, "num_heads": 16, "init_values": 1e-5,
+        "reg_tokens": 4, "no_embed_class": True},
+}
+"""timm's arguments of the published image encoders, by timm's names; the second at SigLIP's picture size, as
+released."""
+
+# Of the released layout, whose files come without a configuration.
+_CONFIGS = {
+    "unet": single_file.CONFIGS["sdxl"]["unet"],
+    "image_encoder_siglip": ARCHITECTURES["vit_so400m_patch14_siglip_384"],
+    "image_encoder_dinov2": ARCHITECTURES["vit_large_patch14_reg4_dinov2"],
+}
+FOLDERS = {
     "text_encoder": ("text_encoder", "clip-sdxl-1"),
     "text_encoder_2": ("text_encoder_2", "clip-sdxl-2"),
     "tokenizer": ("tokenizer", "clip-sdxl-1"),
@@ -24,36 +42,38 @@ _FOLDERS = {
     "image_encoder_siglip": ("image_encoder_siglip", "vit_so400m_patch14_siglip_384"),
     "image_encoder_dinov2": ("image_encoder_dinov2", "vit_large_patch14_reg4_dinov2.lvd142m"),
 }
+"""Where a part may be: in diffusers' layout (ours, for the image encoders), in the released one."""
+
 _STEMS = ("diffusion_pytorch_model", "model", "pytorch_model", "open_clip_model", "open_clip_pytorch_model",
           "sdxl-unet", "realcustom")
 _SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
-_FILES = (".safetensors", ".ckpt", ".pt")  # of single-file checkpoints
+SINGLE_FILES = (".safetensors", ".ckpt", ".pt")
+"""How single-file checkpoints end."""
+
 # Of a hub repository: its parts' folders, and not the many other forms in which it holds the same weights.
 _FETCHED = ("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler",
             "image_encoder_siglip", "image_encoder_dinov2", "adapter")
 _NOT_FETCHED = ("*.fp16*", "*non_ema*", "*openvino*", "*flax*")
 
 
-def local_model(model: str | Path) -> Path:
-    """The folder or single file of a model given as that, as a name on the hub ("owner/model"), or as "mini".
+def is_on_hub(model: str | Path) -> bool:
+    """Whether this is a name as models have on the hub: "owner/model"."""
+    return bool(re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(model)))
+
+
+def download(model: str) -> Path:
+    """The folder, in the hub's cache, of the parts of a model on the hub; what is not there yet is downloaded.
 
     Raises:
-        FileNotFoundError: it is neither, or it cannot be downloaded; says what to give instead.
+        FileNotFoundError: it cannot be downloaded; says why, and what to give instead.
     """
-    folder = ASSETS / "mini" if model == "mini" else Path(model)
-    if folder.is_dir() or folder.is_file() and folder.suffix in _FILES:
-        return folder
-    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(model)):
-        problem = "it is a file of another kind" if folder.is_file() else "there is no such folder"
-        raise FileNotFoundError(f"{folder} is not a model folder: {problem}. Give a folder of diffusers' layout, a "
-                                f"single-file checkpoint ({', '.join(_FILES)}), or a name on the hub (owner/model).")
     from huggingface_hub import snapshot_download
 
     try:
         for suffix in _SUFFIXES[:2]:
             names = [f"{part}/*{ending}" for part in _FETCHED for ending in (".json", ".txt", suffix)]
             folder = Path(snapshot_download(
-                str(model), allow_patterns=["*.json", *names], ignore_patterns=list(_NOT_FETCHED)))
+                model, allow_patterns=["*.json", *names], ignore_patterns=list(_NOT_FETCHED)))
             if weight_files(folder / "unet"):
                 break
         return folder
@@ -64,20 +84,52 @@ def local_model(model: str | Path) -> Path:
             "network, download it elsewhere and give the folder that holds unet/, vae/, text_encoder/ …") from None
 
 
-def part_folder(model: Path, part: str) -> Path:
-    """The folder of a part (`unet`, `vae`, `text_encoder_2` …), whether it exists or not; a single file itself."""
-    if model.is_file():
-        return model
-    names = _FOLDERS.get(part, (part,))
-    return next((model / name for name in names if (model / name).is_dir()), model / names[0])
-
-
 def config_file(folder: Path) -> Path | None:
     """`config.json`, or the only JSON file that is not an index; None where there is none."""
     others = [file for file in sorted(folder.glob("*.json")) if ".index" not in file.name]
     if (folder / "config.json").is_file():
         return folder / "config.json"
     return others[0] if len(others) == 1 else None
+
+
+def part_config(folder: Path, part: str) -> dict[str, Any]:
+    """The configuration of a part that lies in `folder`, in the original JSON's keys.
+
+    That is the JSON file there; of an image encoder that timm or open_clip describe by a name, the arguments of the
+    network of that name; and in the released layout, whose files come without one, the published model's.
+
+    Raises:
+        FileNotFoundError, ValueError: there is none, or it is not a JSON object; names the file.
+    """
+    if file := config_file(folder):
+        config = read_config(file)
+        return dict(ARCHITECTURES.get(_timm_name(config), config)) if part.startswith("image_encoder") else config
+    # A diffusers folder without the UNet's JSON is damaged: it need not be the UNet of the released layout.
+    damaged = part == "unet" and (folder.parent / "model_index.json").is_file()
+    if part not in _CONFIGS or damaged or not folder.is_dir():
+        raise FileNotFoundError(f"The model is not complete: {folder / 'config.json'} is missing.")
+    return dict(_CONFIGS[part])
+
+
+def _timm_name(config: Mapping[str, Any]) -> str | None:
+    """timm's name of the network that a hub's JSON of timm or of open_clip describes; None for other JSONs."""
+    return config.get("architecture") or config.get("model_cfg", {}).get("vision_cfg", {}).get("timm_model_name")
+
+
+def read_config(config: Mapping[str, Any] | str | Path) -> dict[str, Any]:
+    """A configuration given as a mapping or as the path of a JSON file, as a dict; raises FileNotFoundError or
+    ValueError for a file that holds no JSON object."""
+    if isinstance(config, Mapping):
+        return dict(config)
+    try:
+        value = json.loads(Path(config).read_text())
+    except FileNotFoundError:
+        raise FileNotFoundError(f"configuration file {config} does not exist.") from None
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"configuration file {config} is not valid JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"configuration file {config} holds a JSON {type(value).__name__}; expected an object {{…}}.")
+    return value
 
 
 def weight_files(folder: Path) -> tuple[Path, ...]:
@@ -94,10 +146,7 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
                 for index in (f"{stem}{suffix}.index{precision}.json", f"{stem}{precision}{suffix}.index.json"):
                     if (folder / index).is_file():
                         return read_index(folder / index)
-    return _the_only(sorted(file for file in folder.glob("*") if file.suffix in _SUFFIXES), folder)
-
-
-def _the_only(files: Sequence[Path], folder: Path) -> tuple[Path, ...]:
+    files = sorted(file for file in folder.glob("*") if file.suffix in _SUFFIXES)
     if len(files) > 1:
         names = ", ".join(file.name for file in files[:5])
         raise ValueError(f"{folder} holds several weight files ({names}), none of a usual name; rename the right one "

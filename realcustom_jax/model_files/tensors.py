@@ -6,6 +6,7 @@ a model is loaded as ever, with every check of names and shapes, but its numbers
 
 import contextlib
 import contextvars
+import functools
 import json
 import re
 import zipfile
@@ -17,6 +18,9 @@ import numpy as np
 import safetensors
 
 Reader = Callable[[], np.ndarray]
+_TORCH = (".bin", ".pth", ".pt", ".ckpt")
+_UNREADABLE = ("weight file {}: {} is a tensor of kind {}, which cannot be read; save the weights as dense tensors of "
+               "float32, float16 or bfloat16.")
 
 _headers_only = contextvars.ContextVar("headers_only", default=False)
 
@@ -67,28 +71,28 @@ class LazyTensors(Mapping[str, np.ndarray]):
         return LazyTensors(self.readers | readers)
 
 
-def read_tensors(path: str | Path) -> LazyTensors:
-    """All tensors of a `.safetensors` file, or of a torch file (`.bin`, `.pth`, `.pt`, `.ckpt`; loaded weights-only).
+def read_tensors(*files: str | Path | LazyTensors) -> LazyTensors:
+    """The tensors of one or several files in one mapping; later files override earlier ones.
 
+    Args:
+        files: `.safetensors` files, torch files (`.bin`, `.pth`, `.pt`, `.ckpt`; loaded weights-only), or what has been
+            read of such files before.
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is truncated, of another kind, or holds anything but tensors.
+        ValueError: a file is truncated, of another kind, or holds anything but tensors.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"weight file {path} does not exist.")
-    if path.suffix == ".safetensors":
-        return _read_safetensors(path)
-    if path.suffix in (".bin", ".pth", ".pt", ".ckpt"):
-        return _read_torch(path)
-    raise ValueError(f"weight file {path}: unknown kind {path.suffix!r}; expected .safetensors, .bin, .pth or .pt.")
-
-
-def read_files(files: Iterable[str | Path | LazyTensors]) -> LazyTensors:
-    """The tensors of several files (or of what has been read of them) in one mapping; later ones override earlier."""
     readers = {}
     for file in files:
-        readers |= (file if isinstance(file, LazyTensors) else read_tensors(file)).readers
+        if isinstance(file, LazyTensors):
+            readers |= file.readers
+            continue
+        path = Path(file)
+        if not path.is_file():
+            raise FileNotFoundError(f"weight file {path} does not exist.")
+        if path.suffix not in (".safetensors", *_TORCH):
+            raise ValueError(f"weight file {path}: unknown kind {path.suffix!r}; expected .safetensors, "
+                             f"{', '.join(_TORCH[:-1])} or {_TORCH[-1]}.")
+        readers |= _open_torch(path) if path.suffix in _TORCH else _open_safetensors(path)
     return LazyTensors(readers)
 
 
@@ -108,7 +112,7 @@ def read_index(path: Path) -> tuple[Path, ...]:
     return files
 
 
-def _read_safetensors(path: Path) -> LazyTensors:
+def _open_safetensors(path: Path) -> dict[str, Reader]:
     try:
         file = safetensors.safe_open(path, framework="numpy")
     except (safetensors.SafetensorError, ValueError, OSError) as error:
@@ -117,12 +121,18 @@ def _read_safetensors(path: Path) -> LazyTensors:
     def hollow(name):
         return np.broadcast_to(np.float32(0), file.get_slice(name).get_shape())
 
+    def whole(name):
+        try:
+            return file.get_tensor(name)
+        except AttributeError:  # numpy has no such type
+            raise ValueError(_UNREADABLE.format(path, name, file.get_slice(name).get_dtype())) from None
+
     # One file object serves all tensors: it maps the file, and stays open as long as a reader lives.
-    read = hollow if reads_headers_only() else file.get_tensor
-    return LazyTensors({name: lambda name=name: read(name) for name in file.keys()})
+    read = hollow if reads_headers_only() else whole
+    return {name: functools.partial(read, name) for name in file.keys()}
 
 
-def _read_torch(path: Path) -> LazyTensors:
+def _open_torch(path: Path) -> dict[str, Reader]:
     try:
         import torch
     except ImportError:
@@ -142,13 +152,22 @@ def _read_torch(path: Path) -> LazyTensors:
     if others:
         raise ValueError(f"weight file {path} is not a dictionary of tensors: it holds {others[0]}; give a state dict, "
                          "names to tensors.")
+    return {name: functools.partial(_from_torch, path, name, tensor) for name, tensor in tensors.items()}
 
-    def to_numpy(tensor):
+
+def _from_torch(path: Path, name: str, tensor) -> np.ndarray:
+    """A torch tensor as an array that shares its memory."""
+    import torch
+
+    try:
+        # Parameters that were saved as such ask for gradients, which numpy's arrays cannot have.
+        tensor = tensor.detach()
         if tensor.dtype == torch.bfloat16:
             return tensor.contiguous().view(torch.uint16).numpy().view(jnp.bfloat16)
         return tensor.numpy()
-
-    return LazyTensors({name: lambda tensor=tensor: to_numpy(tensor) for name, tensor in tensors.items()})
+    except (TypeError, RuntimeError, NotImplementedError):
+        kind = f"{tensor.layout} {tensor.dtype} on {tensor.device}".replace("torch.", "")
+        raise ValueError(_UNREADABLE.format(path, name, kind)) from None
 
 
 _KINDS = {  # a name that only this kind of file holds → what the file is

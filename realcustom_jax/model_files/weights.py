@@ -13,7 +13,6 @@ belongs to no part, or has another shape.
 """
 
 import dataclasses
-import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -25,7 +24,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from realcustom_jax.model_files.tensors import LazyTensors, identify, read_files, reads_headers_only
+from realcustom_jax.files import naming
+from realcustom_jax.model_files.locate import read_config
+from realcustom_jax.model_files.tensors import LazyTensors, identify, read_tensors, reads_headers_only
 from realcustom_jax.models import clip_text, context, projector, unet, vae, vit
 
 PROJECTOR_PREFIX = "encoder_hidden_states_vision_projection."
@@ -68,20 +69,11 @@ _PARTS = {
 }
 
 
-def read_config(config: Mapping[str, Any] | str | Path) -> dict[str, Any]:
-    """A configuration given as a mapping or as the path of a JSON file, as a dict; raises FileNotFoundError or
-    ValueError for a file that holds no JSON object."""
-    if isinstance(config, Mapping):
-        return dict(config)
-    try:
-        value = json.loads(Path(config).read_text())
-    except FileNotFoundError:
-        raise FileNotFoundError(f"configuration file {config} does not exist.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"configuration file {config} is not valid JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"configuration file {config} holds a JSON {type(value).__name__}; expected an object {{…}}.")
-    return value
+def _architecture(kind, config: Mapping[str, Any] | str | Path, what: str):
+    """The dataclass `kind` of a configuration; whatever is wrong with that is a ValueError that says where."""
+    mapping = read_config(config)
+    with naming(what if isinstance(config, Mapping) else config):
+        return kind.from_config(mapping)
 
 
 def torch_name(path: tuple[str, ...], layer: int | None = None) -> str:
@@ -98,10 +90,8 @@ def _to_torch_axes(value, kernel: bool):
     return value.T if kernel and value.ndim == 2 else value
 
 
-def _from_torch_axes(value, kernel: bool):
-    if kernel and value.ndim == 4:
-        return value.transpose(2, 3, 1, 0)
-    return value.T if kernel and value.ndim == 2 else value
+def _torch_shape(shape: tuple[int, ...], kernel: bool) -> tuple[int, ...]:
+    return _to_torch_axes(np.broadcast_to(np.float32(0), shape), kernel).shape
 
 
 def _entries(tree):
@@ -122,11 +112,8 @@ def to_torch(params, prefix: str = "") -> dict[str, np.ndarray]:
 
 def torch_shapes(tree, prefix: str = "") -> dict[str, tuple[int, ...]]:
     """Torch name → shape in torch's layout of every tensor that a tree of arrays or shapes stands for."""
-    shapes = {}
-    for path, layer, leaf, name in _entries(tree):
-        numbers = np.broadcast_to(np.float32(0), leaf.shape if layer is None else leaf.shape[1:])
-        shapes[prefix + name] = _to_torch_axes(numbers, path[-1] == "kernel").shape
-    return shapes
+    return {prefix + name: _torch_shape(leaf.shape if layer is None else leaf.shape[1:], path[-1] == "kernel")
+            for path, layer, leaf, name in _entries(tree)}
 
 
 def parameter_shapes(module: nn.Module, *args, **kwargs):
@@ -141,41 +128,51 @@ def from_torch(shapes, tensors: Mapping[str, np.ndarray], part: str, *, dtype,
     Args:
         shapes: our parameters' shapes (`jax.eval_shape` of init).
         tensors: torch names (prefix removed) → arrays.
-        missing_ok: names that may be absent; their leaves are left out of the result.
+        missing_ok: names that may be absent; their leaves are left out of the result. A stack of layers may be absent
+            as a whole only: a file that holds some of its layers is broken, not fresh.
     Returns:
         (the parameters as nested dict, the tensor names that were not used); under `tensors.headers_only` the
         parameters are `jax.ShapeDtypeStruct`s
     Raises:
         ValueError: lists the missing and the wrongly shaped tensors.
     """
-    params, missing, wrong, used, expected_shapes = {}, [], [], set(), torch_shapes(shapes)
-    for path, layer, leaf, name in _entries(shapes):
-        if name not in tensors:
-            if not (missing_ok and missing_ok(name)):
-                missing.append(name)
+    params, missing, wrong, used = {}, [], [], set()
+    for path, leaf in flatten_dict(shapes).items():
+        stacked = _SCANNED in path
+        names = [torch_name(path, layer) for layer in range(leaf.shape[0])] if stacked else [torch_name(path)]
+        absent = [name for name in names if name not in tensors]
+        used.update(names)
+        if len(absent) == len(names) and missing_ok and all(map(missing_ok, names)):
             continue
-        used.add(name)
-        kernel = path[-1] == "kernel"
-        expected = leaf.shape if layer is None else leaf.shape[1:]
+        missing += absent
+        params[path], unfit = _fill(leaf, stacked, path[-1] == "kernel", names, tensors, dtype)
+        wrong += unfit
+    # Whatever a leaf lacks is in one of the two lists, so that no memory that nothing was written to is returned.
+    _raise(part, tensors, missing=missing, wrong=wrong)
+    return unflatten_dict(params), set(tensors) - used
+
+
+def _fill(leaf, stacked: bool, kernel: bool, names: list[str], tensors: Mapping[str, np.ndarray], dtype):
+    """(one leaf's array of the tensors of these names, or its shape under `tensors.headers_only`; what is wrong with
+    the shapes of those that are there). Where one is absent or wrong, the array is not to be used."""
+    expected, wrong = leaf.shape[1:] if stacked else leaf.shape, []
+    # A stack is filled in place, so that a deep one is never there twice.
+    filled = None if reads_headers_only() else np.empty((len(names), *expected), dtype)
+    for layer, name in enumerate(names):
+        if name not in tensors:
+            continue
         value = given = tensors[name]
         if value.ndim == 4 and len(expected) == 2 and value.shape[2:] == (1, 1):
             value = value[:, :, 0, 0]  # old autoencoders keep their linear layers as 1×1 convolutions
-        value = _from_torch_axes(value, kernel)
+        if kernel and value.ndim in (2, 4):
+            value = value.transpose((1, 0) if value.ndim == 2 else (2, 3, 1, 0))
         if value.shape != expected:
-            wrong.append(f"{name} {tuple(given.shape)}, expected {expected_shapes[name]}")
-        elif reads_headers_only():
-            params[path] = jax.ShapeDtypeStruct(leaf.shape, dtype)
-        elif layer is None:
-            params[path] = jnp.asarray(np.ascontiguousarray(value, dtype))
-        else:
-            # Filled in place: a deep stack is never there twice.
-            params.setdefault(path, np.empty(leaf.shape, dtype))[layer] = value
-            if layer + 1 == leaf.shape[0]:
-                params[path] = jnp.asarray(params[path])
-    # A stack of which the files have some layers only is not fresh, it is broken.
-    missing += [f"some layers of {torch_name(path, 0)}" for path, value in params.items() if type(value) is np.ndarray]
-    _raise(part, tensors, missing=missing, wrong=wrong)
-    return unflatten_dict(params), set(tensors) - used
+            wrong.append(f"{name} {tuple(given.shape)}, expected {_torch_shape(expected, kernel)}")
+        elif filled is not None:
+            filled[layer] = value
+    if filled is None:
+        return jax.ShapeDtypeStruct(leaf.shape, dtype), wrong
+    return jnp.asarray(filled if stacked else filled[0]), wrong
 
 
 def _raise(part: str, tensors: Mapping[str, Any], **problems: list[str]):
@@ -192,12 +189,8 @@ def _select(tensors: LazyTensors, part: str) -> LazyTensors:
     rule = _PARTS[part]
     _raise(part, tensors,
            unknown=[k for k in tensors if not any(p.match(k) for p in (rule.own, rule.other, rule.ignored))])
-
-    def ours(name):
-        own = rule.own.match(name) and not rule.ignored.match(name)
-        return rule.rename(name.removeprefix(rule.prefix)) if own else None
-
-    return tensors.rename(ours)
+    return LazyTensors({rule.rename(name.removeprefix(rule.prefix)): read for name, read in tensors.readers.items()
+                        if rule.own.match(name) and not rule.ignored.match(name)})
 
 
 def _as_they_are(params):
@@ -244,12 +237,14 @@ def load_unet(config, *files, dtype=jnp.float32, init_missing=(), rng=None, scan
         FileNotFoundError, ValueError: see the module's docstring.
     """
     _check_init(init_missing, rng)
-    config = unet.UNetConfig.from_config(read_config(config))
+    config = _architecture(unet.UNetConfig, config, "UNet config")
     module = unet.UNet(config, dtype, platform)
-    tensors = _select(read_files(files), "UNet")
+    tensors = _select(read_tensors(*files), "UNet")
     if not config.vision:
         tensors = tensors.rename(lambda k: None if _VISION_LAYER.search(k) else k)
-    optional = _VISION_LAYER.search if "vision" in init_missing else None
+    # Files that hold some of the visual layers are broken: what they lack is named, not drawn.
+    fresh = "vision" in init_missing and not any(map(_VISION_LAYER.search, tensors))
+    optional = _VISION_LAYER.search if fresh else None
     args, kwargs = unet_inputs(config)
     return _load("UNet", module, tensors, dtype, *args, optional=optional, rng=rng,
                  arrange=_as_they_are if scan_layers else context.layers_apart, **kwargs)
@@ -269,20 +264,19 @@ def unet_inputs(config: unet.UNetConfig, *, batch: int = 1, size: tuple[int, int
 def load_autoencoder(config, *files, dtype=jnp.float32, platform=None):
     """The image autoencoder from a diffusers `AutoencoderKL` JSON and its weights (old attention names are converted).
     Returns (module, params); raises as `load_unet`."""
-    config = vae.VAEConfig.from_config(read_config(config))
+    config = _architecture(vae.VAEConfig, config, "autoencoder config")
     module = vae.Autoencoder(config, dtype, platform)
     size = 2 ** (len(config.block_out_channels) - 1)
-    return _load("autoencoder", module, _select(read_files(files), "autoencoder"), dtype,
+    return _load("autoencoder", module, _select(read_tensors(*files), "autoencoder"), dtype,
                  jnp.zeros((1, size, size, config.in_channels)))
 
 
 def load_text_encoder(config, *files, dtype=jnp.float32, platform=None):
     """A CLIP text encoder from its transformers JSON and weights; `.projected` is there if the files have
     `text_projection.weight`. Returns (module, params); raises as `load_unet`."""
-    tensors = _select(read_files(files), "text encoder")
-    module = clip_text.ClipText(
-        clip_text.ClipTextConfig.from_config(read_config(config)), "text_projection.weight" in tensors, dtype,
-        platform)
+    tensors = _select(read_tensors(*files), "text encoder")
+    config = _architecture(clip_text.ClipTextConfig, config, "CLIP text config")
+    module = clip_text.ClipText(config, "text_projection.weight" in tensors, dtype, platform)
     return _load("text encoder", module, tensors, dtype, jnp.zeros((1, 2), jnp.int32))
 
 
@@ -290,9 +284,9 @@ def load_vision_encoder(config, *files, dtype=jnp.float32, platform=None):
     """A timm VisionTransformer (SigLIP or DINOv2) from its keyword arguments and weights, with or without open_clip's
     `visual.trunk.` in front of the names. Positional embeddings of another grid are resampled as timm does.
     Returns (module, params); raises as `load_unet`."""
-    config = vit.VitConfig.from_config(read_config(config))
+    config = _architecture(vit.VitConfig, config, "ViT config")
     module = vit.VisionTransformer(config, dtype, platform)
-    tensors = read_files(files)
+    tensors = read_tensors(*files)
     if any(name.startswith(_OPEN_CLIP_PREFIX) for name in tensors):
         tensors = tensors.rename(lambda k: k.removeprefix(_OPEN_CLIP_PREFIX))
     what, tensors = identify(tensors), _select(tensors, "vision encoder")
@@ -312,10 +306,9 @@ def load_projector(config, *files, dtype=jnp.float32, init_missing=(), rng=None,
     `init_missing=("vision",)` draws a fresh projector from `rng` when the files have none of it.
     Returns (module, params); raises as `load_unet`."""
     _check_init(init_missing, rng)
-    config = read_config(config)
-    settings = projector.ProjectorConfig.from_config(config.get("image_prompt_settings", config))
+    settings = _architecture(projector.ProjectorConfig, config, "Projector config")
     module = projector.Projector(settings, dtype, platform)
-    tensors = _select(read_files(files), "projector")
+    tensors = _select(read_tensors(*files), "projector")
     feature = jnp.zeros((1, 1, settings.vision_dim))
     features = (feature,) * (2 if settings.variant == "highres" else 3)
     fresh = (lambda name: True) if "vision" in init_missing and not tensors else None

@@ -49,9 +49,11 @@ class ClipTextConfig:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "ClipTextConfig":
-        """Reads the JSON of a `CLIPTextConfig`; its many keys that do not concern the network are ignored."""
+        """Reads the JSON of a `CLIPTextConfig`, or of a `CLIPConfig`, which holds one as `text_config`; their many keys
+        that do not concern the network are ignored."""
+        config = config.get("text_config") or config
         fields = {field.name for field in dataclasses.fields(cls)}
-        return cls(**{key: value for key, value in config.items() if key in fields})
+        return cls(**{key: value for key, value in config.items() if key in fields and value is not None})
 
 
 class TextOutput(NamedTuple):

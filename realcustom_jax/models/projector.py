@@ -70,15 +70,15 @@ class ProjectorConfig:
 
     @classmethod
     def from_config(cls, settings: Mapping[str, Any]) -> "ProjectorConfig":
-        """Reads the `image_prompt_settings` of the released JSON.
+        """Reads the released JSON, or its `image_prompt_settings` alone.
 
         Its `vision_projection_config` names the variant by the released `target` or by our `variant`:
         `{"variant": "paper", "params": {"vision_dim": …, "out_dim": …}}`.
 
         Raises:
-            ValueError: for an unknown variant or parameter.
+            ValueError: for an unknown variant, or an unknown or missing parameter.
         """
-        projection = settings["vision_projection_config"]
+        projection = settings.get("image_prompt_settings", settings)["vision_projection_config"]
         variant = projection.get("variant")
         if variant is None:
             check_choice("projector target", projection.get("target"), _RELEASED)
@@ -86,6 +86,9 @@ class ProjectorConfig:
         params = dict(projection["params"])
         if unknown := sorted(set(params) - {field.name for field in dataclasses.fields(cls)}):
             raise ValueError(f"Projector config: unknown parameters {', '.join(unknown)}.")
+        if missing := [name for name in ("vision_dim", "out_dim") if name not in params]:
+            raise ValueError(f"Projector config: params lacks {' and '.join(missing)}; give the JSON that the adapter "
+                             "was trained with.")
         return cls(variant=variant, **params)
 
 

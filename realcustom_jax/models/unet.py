@@ -30,6 +30,11 @@ _FIXED = {
     "time_cond_proj_dim": None, "time_embedding_act_fn": None, "time_embedding_dim": None,
     "time_embedding_type": "positional", "timestep_post_act": None, "attention_type": "default",
 }
+# The original class's own values of what has no default below.
+_DEFAULTS = {
+    "block_out_channels": (320, 640, 1280, 1280), "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+    "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+}
 _DOWN = {"DownBlock2D": False, "CrossAttnDownBlock2D": True}
 _UP = {"UpBlock2D": False, "CrossAttnUpBlock2D": True}
 
@@ -58,7 +63,12 @@ class UNetConfig:
 
     @classmethod
     def from_config(cls, mapping: Mapping[str, Any]) -> "UNetConfig":
-        """Reads the original JSON. Raises ValueError for an option that would need another network."""
+        """Reads the original JSON; what it leaves out is as `UNet2DConditionModel` has it.
+
+        Raises:
+            ValueError: an option would need another network, or one that has no default is missing.
+        """
+        mapping = {**_DEFAULTS, **mapping}
         for key, only in _FIXED.items():
             if mapping.get(key, only) != only and not (key == "only_cross_attention" and not mapping[key]):
                 raise ValueError(f"UNet config: {key}={mapping[key]!r} is not supported; only {only!r} is.")
@@ -80,7 +90,11 @@ class UNetConfig:
         if kind not in (None, "text_time"):
             raise ValueError(f"UNet config: addition_embed_type={kind!r} is not supported; None and 'text_time' are.")
         time_dim = mapping.get("addition_time_embed_dim") or 256
-        pooled_dim = mapping["projection_class_embeddings_input_dim"] - 6 * time_dim if kind else None
+        added = mapping.get("projection_class_embeddings_input_dim")
+        if kind and not added:
+            raise ValueError("UNet config: projection_class_embeddings_input_dim is missing, which "
+                             "addition_embed_type='text_time' needs; take it from the model's own config.json.")
+        pooled_dim = added - 6 * time_dim if kind else None
         # The original class calls the number of heads attention_head_dim, unless num_attention_heads is given.
         heads = mapping.get("num_attention_heads") or mapping.get("attention_head_dim", 8)
         settings = mapping.get("image_prompt_settings") or {}

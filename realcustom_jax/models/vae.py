@@ -39,7 +39,9 @@ class VAEConfig:
         if mapping.get("act_fn", "silu") != "silu":
             raise ValueError(f"autoencoder config: act_fn is {mapping['act_fn']!r}; only 'silu' is supported.")
         names = {f.name for f in dataclasses.fields(cls)}
-        values = {k: tuple(v) if isinstance(v, list) else v for k, v in mapping.items() if k in names and v is not None}
+        values = {k: v for k, v in mapping.items() if k in names and v is not None}
+        if "block_out_channels" in values:
+            values["block_out_channels"] = tuple(values["block_out_channels"])
         return cls(**values)
 
 

@@ -91,7 +91,8 @@ def denoising_error(predicted: jax.Array, sample: NoisyLatents, *, betas: ArrayL
 
 
 def denoising_loss(predict: Callable[[jax.Array, jax.Array], jax.Array], latents: jax.Array, key: jax.Array, *,
-                   betas: ArrayLike, prediction: str, teacher: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
+                   betas: ArrayLike, prediction: str,
+                   teacher: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
                    teaching: float = 1.0, timesteps: tuple[float, float] = (0.0, 1.0), **weights) -> jax.Array:
     """`denoising_error` of `predict`, (noisy latents [B,h,w,C], timesteps int32 [B]) → prediction, on latents to which
     `add_training_noise` was added (`timesteps` are its); `weights` are the error's.

@@ -1,8 +1,8 @@
 """Everything that the painted world is put together from: things without background, and scenes without things.
 
 Painting is slow and composing is fast: a *bank* is painted once, and every picture of a training run is composed of
-it anew (module `composition`), so that no two are the same. A thing's *cut-out* is a square of `FRAME` units of its height,
-the thing in its middle, facing right.
+it anew (module `composition`), so that no two are the same. A thing's *cut-out* is a square of `FRAME` units of its
+height, the thing in its middle, facing right.
 """
 
 import dataclasses

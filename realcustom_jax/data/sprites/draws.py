@@ -85,7 +85,7 @@ def place(rng: np.random.Generator, bank: Bank, things: np.ndarray, scene: np.nd
 
 @dataclasses.dataclass(frozen=True)
 class References:
-    """B references: pictures to compose and, where `cropped` bool [B], squares `boxes` [B, 3] of the targets instead."""
+    """B references: pictures to compose or, where `cropped` bool [B], squares `boxes` [B, 3] of the targets."""
 
     layout: Layout
     cropped: np.ndarray

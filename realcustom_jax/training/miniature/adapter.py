@@ -47,8 +47,8 @@ class AdapterTask:
 
     `batches` give the pairs; `frozen` holds the parameters of unet (without its visual layers), text_encoder, siglip,
     dinov2, autoencoder, and the paintings; `fresh` those at step 0. `encode` and `decode` take images in [-1, 1] to
-    latents of unit variance [B, latent_size, latent_size, C] and back. `second` is the share of references that show a second thing, so that the word
-    has to choose.
+    latents of unit variance [B, latent_size, latent_size, C] and back. `second` is the share of references that show a
+    second thing, so that the word has to choose.
 
     The rest departs from the paper and is 0 in it:
     - a share `taught` of what is to be predicted is the frozen model's own prediction, told in words what the reference

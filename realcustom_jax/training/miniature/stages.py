@@ -29,6 +29,7 @@ from realcustom_jax.files import write_json
 from realcustom_jax.model_files import bundle, weights
 from realcustom_jax.model_files.adapter import find_adapter, scaled_tokens, split_unet, vision_from_text
 from realcustom_jax.model_files.adapter import to_torch as adapter_tensors
+from realcustom_jax.model_files.source import FolderSource
 from realcustom_jax.models.clip_text import ClipText, ClipTextConfig
 from realcustom_jax.presets import find_preset
 from realcustom_jax.training.curriculum import Curriculum
@@ -128,23 +129,24 @@ def _base(config: ConfigDict, workdir: Path) -> None:
 
 def _trained_base(config: ConfigDict) -> dict:
     """The base model of the bundle `config.warm_start`."""
-    trained = Path(config.warm_start)
-    _, unet_params = weights.load_unet(config.models.unet.to_dict(), bundle.part_files(trained, "unet")[1])
-    return {"unet": unet_params, "text_encoder": bundle.load_text_encoder(trained)[1]}
+    trained = FolderSource(Path(config.warm_start))
+    _, unet_params = weights.load_unet(config.models.unet.to_dict(), trained.tensors("unet"))
+    return {"unet": unet_params, "text_encoder": trained.load("text_encoder")[1]}
 
 
 def _adapter(config: ConfigDict, workdir: Path) -> None:
     folder, tokenizer = workdir / "bundle", _tokenizer(config)
     adapter_config = config.models.adapter.to_dict()
-    unet_config, unet_file = bundle.part_files(folder, "unet")
+    source = FolderSource(folder)
     key = jax.random.key(config.seed)
-    with_vision = weights.read_config(unet_config) | {"image_prompt_settings": adapter_config["image_prompt_settings"]}
+    with_vision = source.config("unet") | {"image_prompt_settings": adapter_config["image_prompt_settings"]}
     trained = (find_adapter(Path(config.warm_start) / "adapter").tensors,) if config.warm_start else ()
-    unet, unet_params = weights.load_unet(with_vision, unet_file, *trained, init_missing=("vision",), rng=key)
+    unet, unet_params = weights.load_unet(
+        with_vision, source.tensors("unet"), *trained, init_missing=("vision",), rng=key)
     projector, projector_params = weights.load_projector(adapter_config, *trained, init_missing=("vision",), rng=key)
-    text_encoder, text_params = bundle.load_text_encoder(folder)
-    siglip, siglip_params = bundle.load_vision_encoder(folder, "image_encoder_siglip")
-    dinov2, dinov2_params = bundle.load_vision_encoder(folder, "image_encoder_dinov2")
+    text_encoder, text_params = source.load("text_encoder")
+    siglip, siglip_params = source.load("image_encoder_siglip")
+    dinov2, dinov2_params = source.load("image_encoder_dinov2")
     vision, base_params = split_unet(unet_params)
     options = config.adapter.to_dict()
     batches = _batches("adapter", config, workdir, two=options.pop("bystanders"),

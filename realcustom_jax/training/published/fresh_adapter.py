@@ -16,9 +16,10 @@ from jax.experimental import multihost_utils
 from realcustom_jax.conditioning.references import VisionSettings
 from realcustom_jax.model_files import bundle, weights
 from realcustom_jax.model_files.adapter import scaled_tokens, vision_from_text_tensors
-from realcustom_jax.model_files.locate import local_model
-from realcustom_jax.model_files.tensors import read_files
+from realcustom_jax.model_files.source import ModelSource
 from realcustom_jax.models.projector import Projector, ProjectorConfig
+from realcustom_jax.models.unet import UNetConfig
+from realcustom_jax.models.vit import VitConfig
 from realcustom_jax.pipeline import Network, Pipeline
 
 
@@ -29,24 +30,23 @@ def write_fresh_adapter(path: Path, model: str, vision: str, settings: Mapping[s
         model, vision: where the model and its image encoders are; no `vision`: with the model.
         settings: `variant`, `dim_head` and `vision_settings`; the widths are those of the model and the encoders.
     """
-    base = local_model(model)
-    encoders = local_model(vision) if vision else base
-    unet_config, *files = bundle.part_files(base, "unet")
-    widths = [weights.read_config(bundle.part_files(encoders, f"image_encoder_{name}")[0])["embed_dim"]
-              for name in ("siglip", "dinov2")]
+    base = ModelSource.open(model)
+    encoders = ModelSource.open(vision) if vision else base
+    widths = [VitConfig.from_config(encoders.config(part)).embed_dim
+              for part in ("image_encoder_siglip", "image_encoder_dinov2")]
     image_prompt = image_prompt_settings(
-        settings, sum(widths), weights.read_config(unet_config)["cross_attention_dim"])
+        settings, sum(widths), UNetConfig.from_config(base.config("unet")).cross_attention_dim)
     vision_settings = VisionSettings.from_config(settings["vision_settings"])
     config = {"image_prompt_settings": image_prompt, "vision_settings": dataclasses.asdict(vision_settings),
-              "copied_from": str(base)}
+              "copied_from": str(base.root)}
     if (path / "config.json").is_file() and weights.read_config(path / "config.json") == json.loads(json.dumps(config)):
         return
     module = Projector(ProjectorConfig.from_config(image_prompt))
     one = jnp.zeros((1, 1, sum(widths)))
     features = (one,) * (1 + (len(vision_settings.siglip_layers) if module.config.with_structure else 1))
     projector = jax.jit(module.init)(jax.random.key(0), features)["params"]
-    unet = read_files(files) if isinstance(files[0], Path) else files[0]
-    bundle.save_part(path.parent, "adapter", config, vision_from_text_tensors(unet) | weights.to_torch(
+    tensors = vision_from_text_tensors(base.tensors("unet"))
+    bundle.save_part(path.parent, "adapter", config, tensors | weights.to_torch(
         jax.device_get(projector), weights.PROJECTOR_PREFIX))
 
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from realcustom_jax.conditioning.references import VisionSettings
 from realcustom_jax.devices.platform import Platform
-from realcustom_jax.model_files import bundle, single_file, weights
+from realcustom_jax.model_files import locate, single_file, weights
 from realcustom_jax.model_files.adapter import find_adapter
 from realcustom_jax.models.clip_text import ClipText, ClipTextConfig
 from realcustom_jax.models.projector import Projector, ProjectorConfig
@@ -32,8 +32,8 @@ from realcustom_jax.training.published.run import PrecomputedTask, PublishedTask
 def published_configs(kind: str) -> dict[str, Mapping[str, Any]]:
     """The configuration of every part of a published model, "sdxl" or "sd15", with the released image encoders."""
     siglip, dino = "vit_so400m_patch14_siglip_384", "vit_large_patch14_reg4_dinov2"
-    return single_file.CONFIGS[kind] | {"image_encoder_siglip": bundle.ARCHITECTURES[siglip],
-                                        "image_encoder_dinov2": bundle.ARCHITECTURES[dino]}
+    return single_file.CONFIGS[kind] | {"image_encoder_siglip": locate.ARCHITECTURES[siglip],
+                                        "image_encoder_dinov2": locate.ARCHITECTURES[dino]}
 
 
 def hollow_pipeline(configs: Mapping[str, Mapping[str, Any]], train: Mapping[str, Any],

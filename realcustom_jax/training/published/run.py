@@ -29,7 +29,7 @@ from realcustom_jax.devices.processes import by_the_first
 from realcustom_jax.model_files import bundle
 from realcustom_jax.model_files.adapter import find_adapter, merge_unet, split_unet
 from realcustom_jax.model_files.adapter import to_torch as adapter_tensors
-from realcustom_jax.model_files.locate import local_model
+from realcustom_jax.model_files.source import ModelSource
 from realcustom_jax.pipeline import DTYPES, Network, Pipeline
 from realcustom_jax.training.curriculum import Curriculum
 from realcustom_jax.training.loop import TrainSettings, fit
@@ -94,7 +94,7 @@ def _find_parts(train: ConfigDict) -> None:
     for name in ("model", "vision", "tokenizer"):
         try:
             if train[name]:
-                local_model(train[name])
+                ModelSource.open(train[name])
         except FileNotFoundError as error:
             raise FileNotFoundError(f"config.train.{name}: {error}") from None
     if train.adapter:

@@ -1,0 +1,279 @@
+"""A model's files as one object, whatever they are: a folder, a single file, or a name on the Hugging Face hub.
+
+    source = ModelSource.open("stabilityai/stable-diffusion-xl-base-1.0")
+    vae, params = source.load("vae")          # of source.config("vae") and source.tensors("vae")
+    betas, prediction = source.schedule()
+
+A part is named as its folder in diffusers' layout: unet, vae, text_encoder, text_encoder_2, tokenizer, tokenizer_2,
+scheduler; ours are image_encoder_siglip, image_encoder_dinov2, adapter and judge. Each layout is one class here, and
+nothing outside of it asks what a model's files look like: a new layout is one class more, and a line in
+`ModelSource.open`.
+"""
+
+import abc
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import CLIPTokenizer
+
+from realcustom_jax.choices import check_choice
+from realcustom_jax.conditioning.vocabulary import Vocabulary
+from realcustom_jax.files import naming
+from realcustom_jax.model_files import locate, single_file, weights
+from realcustom_jax.model_files.adapter import Adapter, check_backbone, find_adapter
+from realcustom_jax.model_files.bundle import WEIGHT_FILES
+from realcustom_jax.model_files.tensors import LazyTensors, identify, read_tensors
+from realcustom_jax.presets import PRESETS, Preset, find_preset
+from realcustom_jax.sampling.solvers import betas
+
+_LOADERS = {
+    "unet": weights.load_unet, "vae": weights.load_autoencoder, "text_encoder": weights.load_text_encoder,
+    "text_encoder_2": weights.load_text_encoder, "image_encoder_siglip": weights.load_vision_encoder,
+    "image_encoder_dinov2": weights.load_vision_encoder,
+}
+
+
+_LONGEST = 10**6  # tokens of a prompt
+
+
+class ModelSource(abc.ABC):
+    """An opened model. `root`: its folder or file, as errors name it."""
+
+    def __init__(self, root: Path):
+        self.root = root
+
+    @staticmethod
+    def open(model: str | Path) -> "ModelSource":
+        """Opens a model given as a folder, a single file, a name on the hub ("owner/model"), or "mini".
+
+        Raises:
+            FileNotFoundError, ValueError: it is none of them, cannot be downloaded, or is of a kind that is not
+                supported; says what to give instead.
+        """
+        path = locate.ASSETS / "mini" if model == "mini" else Path(model)
+        if path.is_dir():
+            return FolderSource(path)
+        if path.is_file() and path.suffix in locate.SINGLE_FILES:
+            return SingleFileSource(path)
+        if locate.is_on_hub(model):
+            return FolderSource(locate.download(str(model)))
+        problem = "it is a file of another kind" if path.is_file() else "there is no such folder"
+        raise FileNotFoundError(f"{path} is not a model folder: {problem}. Give a folder of diffusers' layout, a "
+                                f"single-file checkpoint ({', '.join(locate.SINGLE_FILES)}), or a name on the hub "
+                                "(owner/model).")
+
+    @abc.abstractmethod
+    def has(self, part: str) -> bool:
+        """Whether the model holds this part."""
+
+    @abc.abstractmethod
+    def place(self, part: str) -> Path:
+        """The file or folder that errors about this part name."""
+
+    @abc.abstractmethod
+    def config(self, part: str) -> dict[str, Any]:
+        """A part's configuration in the original JSON's keys. Raises FileNotFoundError or ValueError that names the
+        missing or damaged file."""
+
+    @abc.abstractmethod
+    def tensors(self, part: str) -> LazyTensors:
+        """A part's tensors in the original torch names (those of diffusers, transformers, timm). Raises as `config`."""
+
+    @abc.abstractmethod
+    def tokenizer(self, i: int = 0) -> CLIPTokenizer:
+        """The tokenizer of the i-th text encoder. Raises as `config`."""
+
+    @property
+    @abc.abstractmethod
+    def text_encoders(self) -> tuple[str, ...]:
+        """The parts that encode text: one, or SDXL's two. Raises FileNotFoundError if a second one is missing."""
+
+    @abc.abstractmethod
+    def preset(self) -> Preset:
+        """How the model is best used, as it says itself; the default where it says nothing."""
+
+    @abc.abstractmethod
+    def vocabulary(self) -> Vocabulary | None:
+        """The words that the model learnt; None for a model of open vocabulary."""
+
+    def check(self, *parts: str) -> None:
+        """Raises as `config` for the first of these parts that is not there, before anything large is read."""
+        for part in parts:
+            self.config(part)
+
+    def schedule(self) -> tuple[np.ndarray, str]:
+        """(betas [T], what the UNet predicts: "epsilon" or "v_prediction"). Raises as `config`, and ValueError for a
+        schedule that is not Stable Diffusion's."""
+        with naming(self.place("scheduler")):
+            return _schedule(self.config("scheduler"))
+
+    def adapter(self) -> Adapter:
+        """The adapter that comes with the model. Raises FileNotFoundError for a base model, which has none."""
+        if not self.has("adapter"):
+            raise FileNotFoundError(f"The model is not complete: {self.root / 'adapter'} is missing. A base model "
+                                    "needs an adapter: give the file or folder of one, e.g. RealCustom_highres.pth.")
+        return find_adapter(self.place("adapter"))
+
+    def load(self, part: str, **options):
+        """(module, params) of a part, by its loader in `weights`, which takes the options."""
+        with naming(self.place(part)):
+            return _LOADERS[part](self.config(part), self.tensors(part), **options)
+
+    def load_unet(self, adapter: Adapter, *, base_last: bool = False, **options):
+        """(module, params) of the UNet with the adapter's visual attention; where both hold a weight, the adapter's is
+        taken, unless `base_last`. Raises ValueError if they do not fit each other."""
+        with naming(self.place("unet"), adapter.where):
+            config = {**self.config("unet"), "image_prompt_settings": adapter.settings}
+            check_backbone(adapter, config)
+            base = self.tensors("unet")
+            files = (adapter.tensors, base) if base_last else (base, adapter.tensors)
+            return weights.load_unet(config, *files, **options)
+
+
+class FolderSource(ModelSource):
+    """A folder for each part: diffusers' layout, which is ours too, or that of the released RealCustom (`locate`)."""
+
+    def has(self, part: str) -> bool:
+        return self.place(part).is_dir()
+
+    def place(self, part: str) -> Path:
+        if part == "scheduler":
+            return self.root / "scheduler" / "scheduler_config.json"
+        folders = [self.root / name for name in locate.FOLDERS.get(part, (part,))]
+        return next(filter(Path.is_dir, folders), folders[0])
+
+    def config(self, part: str) -> dict[str, Any]:
+        if part == "unet" and not self.has(part):
+            raise FileNotFoundError(f"{self.root} is not a model folder: it holds no unet/ folder.")
+        return self._scheduler() if part == "scheduler" else locate.part_config(self.place(part), part)
+
+    def tensors(self, part: str) -> LazyTensors:
+        folder = self.place(part)
+        if not (files := locate.weight_files(folder)):
+            raise FileNotFoundError(f"The model is not complete: {folder / WEIGHT_FILES[part]} is missing.")
+        return read_tensors(*files)
+
+    def tokenizer(self, i: int = 0) -> CLIPTokenizer:
+        folder = self.place(f"tokenizer_{i + 1}" if i else "tokenizer")
+        for names in (("tokenizer_config.json",), ("tokenizer.json", "vocab.json")):
+            if not any((folder / name).is_file() for name in names):
+                # transformers would make do with a tokenizer that knows no word.
+                raise FileNotFoundError(f"The model is not complete: {folder / names[0]} is missing.")
+        try:
+            tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+        except Exception as error:  # transformers and tokenizers raise many kinds for a broken file
+            raise ValueError(f"{folder}: the tokenizer cannot be read ({error}).") from None
+        if tokenizer.model_max_length > _LONGEST:  # transformers' value where the file says nothing
+            raise ValueError(f"{folder / 'tokenizer_config.json'} lacks model_max_length, the number of tokens that "
+                             "the text encoder takes; add it (Stable Diffusion's is 77).")
+        return tokenizer
+
+    @property
+    def text_encoders(self) -> tuple[str, ...]:
+        if not self.has("text_encoder_2"):
+            if not (self._document("model_index.json") or {}).get("text_encoder_2", [None])[0]:
+                return ("text_encoder",)
+            raise FileNotFoundError(f"The model is not complete: {self.place('text_encoder_2')} is missing.")
+        return "text_encoder", "text_encoder_2"
+
+    def preset(self) -> Preset:
+        with naming(self.root / "preset.json"):
+            choices = self._document("preset.json")
+            return PRESETS["default"] if choices is None else find_preset(choices)
+
+    def vocabulary(self) -> Vocabulary | None:
+        with naming(self.root / "vocabulary.json"):
+            words = self._document("vocabulary.json")
+            return None if words is None else Vocabulary.from_config(words)
+
+    def _scheduler(self) -> dict[str, Any]:
+        """The released layout has no such file: its model is Stable Diffusion's."""
+        if (file := self.place("scheduler")).is_file():
+            return locate.read_config(file)
+        if self._document("model_index.json") is not None:
+            raise FileNotFoundError(f"The model is not complete: {file} is missing.")
+        return {}
+
+    def _document(self, name: str) -> dict[str, Any] | None:
+        """A JSON file beside the parts' folders; None where there is none."""
+        return locate.read_config(self.root / name) if (self.root / name).is_file() else None
+
+
+class SingleFileSource(ModelSource):
+    """A single-file checkpoint (`single_file`): UNet, autoencoder and text encoders, and nothing else.
+
+    The file is opened when it is first asked for what it can hold, and once: one from before torch 1.6 cannot be
+    mapped, and is read whole.
+    """
+
+    @functools.cached_property
+    def _contents(self) -> tuple[Mapping[str, Mapping[str, Any]], Mapping[str, LazyTensors]]:
+        """(configuration, tensors) of each part."""
+        tensors = read_tensors(self.root)
+        with naming(self.root):
+            if (kind := single_file.kind(tensors)) is None:
+                raise ValueError(f"it holds {identify(tensors)}; expected a whole Stable Diffusion 1.5 or SDXL "
+                                 "checkpoint.")
+            parts = single_file.split(tensors)
+        return single_file.CONFIGS[kind] | {"scheduler": single_file.scheduler(tensors)}, parts
+
+    def has(self, part: str) -> bool:
+        return bool(self._contents[1].get(part))
+
+    def place(self, part: str) -> Path:
+        return self.root
+
+    def config(self, part: str) -> dict[str, Any]:
+        if part.startswith("image_encoder"):
+            raise self._lacks("image encoders", "vision")
+        return dict(self._contents[0][part])
+
+    def tensors(self, part: str) -> LazyTensors:
+        return self._contents[1][part]
+
+    def tokenizer(self, i: int = 0) -> CLIPTokenizer:
+        raise self._lacks("tokenizer", "tokenizer")
+
+    @property
+    def text_encoders(self) -> tuple[str, ...]:
+        return tuple(part for part in self._contents[1] if part.startswith("text_encoder"))
+
+    def preset(self) -> Preset:
+        return PRESETS["default"]
+
+    def vocabulary(self) -> None:
+        return None
+
+    def _lacks(self, what: str, option: str) -> FileNotFoundError:
+        return FileNotFoundError(f"{self.root} is a single file, which holds no {what}; name the folder that does with "
+                                 f"{option} (--{option}).")
+
+
+_SCHEDULES = {"scaled_linear": "squared_linear", "squaredcos_cap_v2": "cosine"}  # diffusers' names → ours
+_ENDS = (0.00085, 0.012)
+
+
+def _schedule(config: Mapping[str, Any]) -> tuple[np.ndarray, str]:
+    """(betas [T], prediction) of a diffusers `scheduler_config.json`."""
+    kind = config.get("_class_name", "")
+    if "FlowMatch" in kind or kind.startswith("EDM") or config.get("trained_betas") is not None:
+        raise ValueError(f"this model was made for {kind or 'a schedule'} with another noise than Stable "
+                         "Diffusion's (flow matching, EDM, trained betas), which is not supported.")
+    # What a file leaves out is as the class that it names has it; without a class it is Stable Diffusion's.
+    ours = kind in ("", "LCMScheduler", "TCDScheduler")
+    name = config.get("beta_schedule", "scaled_linear" if ours else "linear")
+    ends = tuple(config.get(key, value) for key, value in zip(
+        ("beta_start", "beta_end"), _ENDS if ours else (1e-4, 0.02), strict=True))
+    if name == "linear" or name == "scaled_linear" and not np.allclose(ends, _ENDS):
+        missing = [key for key in ("beta_schedule", "beta_start", "beta_end") if key not in config]
+        without = f" ({kind}'s own, as the file lacks {', '.join(missing)})" if missing else ""
+        raise ValueError(f"beta_schedule, beta_start, beta_end are {name}, {ends[0]:g}, {ends[1]:g}{without}; only "
+                         f"Stable Diffusion's scaled_linear, {_ENDS[0]}, {_ENDS[1]} are supported.")
+    values = betas(_SCHEDULES.get(name, name), config.get("num_train_timesteps", 1000),
+                   terminal_pure_noise=config.get("rescale_betas_zero_snr", False))
+    prediction = config.get("prediction_type", "epsilon")
+    check_choice("prediction_type", prediction, ("epsilon", "v_prediction"))
+    return values, prediction

@@ -1,0 +1,116 @@
+"""What a model's files say of it, and what they leave to the libraries that wrote them."""
+
+import inspect
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+import realcustom_jax as rc
+from realcustom_jax.files import write_json
+from realcustom_jax.model_files.source import FolderSource, ModelSource, SingleFileSource
+from realcustom_jax.models.clip_text import ClipTextConfig
+from realcustom_jax.models.unet import UNetConfig
+from realcustom_jax.models.vae import VAEConfig
+
+
+def test_a_folder_is_opened_and_says_what_it_holds(mini_folder):
+    source = ModelSource.open(mini_folder)
+    assert isinstance(source, FolderSource) and source.root == mini_folder
+    assert source.has("unet") and source.has("adapter") and not source.has("text_encoder_2")
+    assert source.text_encoders == ("text_encoder",)
+    assert source.config("unet") == json.loads((mini_folder / "unet/config.json").read_text())
+    assert "conv_in.weight" in source.tensors("unet")
+    assert source.preset() == rc.Preset() and "teapot" in source.vocabulary().nouns
+    assert source.tokenizer()("a dog").input_ids
+    betas, prediction = source.schedule()
+    np.testing.assert_array_equal(betas, rc.betas())
+    assert prediction == "epsilon" and source.adapter().where == mini_folder / "adapter"
+    module, params = source.load("vae")
+    assert module.config.latent_channels == 4 and "encoder" in params
+
+
+def test_every_layout_answers_the_same_questions():
+    questions = {name for name, value in vars(ModelSource).items() if getattr(value, "__isabstractmethod__", False)}
+    assert questions == {"has", "place", "config", "tensors", "tokenizer", "text_encoders", "preset", "vocabulary"}
+    for layout in (FolderSource, SingleFileSource):
+        assert questions <= set(vars(layout))
+
+
+def test_a_tokenizer_that_does_not_say_how_long_prompts_are_is_named(mini_folder, tmp_path):
+    shutil.copytree(mini_folder / "tokenizer", tmp_path / "tokenizer")
+    file = tmp_path / "tokenizer/tokenizer_config.json"
+    config = json.loads(file.read_text())
+    del config["model_max_length"]
+    write_json(file, config)
+    with pytest.raises(ValueError, match="tokenizer_config.json lacks model_max_length"):
+        FolderSource(tmp_path).tokenizer()
+
+
+@pytest.mark.parametrize("config, message", [
+    ({"_class_name": "DDIMScheduler"}, "linear, 0.0001, 0.02 .DDIMScheduler's own, as the file lacks beta_schedule"),
+    ({"_class_name": "DDIMScheduler", "beta_schedule": "scaled_linear", "beta_start": 0.00085},
+     "scaled_linear, 0.00085, 0.02 .DDIMScheduler's own, as the file lacks beta_end"),
+    ({"beta_schedule": "linear"}, "only Stable Diffusion's scaled_linear, 0.00085, 0.012 are supported"),
+    ({"_class_name": "LCMScheduler"}, None),
+    ({"_class_name": "PNDMScheduler", "beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012},
+     None),
+    ({}, None),
+])
+def test_a_schedule_is_what_its_class_makes_of_what_the_file_leaves_out(tmp_path, config, message):
+    write_json(tmp_path / "scheduler/scheduler_config.json", config)
+    if message is None:
+        betas, prediction = FolderSource(tmp_path).schedule()
+        np.testing.assert_array_equal(betas, rc.betas())
+        assert prediction == "epsilon"
+    else:
+        with pytest.raises(ValueError, match=f"scheduler_config.json: .*{message}"):
+            FolderSource(tmp_path).schedule()
+
+
+def defaults(function):
+    return {name: parameter.default for name, parameter in inspect.signature(function).parameters.items()
+            if parameter.default is not inspect.Parameter.empty}
+
+
+def test_what_a_configuration_leaves_out_is_as_diffusers_has_it():
+    diffusers = pytest.importorskip("diffusers")
+    for ours, theirs in ((UNetConfig, diffusers.UNet2DConditionModel), (VAEConfig, diffusers.AutoencoderKL)):
+        written = json.loads(json.dumps(defaults(theirs.__init__)))
+        assert ours.from_config({}) == ours.from_config(written)
+        some = {name: written[name] for name in list(written)[::2]}
+        assert ours.from_config(some) == ours.from_config(written)
+
+
+def test_what_a_configuration_leaves_out_is_as_transformers_has_it():
+    from transformers import CLIPConfig, CLIPTextConfig
+
+    whole = CLIPTextConfig().to_dict()
+    assert ClipTextConfig.from_config({}) == ClipTextConfig.from_config(whole)
+    assert ClipTextConfig.from_config(CLIPTextConfig(hidden_size=64, projection_dim=32).to_diff_dict()) == (
+        ClipTextConfig(hidden_size=64, projection_dim=32))
+    both = json.loads(json.dumps(CLIPConfig(text_config={"hidden_size": 64, "projection_dim": 32}).to_dict()))
+    assert ClipTextConfig.from_config(both) == ClipTextConfig(hidden_size=64, projection_dim=32)
+
+
+@pytest.mark.parametrize("loader, config, message", [
+    (rc.load_unet, {"addition_embed_type": "text_time"},
+     "UNet config: projection_class_embeddings_input_dim is missing"),
+    (rc.load_unet, {"block_out_channels": None}, "UNet config: the configuration cannot be used"),
+    (rc.load_unet, {"block_out_channels": [8, 8]}, "has not one value for each of the 2 levels"),
+    (rc.load_projector, {}, "Projector config: the configuration lacks 'vision_projection_config'"),
+    (rc.load_projector, {"vision_projection_config": {"variant": "paper"}}, "Projector config: .*lacks 'params'"),
+    (rc.load_projector, {"vision_projection_config": {"variant": "paper", "params": {"vision_dim": 4}}},
+     "Projector config: params lacks out_dim"),
+    (rc.load_autoencoder, {"block_out_channels": 3}, "autoencoder config: the configuration cannot be used"),
+    (rc.load_vision_encoder, {"img_size": None}, "ViT config: the configuration cannot be used"),
+    (rc.load_text_encoder, {"hidden_size": "wide"}, "CLIP text config: the configuration cannot be used"),
+])
+def test_a_configuration_that_cannot_be_used_is_one_sentence(loader, config, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        loader(config)
+    write_json(tmp_path / "config.json", config)
+    with pytest.raises(ValueError, match=message.rpartition("config: ")[2]) as raised:
+        loader(tmp_path / "config.json")
+    assert "config.json" in str(raised.value)
