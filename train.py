@@ -36,6 +36,7 @@ _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0 on.")
 _PROGRAM = flags.DEFINE_string("program", "step", "What the two above are about: the step of training, or sampler.")
 _JSON = flags.DEFINE_string("json", None, "File to write the report of --compile_only to.")
+_DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of whatever goes wrong.")
 
 
 def main(argv: list[str]) -> None:
@@ -45,15 +46,19 @@ def main(argv: list[str]) -> None:
     asked = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     if jax.config.jax_num_cpu_devices == -1 and not asked:
         jax.config.update("jax_num_cpu_devices", math.gcd(os.cpu_count() or 1, 8))
-    try:
-        config = _CONFIG.value
-        if _RESUME.value or _OVERWRITE.value:
-            (config.train if "train" in config else config).on_existing = "resume" if _RESUME.value else "overwrite"
-        config.lock()
-        _join()
-        _run(config)
-    except (ValueError, OSError, FloatingPointError) as error:
-        _fail(error)
+    from realcustom_jax import commands
+
+    sys.exit(commands.exit_code(_work, debug=_DEBUG.value, report=_say,
+                                unusable=(ValueError, OSError, FloatingPointError)))
+
+
+def _work() -> None:
+    config = _CONFIG.value
+    if _RESUME.value or _OVERWRITE.value:
+        (config.train if "train" in config else config).on_existing = "resume" if _RESUME.value else "overwrite"
+    config.lock()
+    _join()
+    _run(config)
 
 
 def _run(config) -> None:
@@ -88,11 +93,15 @@ def _parse(argv: list[str]) -> list[str]:
 
 def _fail(problem: object) -> NoReturn:
     """One sentence, and exit code 2."""
-    message = " ".join(str(problem).split())
-    if "Failed loading config file" in message:  # ml_collections', which reads it when it is first looked at
-        message = f"the file of --config cannot be read ({message}); give one such as configs/mini.py."
-    print(f"error: {message}", file=sys.stderr)
+    _say(f"error: {' '.join(str(problem).split())}")
     sys.exit(2)
+
+
+def _say(line: str) -> None:
+    if "Failed loading config file" in line:  # ml_collections', which reads it when it is first looked at
+        reason = line.removeprefix("error: ")
+        line = f"error: the file of --config cannot be read ({reason}); give one such as configs/mini.py."
+    print(line, file=sys.stderr)
 
 
 def _join() -> None:

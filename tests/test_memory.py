@@ -1,12 +1,15 @@
 """The memory report: counts that can be checked by hand, and bounds that hold."""
 
 import dataclasses
+import os
 import shutil
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import pytest
 
+from realcustom_jax import memory
 from realcustom_jax.memory import Memory, peak_bytes, sampler_memory
 from realcustom_jax.model_files.tensors import headers_only, read_tensors
 from realcustom_jax.pipeline import Pipeline
@@ -41,6 +44,32 @@ def test_a_larger_picture_needs_more_and_xla_needs_about_the_estimate(mini_pipel
     assert 0.5 < sampler_memory(mini_pipeline, compiled=True).sampler / small.sampler < 2
     assert small.fits and "UNet" in str(small)
     assert small.parameters["UNet"] == 4 * sum(x.size for x in jax.tree.leaves(mini_pipeline.unet.params))
+
+
+def test_the_presets_refinement_and_freeze_are_counted(mini_pipeline):
+    """Self-attention maps of 8 × 8 latents are [1, 64, 64] in each layer; a mask that freezes at once needs no call of
+    three lanes. What is asked for in the call goes before the preset."""
+    def sampler(pipeline=mini_pipeline, **options):
+        return sampler_memory(pipeline, **options).sampler
+
+    def preset(**choices):
+        return dataclasses.replace(mini_pipeline, preset=dataclasses.replace(mini_pipeline.preset, **choices))
+
+    layers = 4  # the self-attention layers of the model, all of the latents' size
+    assert sampler(preset(refine=1)) - sampler() >= layers * 4 * 64 * 64
+    assert sampler(preset(freeze_mask_step=1)) == sampler(freeze_mask_step=1) < sampler()
+    assert sampler(preset(freeze_mask_step=1), freeze_mask_step=12) == sampler()
+    assert sampler(steps=250) > sampler(), "the masks of all steps are returned"
+
+
+@pytest.mark.skipif(not Path("/proc/meminfo").is_file(), reason="only Linux tells what it could give")
+def test_what_the_machine_holds_as_a_cache_of_files_is_available(tmp_path):
+    (tmp_path / "meminfo").write_text("MemTotal:       8000 kB\nMemFree:         100 kB\nMemAvailable:    6000 kB\n"
+                                      "Cached:         5900 kB\n")
+    assert memory._machine_memory(tmp_path / "meminfo") == 6000 * 1024
+    assert memory._machine_memory(tmp_path / "gone") == pytest.approx(
+        os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), rel=0.5)
+    assert memory._machine_memory() > 0
 
 
 def test_the_cpu_needs_more_than_it_was_given_in_half_precision(mini_folder):

@@ -2,13 +2,13 @@
 
 import dataclasses
 import shutil
+import warnings
 
 import jax
 import numpy as np
 import pytest
 from PIL import Image
 
-from realcustom_jax.devices.compilation import enable_compilation_cache
 from realcustom_jax.files import write_json
 from realcustom_jax.model_files import bundle
 from realcustom_jax.model_files.locate import ASSETS
@@ -175,15 +175,24 @@ def test_parts_that_do_not_fit_each_other_are_named(mini_folder, tmp_path):
         Pipeline.load(broken)
 
 
-def test_the_cache_of_compiled_programs_is_the_users_if_there_is_one(monkeypatch, tmp_path):
-    before = jax.config.jax_compilation_cache_dir
+@pytest.mark.parametrize("folder, threshold, expected", [
+    ("mine", 1.0, 1.0), ("mine", 3.0, 3.0), (None, 3.0, 3.0), (None, 1.0, 0.05)])
+def test_loading_leaves_the_users_settings_of_the_cache_and_of_warnings(
+        mini_folder, tmp_path, folder, threshold, expected):
+    """JAX's own threshold is lowered only together with our own folder."""
+    names = "jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs"
+    before, shown, filters = {name: getattr(jax.config, name) for name in names}, warnings.showwarning, warnings.filters
     try:
-        jax.config.update("jax_compilation_cache_dir", str(tmp_path))
-        assert enable_compilation_cache() == str(tmp_path)
-        jax.config.update("jax_compilation_cache_dir", None)
-        assert enable_compilation_cache().endswith("realcustom_jax")
+        for name, value in zip(names, (folder and str(tmp_path / folder), threshold), strict=True):
+            jax.config.update(name, value)
+        Pipeline.load(mini_folder)
+        kept = jax.config.jax_compilation_cache_dir
+        assert kept == str(tmp_path / folder) if folder else kept.endswith("realcustom_jax")
+        assert jax.config.jax_persistent_cache_min_compile_time_secs == expected
+        assert warnings.showwarning is shown and warnings.filters is filters
     finally:
-        jax.config.update("jax_compilation_cache_dir", before)
+        for name, value in before.items():
+            jax.config.update(name, value)
 
 
 def test_parts_of_different_widths_say_that_a_second_text_encoder_may_be_missing(mini_pipeline, tmp_path):

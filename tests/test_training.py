@@ -180,6 +180,26 @@ def test_accumulated_parts_are_the_whole_batch():
         TrainSettings(steps=1, batch_size=4, accumulate=3)
 
 
+@pytest.mark.parametrize("name, value, expected", [
+    *[(name, value, "a whole number, at least 1") for name in (
+        "steps", "batch_size", "accumulate", "save_every", "log_every", "keep") for value in (0, -1, 1.5, True)],
+    *[(name, -1, "a whole number, 0 or more") for name in ("warmup", "sample_every", "keep_every", "seed")],
+    *[(name, 1.5, "a number from 0 to 1") for name in ("decay", "ema")],
+    *[(name, value, "a number above 0") for name in ("learning_rate", "clip") for value in (0.0, float("nan"))],
+    ("weight_decay", -0.1, "a number, 0 or more"),
+])
+def test_a_setting_with_which_no_training_can_run_is_named(name, value, expected):
+    with pytest.raises(ValueError, match=f"^{name} is {value}; expected {expected}.$"):
+        TrainSettings(**{"steps": 1, name: value})
+
+
+def test_misspelt_choices_of_the_settings_are_named():
+    with pytest.raises(ValueError, match="optimizer 'adamm'.*did you mean 'adamw'"):
+        TrainSettings(steps=1, optimizer="adamm")
+    with pytest.raises(ValueError, match="on_existing 'resum'.*did you mean 'resume'"):
+        TrainSettings(steps=1, on_existing="resum")
+
+
 def test_sigterm_saves_and_the_same_call_continues(tmp_path, capsys):
     class Evicted(Regression):
         def batch(self, step):

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax.traverse_util import flatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from realcustom_jax.model_files import weights
 from realcustom_jax.models import context
@@ -94,6 +94,20 @@ def test_context_computed_ahead_is_exact(case, monkeypatch, apart, backend):
     assert_close(out.noise, known.noise, 1e-5)
     for ours, theirs in zip(out.maps, known.maps, strict=True):
         assert_close(ours, theirs, 1e-5)
+
+
+def test_without_a_timestep_every_shift_must_come_from_the_context(case):
+    """Without them, a UNet would run as if there were no timestep: no context, tokens alone, and one block's shift."""
+    module, params, data, (sample, _, text), kwargs, vision, _ = case
+    times = jnp.full(len(sample), 500)
+    tokens = context.project_tokens(params, text, vision)
+    shifts = flatten_dict(context.project_time(module, params, times, kwargs.get("pooled"), kwargs.get("time_ids")))
+    lost = next(path for path in shifts if path[0] == "mid_block")
+    broken = unflatten_dict({path: leaf for path, leaf in shifts.items() if path != lost})
+    for known, named in (
+            ({}, "blocks"), ({"context": tokens}, "blocks"), ({"context": context.merge(tokens, broken)}, "mid_block")):
+        with pytest.raises(ValueError, match=f"timestep is None, and the context lacks the shifts of .*{named}.*give"):
+            jax.eval_shape(lambda known=known: module.apply({"params": params, **known}, sample, None, text))
 
 
 def test_guidance_rows_are_two_calls_in_one(case):
