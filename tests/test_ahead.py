@@ -31,6 +31,7 @@ def compile_on_four(program="STEP", **sizes):
     return json.loads(run(script, devices=4).splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_a_mesh_divides_the_memory_and_the_work():
     one = ahead_of_time.compile_ahead(STEP, make_mesh(devices=jax.devices()[:1]))
     four = compile_on_four(fsdp=4)
@@ -43,6 +44,7 @@ def test_a_mesh_divides_the_memory_and_the_work():
     assert copies["state"] == one["state"] and set(copies["collectives"]) == {"all-reduce"}
 
 
+@pytest.mark.slow
 def test_a_mesh_divides_the_sampler():
     one = ahead_of_time.compile_ahead(SAMPLER, make_mesh(devices=jax.devices()[:1]))
     four = compile_on_four("SAMPLER", fsdp=4)

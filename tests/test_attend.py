@@ -58,6 +58,7 @@ def test_which_kernel_is_chosen(monkeypatch):
     assert able == [True, True, False, False]
 
 
+@pytest.mark.slow
 def test_the_sampler_traces_with_cudnn_where_there_is_one(monkeypatch):
     """With JAX's own rules for cuDNN's kernel, of which vmap takes only some axes; two images of two references."""
     machine = {

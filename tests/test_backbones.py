@@ -119,6 +119,7 @@ def test_another_dtype_is_named(sdxl):
             Pipeline.load(sdxl, dtype=dtype)
 
 
+@pytest.mark.slow
 def test_bfloat16_draws_nearly_the_same_picture(sdxl):
     whole, half = (Pipeline.load(sdxl, dtype=dtype) for dtype in ("float32", "bfloat16"))
     # Two steps of one mask each: positions that tie within rounding may change places in a top-k mask.
@@ -127,6 +128,7 @@ def test_bfloat16_draws_nearly_the_same_picture(sdxl):
     np.testing.assert_allclose(a, b, atol=0.05 * np.abs(a).max())
 
 
+@pytest.mark.slow
 def test_offloaded_encoders_stay_on_the_host_and_change_nothing(sdxl):
     on_device, offloaded = (Pipeline.load(sdxl, offload=offload) for offload in (False, True))
     parts = [offloaded.siglip, offloaded.dino, *(encoder.network for encoder in offloaded.text_encoders)]

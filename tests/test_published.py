@@ -63,7 +63,10 @@ def get_config(kind: str, model: Path, pictures: Path):
     return config
 
 
-@pytest.fixture(scope="module", params=["sdxl", "sd15"])
+SDXL = pytest.param("sdxl", marks=pytest.mark.slow)  # the newcomer's tests train the smaller of the two
+
+
+@pytest.fixture(scope="module", params=[SDXL, "sd15"])
 def run(request, tmp_path_factory, pictures):
     """(kind, model folder, configuration, run folder after 3 steps)."""
     workdir = tmp_path_factory.mktemp(request.param)
@@ -93,6 +96,7 @@ def test_an_adapter_is_used_with_the_conditioning_that_it_was_trained_with(run):
 
 
 @pytest.mark.parametrize("run", ["sdxl"], indirect=True)
+@pytest.mark.slow
 def test_a_caption_that_cannot_be_sampled_stays_grey(run, monkeypatch, capsys):
     _, model, _, workdir = run
     data = next(path.parent for path in (workdir / "data").rglob("dataset_info.json"))
@@ -132,6 +136,7 @@ def test_the_first_tokens_are_made_as_large_as_the_text(run, larger):
 
 
 @pytest.mark.parametrize("run", ["sdxl"], indirect=True)
+@pytest.mark.slow
 def test_training_that_stopped_goes_on_to_the_same_bytes(run, tmp_path, monkeypatch):
     _, _, config, workdir = run
     config = config.copy_and_resolve_references()
@@ -170,6 +175,7 @@ published.run(config, workdir)
 
 @pytest.mark.parametrize("run", ["sdxl"], indirect=True)
 @pytest.mark.parametrize(("computed", "tolerance"), [("within the step", 1e-5), ("precomputed", 2e-3)])
+@pytest.mark.slow
 def test_every_frozen_part_may_be_divided_over_the_devices(run, computed, tolerance, tmp_path, pictures):
     """On two devices, as the configurations ask (fsdp=-1), the losses are those of one, within what features that are
     stored as float16 round away."""
@@ -260,6 +266,7 @@ def test_a_fresh_adapter_is_made_anew_for_keys_that_were_trained_anew(run, tmp_p
 
 
 @pytest.mark.parametrize("run", ["sdxl"], indirect=True)
+@pytest.mark.slow
 def test_features_computed_ahead_train_the_same(run, tmp_path):
     """Within what float16 rounds away."""
     _, _, config, workdir = run
@@ -273,6 +280,7 @@ def test_features_computed_ahead_train_the_same(run, tmp_path):
 
 
 @pytest.mark.parametrize("run", ["sdxl"], indirect=True)
+@pytest.mark.slow
 def test_features_that_the_disk_cannot_hold_are_refused_before_they_are_computed(run, tmp_path, monkeypatch):
     _, _, config, _ = run
     config = config.copy_and_resolve_references()
@@ -307,6 +315,7 @@ def test_an_epoch_shows_every_row_in_batches_of_one_size(pictures, tmp_path):
 
 
 @pytest.mark.parametrize("run", ["sdxl"], indirect=True)
+@pytest.mark.slow
 def test_size_conditioning_is_ordered_as_the_preset_says(run):
     _, model, _, workdir = run
     data = next(path.parent for path in (workdir / "data").rglob("dataset_info.json"))

@@ -130,6 +130,7 @@ def test_orders(branches, freeze, distinct):
 
 
 @pytest.mark.parametrize("on_step", [None, lambda step: None], ids=["as a whole", "step by step"])
+@pytest.mark.slow
 def test_layers_apart_as_on_a_gpu(monkeypatch, on_step):
     options = OPTIONS | dict(freeze_mask_step=3)
     scanned = sample(*small_case(), **options)
@@ -155,6 +156,7 @@ def test_refined_by_self_attention_and_frozen_at_once():
     assert not np.allclose(ours.masks, unrefined, atol=1e-2)
 
 
+@pytest.mark.slow
 def test_no_mask_is_a_mask_of_ones_and_steps_are_reported():
     seen = []
     ours = sample_latents(*small_case(), **OPTIONS | dict(mask=None), on_step=seen.append)
@@ -165,6 +167,7 @@ def test_no_mask_is_a_mask_of_ones_and_steps_are_reported():
 # -------------------- references
 
 
+@pytest.mark.slow
 def test_empty_phrases_are_text_only():
     *inputs, target = small_case()
     ours = sample(*inputs, np.zeros_like(target), **OPTIONS)
@@ -174,6 +177,7 @@ def test_empty_phrases_are_text_only():
     assert np.abs(sample(*small_case(), **OPTIONS).latents - text_only).max() > 0.1
 
 
+@pytest.mark.slow
 def test_second_reference_without_phrase_does_nothing():
     *inputs, positive, negative, target = small_case()
     target = target * np.array([1, 0])[:, None]
@@ -184,6 +188,7 @@ def test_second_reference_without_phrase_does_nothing():
     assert_close(two.latents, latents, 1e-4)
 
 
+@pytest.mark.slow
 def test_order_of_references_does_not_matter():
     *inputs, positive, negative, target = small_case()
     ours = sample(*inputs, positive, negative, target, **OPTIONS)
@@ -337,5 +342,6 @@ jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-4, rtol=1e-4)
 """
 
 
+@pytest.mark.slow
 def test_on_a_mesh_every_device_makes_its_own_images():
     fresh_process.run(ON_FOUR_DEVICES, devices=4)

@@ -51,11 +51,13 @@ def trained(config, tmp_path_factory):
 
 
 @pytest.mark.parametrize("stage", stages.STAGES)
+@pytest.mark.slow
 def test_every_stage_leaves_a_picture_and_a_checkpoint(trained, stage):
     assert (trained / stage / "samples" / "000002.png").is_file()
     assert (trained / stage / "checkpoints" / "2").is_dir()
 
 
+@pytest.mark.slow
 def test_the_bundle_is_read_back(trained, config):
     folder = trained / "bundle"
     bundle.load_autoencoder(folder)
@@ -89,6 +91,7 @@ def task_of(config, workdir, **changes):
     return found[0]
 
 
+@pytest.mark.slow
 def test_a_warm_start_begins_with_the_weights_of_a_bundle(trained, config):
     started = {stage: task_of(config, trained, stage=stage, warm_start=str(trained / "bundle")).init(jax.random.key(0))
                for stage in ("base", "adapter")}
@@ -99,6 +102,7 @@ def test_a_warm_start_begins_with_the_weights_of_a_bundle(trained, config):
             np.testing.assert_array_equal(value, tensors[name].astype(np.float32), err_msg=name)
 
 
+@pytest.mark.slow
 def test_a_warm_start_keeps_the_words_it_knows_and_draws_the_others(trained, config, monkeypatch):
     monkeypatch.setattr(world, "VOCABULARY", ("axolotl", *world.VOCABULARY[1:]))
     again = config.copy_and_resolve_references()
@@ -199,6 +203,7 @@ def test_words_among_the_vision_tokens_are_found(fresh_task):
     assert fresh_task._spelling(params, words, words, ~every) == 0
 
 
+@pytest.mark.slow
 def test_image_encoders_continue_from_a_bundle(trained, config):
     task = task_of(config, trained, stage="encoders", warm_start=str(trained / "bundle"))
     started = task.init(jax.random.key(1))

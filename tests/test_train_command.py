@@ -41,6 +41,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
     ("mini", [], "resume"), ("mini", ["--resume"], "resume"), ("mini", ["--overwrite"], "overwrite"),
     ("sdxl", ["--overwrite"], "overwrite"), ("sdxl", ["--config.train.on_existing=refuse"], "refuse"),
 ])
+@pytest.mark.slow
 def test_what_to_do_with_checkpoints(tmp_path, config, options, wanted):
     command = [ROOT / "train.py", f"--config={ROOT}/configs/{config}.py", "--workdir=x", *options]
     done = subprocess.run([sys.executable, "-c", ASKED, *command], cwd=tmp_path, capture_output=True, text=True,
@@ -48,6 +49,7 @@ def test_what_to_do_with_checkpoints(tmp_path, config, options, wanted):
     assert done.stdout.splitlines()[-1:] == [f"asked {wanted}"], done.stderr
 
 
+@pytest.mark.slow
 def test_resume_and_overwrite_exclude_each_other(tmp_path):
     options = f"--config={ROOT}/configs/mini.py", "--workdir=x", "--resume", "--overwrite"
     done = subprocess.run([sys.executable, ROOT / "train.py", *options], cwd=tmp_path, capture_output=True, text=True,

@@ -113,6 +113,7 @@ def run_on_four_devices(script, folder):
     run(prelude + script, folder, devices=4)
 
 
+@pytest.mark.slow
 def test_devices_share_the_batch_and_the_parameters(tmp_path):
     fit("one", Regression(), SETTINGS, tmp_path / "one")
     fit("one", Layered(), SETTINGS, tmp_path / "layered")
@@ -130,6 +131,7 @@ def test_devices_share_the_batch_and_the_parameters(tmp_path):
     assert len(losses(tmp_path / "divided")) == 13
 
 
+@pytest.mark.slow
 def test_two_processes_are_one(tmp_path):
     """Two processes of two devices train as one process of four, and each reads the other's checkpoints."""
     run_on_four_devices("fit('one', Layered(), SETTINGS, pathlib.Path(sys.argv[1]) / 'one', mesh=make_mesh(fsdp=2))",
@@ -217,6 +219,7 @@ def test_sigterm_saves_and_the_same_call_continues(tmp_path, capsys):
     assert losses(tmp_path / "evicted") == losses(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_a_killed_run_continues_with_the_same_numbers(tmp_path):
     """SIGKILL in the middle of step 10; the checkpoint of step 8 is the newest."""
     whole = fit("whole", Regression(), SETTINGS, tmp_path / "whole")
@@ -280,6 +283,7 @@ def test_an_infinite_gradient_stops_before_it_is_saved(tmp_path):
     assert not [p for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()]
 
 
+@pytest.mark.slow
 def test_a_divided_step_is_compiled_once_and_its_state_stays_in_place(tmp_path):
     run_on_four_devices("""
 settings, task, mesh = dataclasses.replace(SETTINGS, optimizer='adamw'), Layered(), make_mesh(fsdp=2, tensor=2)

@@ -56,6 +56,7 @@ def test_mask_of_zeros_is_no_image(case):
     assert_close(apply(case, vision=case[5], mask=mask).noise, apply(case).noise, 1e-6)
 
 
+@pytest.mark.slow
 def test_empty_second_reference_is_one_reference(case):
     data, vision = case[2], case[5]
     two = jnp.concatenate([vision, vision[::-1] + 1], axis=1)
@@ -63,6 +64,7 @@ def test_empty_second_reference_is_one_reference(case):
     assert_close(apply(case, vision=two, mask=mask).noise, apply(case, vision=vision, mask=data["mask"]).noise, 1e-5)
 
 
+@pytest.mark.slow
 def test_order_of_references_does_not_matter(case):
     data, vision, target = case[2], case[5], case[6]
     two = jnp.concatenate([vision, vision[::-1] + 1], axis=1)
@@ -76,6 +78,7 @@ def test_order_of_references_does_not_matter(case):
 
 @pytest.mark.parametrize("apart", [False, True], ids=["layers scanned", "layers apart"])
 @pytest.mark.parametrize("backend", ["cpu", "gpu"])
+@pytest.mark.slow
 def test_context_computed_ahead_is_exact(case, monkeypatch, apart, backend):
     """Also as on a GPU, where norms, shifts and kept tokens are arranged in another way."""
     module, params, data, args, kwargs, vision, target = case
@@ -110,6 +113,7 @@ def test_without_a_timestep_every_shift_must_come_from_the_context(case):
             jax.eval_shape(lambda known=known: module.apply({"params": params, **known}, sample, None, text))
 
 
+@pytest.mark.slow
 def test_guidance_rows_are_two_calls_in_one(case):
     """The first row as text alone with maps, the second with the image and without maps."""
     module, params, data, args, kwargs, vision, target = case
