@@ -15,6 +15,7 @@ import math
 import os
 import re
 import sys
+import traceback
 from pathlib import Path
 from typing import NoReturn
 
@@ -82,13 +83,25 @@ def _run(config) -> None:
 def _parse(argv: list[str]) -> list[str]:
     try:
         return app.parse_flags_with_usage(argv)
-    except (AttributeError, KeyError) as error:  # ml_collections'
+    except Exception as error:
+        if _is_of_the_users_file(error, argv):
+            _fail(f"the file of --config cannot be used: {type(error).__name__}: {error}.")
+        if isinstance(error, OSError):
+            _fail(error)
+        if not isinstance(error, (AttributeError, KeyError)):  # ml_collections' for a key that is not there
+            raise
         message = str(error.args[0])
         unknown, nearest = re.search(r"\w+", message), re.search(r'mean "(\w+)"', message)
         _fail(f"the configuration has no key {unknown[0]!r}"
               + (f"; did you mean {nearest[1]!r}?" if nearest else "."))
-    except OSError as error:
-        _fail(error)
+
+
+def _is_of_the_users_file(error: Exception, argv: list[str]) -> bool:
+    """Whether an exception comes out of a Python file that the command line names: that is the user's program."""
+    named = {os.path.abspath(argument.rpartition("=")[2]) for argument in argv[1:]}
+    passed = {frame.filename for frame in traceback.extract_tb(error.__traceback__)}
+    passed |= {error.filename} if isinstance(error, SyntaxError) and error.filename else set()
+    return bool(named & set(map(os.path.abspath, passed)))
 
 
 def _fail(problem: object) -> NoReturn:

@@ -2,11 +2,13 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 import sample
 from realcustom_jax.model_files import fingerprint
@@ -53,7 +55,10 @@ def test_a_model_that_was_copied_is_the_same_and_another_schedule_is_not(mini_fo
     assert Pipeline.load(folder).fingerprints()["UNet"] != mini_pipeline.fingerprints()["UNet"]
 
 
-def test_a_batch_notices_that_its_model_was_trained_anew_and_not_that_it_was_moved(mini_folder, tmp_path, capsys):
+def test_a_batch_notices_that_its_model_was_trained_anew_and_not_that_it_was_moved(
+        mini_folder, tmp_path, capsys, monkeypatch):
+    painted = SimpleNamespace(images=[Image.new("RGB", (8, 8))])
+    monkeypatch.setattr(Pipeline, "__call__", lambda *_, **__: painted)  # sampling has tests of its own
     folder, rows = shutil.copytree(mini_folder, tmp_path / "model"), tmp_path / "rows.jsonl"
     rows.write_text(json.dumps(
         {"prompt": "a dog", "image": str(ASSETS / "references" / "dog.png"), "target": "dog"}))

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from benchmarks.full_size_memory import write
 from realcustom_jax import memory
 from realcustom_jax.memory import Memory, peak_bytes, sampler_memory
 from realcustom_jax.model_files.tensors import headers_only, read_tensors
@@ -60,6 +61,17 @@ def test_the_presets_refinement_and_freeze_are_counted(mini_pipeline):
     assert sampler(preset(freeze_mask_step=1)) == sampler(freeze_mask_step=1) < sampler()
     assert sampler(preset(freeze_mask_step=1), freeze_mask_step=12) == sampler()
     assert sampler(steps=250) > sampler(), "the masks of all steps are returned"
+
+
+@pytest.mark.slow
+def test_sdxls_refined_masks_take_what_their_self_maps_take(tmp_path):
+    """At 1024², refined at half of the latents' size: ten layers of self-attention between 64 × 64 places."""
+    write(tmp_path, "sdxl")
+    with headers_only():
+        pipeline = Pipeline.load(tmp_path)
+    refined = dataclasses.replace(pipeline, preset=dataclasses.replace(pipeline.preset, refine=2))
+    more = sampler_memory(refined).sampler - sampler_memory(pipeline).sampler
+    assert 0.8 < more / (10 * 4 * (64 * 64) ** 2) < 1.2
 
 
 @pytest.mark.skipif(not Path("/proc/meminfo").is_file(), reason="only Linux tells what it could give")
