@@ -60,11 +60,15 @@ def _run(options: argparse.Namespace) -> int:
         return 2 if summary.failed else 0
     with tqdm(total=options.steps, desc="Sampling (the first step compiles)", unit="step", leave=False) as bar:
         result = pipeline(
-            options.image or ASSETS / "references" / "dog.png", options.prompt or _PROMPT, options.target or "dog",
+            options.image or ASSETS / "references" / "dog.png", _prompt(options), options.target or "dog",
             **choices, on_step=lambda step: bar.update())
     files = contact_sheet.save(result, options.out)
     say(f"Wrote {len(files)} pictures; look at {files[-1]}")
     return 0
+
+
+def _prompt(options: argparse.Namespace) -> str:
+    return _PROMPT if options.prompt is None else options.prompt
 
 
 def _checked_choices(options: argparse.Namespace) -> dict:
@@ -78,7 +82,7 @@ def _checked_choices(options: argparse.Namespace) -> dict:
     if options.batch and (unused := [f"--{name}" for name in _WORDS if getattr(options, name) is not None]):
         raise ValueError(f"--batch brings prompts, images and targets of its own, so {', '.join(unused)} would not be "
                          "used; leave out one or the other.")
-    if options.image and not options.target and "dog" not in (options.prompt or _PROMPT).lower():
+    if options.image and not options.target and "dog" not in _prompt(options).lower():
         raise ValueError("--target is missing: the word or words of the prompt that the --image shows.")
     choices = {"steps": options.steps, "guidance_scale": options.guidance, "scope": options.scope,
                "branches": options.branches, "freeze_mask_step": options.freeze_mask_step, "seed": options.seed,

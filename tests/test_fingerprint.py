@@ -38,6 +38,15 @@ def test_layers_that_are_stacked_or_apart_are_the_same_layers():
     assert fingerprint.of_parameters(jax.tree.map(lambda x: x[::-1], stacked)) != known
 
 
+def test_a_tokenizer_that_was_used_is_the_same_tokenizer(mini_pipeline):
+    """The library notes in it how the last text was padded and cut."""
+    tokenizer = mini_pipeline.tokenizer
+    tokenizer("a dog")
+    before = fingerprint.of_tokenizer(tokenizer)
+    tokenizer(["a dog", "a"], padding="max_length", truncation=True, max_length=9)
+    assert fingerprint.of_tokenizer(tokenizer) == before
+
+
 @pytest.mark.parametrize("part", PARTS)
 def test_a_part_that_was_trained_anew_is_told_from_the_one_before(mini_folder, mini_pipeline, tmp_path, part):
     folder = shutil.copytree(mini_folder, tmp_path / "model")

@@ -39,6 +39,7 @@ def test_a_loop_needs_what_one_round_needs():
     assert peak_bytes(jax.make_jaxpr(loop)(jnp.zeros(1000)).jaxpr) < 5 * 4000
 
 
+@pytest.mark.slow
 def test_a_larger_picture_needs_more_and_xla_needs_about_the_estimate(mini_pipeline):
     small, large = (sampler_memory(mini_pipeline, width=side, height=side) for side in (SIDE, 2 * SIDE))
     assert small.sampler < large.sampler and small.parameters == large.parameters
@@ -47,6 +48,7 @@ def test_a_larger_picture_needs_more_and_xla_needs_about_the_estimate(mini_pipel
     assert small.parameters["UNet"] == 4 * sum(x.size for x in jax.tree.leaves(mini_pipeline.unet.params))
 
 
+@pytest.mark.slow
 def test_the_presets_refinement_and_freeze_are_counted(mini_pipeline):
     """Self-attention maps of 8 × 8 latents are [1, 64, 64] in each layer; a mask that freezes at once needs no call of
     three lanes. What is asked for in the call goes before the preset."""
@@ -84,6 +86,7 @@ def test_what_the_machine_holds_as_a_cache_of_files_is_available(tmp_path):
     assert memory._machine_memory() > 0
 
 
+@pytest.mark.slow
 def test_the_cpu_needs_more_than_it_was_given_in_half_precision(mini_folder):
     pipeline = Pipeline.load(mini_folder, dtype="bfloat16")
     estimate, measured = (sampler_memory(pipeline, compiled=compiled).sampler for compiled in (False, True))
@@ -91,6 +94,7 @@ def test_the_cpu_needs_more_than_it_was_given_in_half_precision(mini_folder):
 
 
 @pytest.mark.parametrize("kind", ["sdxl", "sd15"])
+@pytest.mark.slow
 def test_headers_are_enough(tmp_path, kind):
     folder = write_mini_bundle(tmp_path, kind)
     for offload in (False, True):

@@ -71,6 +71,7 @@ def test_an_output_is_the_next_reference(mini_pipeline, result):
     np.testing.assert_array_equal(following.references[0], result.images[0])
 
 
+@pytest.mark.slow
 def test_the_sequential_order_starts_like_the_fused_one(mini_pipeline, result):
     sequential = mini_pipeline(DOG, PROMPT, "dog", num_images=2, branches="sequential", **QUICK)
     np.testing.assert_allclose(sequential.masks[0], result.masks[0], atol=1e-5)
@@ -89,6 +90,7 @@ def test_two_subjects_have_masks_that_do_not_overlap(mini_pipeline):
     assert np.abs(one_for_two.latents - both.latents).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_steps_are_reported(mini_pipeline):
     seen = []
     result = mini_pipeline(DOG, PROMPT, "dog", steps=2, freeze_mask_step=1, on_step=seen.append)

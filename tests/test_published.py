@@ -63,10 +63,7 @@ def get_config(kind: str, model: Path, pictures: Path):
     return config
 
 
-SDXL = pytest.param("sdxl", marks=pytest.mark.slow)  # the newcomer's tests train the smaller of the two
-
-
-@pytest.fixture(scope="module", params=[SDXL, "sd15"])
+@pytest.fixture(scope="module", params=[pytest.param(kind, marks=pytest.mark.slow) for kind in ("sdxl", "sd15")])
 def run(request, tmp_path_factory, pictures):
     """(kind, model folder, configuration, run folder after 3 steps)."""
     workdir = tmp_path_factory.mktemp(request.param)
@@ -211,19 +208,17 @@ def test_stored_features_are_those_of_the_step(run, tmp_path, monkeypatch):
     assert features.write(encoders, data, batches, tmp_path).folder.stat().st_mtime_ns == time, "it was found"
 
 
-@pytest.mark.parametrize("run", ["sd15"], indirect=True)
 @pytest.mark.parametrize("part", ["vae", "text_encoder", "image_encoder_siglip", "unet"])
-def test_features_of_encoders_that_were_trained_anew_are_other_features(run, tmp_path, part):
+def test_features_of_encoders_that_were_trained_anew_are_other_features(mini_folder, mini_pipeline, tmp_path, part):
     """Whatever number of them changed; the UNet does not matter to features, nor does where the model lies."""
-    _, model, config, workdir = run
-    moved = shutil.copytree(model, tmp_path / "moved")
-    before = features.Encoders(Pipeline.load(model, workdir / "fresh/adapter")).fingerprint()
-    assert features.Encoders(Pipeline.load(moved, workdir / "fresh/adapter")).fingerprint() == before
+    moved = shutil.copytree(mini_folder, tmp_path / "moved")
+    before = features.Encoders(mini_pipeline).fingerprint()
+    assert features.Encoders(Pipeline.load(moved)).fingerprint() == before
     train_anew(moved, part)
-    after = features.Encoders(Pipeline.load(moved, workdir / "fresh/adapter")).fingerprint()
-    assert (after == before) == (part == "unet")
+    assert (features.Encoders(Pipeline.load(moved)).fingerprint() == before) == (part == "unet")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run", ["sd15"], indirect=True)
 def test_a_run_goes_on_when_its_files_were_moved_and_not_on_another_base(run, tmp_path):
     _, model, config, workdir = run
@@ -245,19 +240,18 @@ def test_a_run_goes_on_when_its_files_were_moved_and_not_on_another_base(run, tm
     published.run(config, workdir)
 
 
-@pytest.mark.parametrize("run", ["sd15"], indirect=True)
-def test_a_fresh_adapter_is_made_anew_for_keys_that_were_trained_anew(run, tmp_path):
-    _, model, config, _ = run
-    moved, settings = shutil.copytree(model, tmp_path / "model"), config.train.fresh.to_dict()
-    write_fresh_adapter(tmp_path / "adapter", str(model), "", settings)
+def test_a_fresh_adapter_is_made_anew_for_keys_that_were_trained_anew(mini_folder, pictures, tmp_path):
+    moved = shutil.copytree(mini_folder, tmp_path / "model")
+    settings = get_config("mini", mini_folder, pictures).train.fresh.to_dict()
+    write_fresh_adapter(tmp_path / "adapter", str(mini_folder), "", settings)
     file = next((tmp_path / "adapter").glob("*.safetensors"))
     time = file.stat().st_mtime_ns
     write_fresh_adapter(tmp_path / "adapter", str(moved), "", settings)
     assert file.stat().st_mtime_ns == time, "the same model at another place"
-    config, weights_file = bundle.part_files(moved, "unet")
+    unet_config, weights_file = bundle.part_files(moved, "unet")
     tensors = {name: np.asarray(value) + 1e-3 * (".attn2.to_k." in name) for name, value in read_files(
         [weights_file]).items()}
-    bundle.save_part(moved, "unet", weights.read_config(config), tensors)
+    bundle.save_part(moved, "unet", weights.read_config(unet_config), tensors)
     write_fresh_adapter(tmp_path / "adapter", str(moved), "", settings)
     fresh = read_files([file])
     for name in fresh:

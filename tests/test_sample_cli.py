@@ -14,6 +14,7 @@ from PIL import Image
 import sample
 from realcustom_jax.contact_sheet import CELL, contact_sheet, fit, mask_overlay, save
 from realcustom_jax.files import write_json
+from realcustom_jax.memory import Memory
 from realcustom_jax.model_files import bundle, weights
 from realcustom_jax.model_files.locate import ASSETS
 from realcustom_jax.model_files.tensors import read_tensors
@@ -270,25 +271,28 @@ def test_a_batch_is_made_once(command, tmp_path):
     assert code == 2 and "nowhere.jsonl" in lines[-1]
 
 
-def memory_rows(report):
-    return [line for line in report.splitlines() if "GiB" in line and "the device has" not in line]
-
-
-def test_the_memory_report_writes_nothing_and_says_whether_it_fits(command, capsys, monkeypatch, tmp_path):
+def test_the_memory_report_writes_nothing_and_says_whether_it_fits(command, capsys, monkeypatch):
     code, _, files = command("--memory")
     assert (code, files) == (0, [])
-    reports = []
-    for rows in ([{}], [{}, {"num_images": 3, "width": 2 * SIDE}, {"width": 2 * SIDE}]):
-        lines = [{"prompt": "a dog", "image": DOG, "target": "dog", **row} for row in rows]
-        (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, lines)))
-        assert sample.main(["--memory", "--batch", str(tmp_path / "rows.jsonl")]) == 0
-        reports.append(capsys.readouterr().out)
-    assert sample.main(["--memory", "--num-images", "3", "--width", str(2 * SIDE)]) == 0
-    largest = capsys.readouterr().out
-    assert memory_rows(reports[1]) == memory_rows(largest) != memory_rows(reports[0]), "of a batch, the largest row"
     monkeypatch.setattr("realcustom_jax.memory.device_memory", lambda: 1000)
     assert sample.main(["--memory", "--out", "nowhere"]) == 2
     assert "the device has" in capsys.readouterr().out
+
+
+def test_the_memory_of_a_batch_is_that_of_its_largest_row(command, capsys, monkeypatch, tmp_path):
+    asked = []
+
+    def needed(pipeline, *, width, num_images, references, **options):
+        asked.append((width, num_images, references, options["freeze_mask_step"]))
+        return Memory({}, 0, 2**30 * (width or 1) * num_images * references, available=9 * 2**30)
+
+    monkeypatch.setattr("realcustom_jax.memory.sampler_memory", needed)
+    rows = [{}, {"width": 2}, {"num_images": 3, "width": 2}, {"width": 2}]
+    (tmp_path / "rows.jsonl").write_text("\n".join(
+        json.dumps({"prompt": "a dog", "image": DOG, "target": "dog", **row}) for row in rows))
+    code, *_ = command("--memory", "--batch", str(tmp_path / "rows.jsonl"), "--freeze-mask-step", "3")
+    assert code == 0 and sorted(asked[1:]) == [(2, 1, 1, 3), (2, 3, 1, 3)] and asked[0] == (None, 1, 1, 3)
+    assert "6.000 GiB" in capsys.readouterr().out
 
 
 def test_a_config_sets_options_and_the_command_line_wins(tmp_path, capsys):

@@ -341,6 +341,7 @@ def test_another_runs_checkpoints_are_not_continued(tmp_path):
     fit("other", Regression(), dataclasses.replace(SETTINGS, on_existing="overwrite"), tmp_path, run=other)
 
 
+@pytest.mark.slow
 def test_muon_makes_every_matrix_orthogonal_and_leaves_the_rest_to_adam():
     key = jax.random.key(0)
     shapes = {"dense": (8, 32), "conv": (3, 3, 4, 16), "layers": (2, 8, 8)}

@@ -6,6 +6,7 @@ every tensor counts: a sample of them would miss a model of which only a part wa
 """
 
 import hashlib
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -41,8 +42,10 @@ def of_network(module, params) -> str:
 
 def of_tokenizer(tokenizer) -> str:
     """Of a tokenizer: its tokens and how it makes them of a text."""
-    return of_values(sorted(tokenizer.get_vocab().items()), tokenizer.model_max_length,
-                     tokenizer.backend_tokenizer.to_str())
+    rules = json.loads(tokenizer.backend_tokenizer.to_str())
+    for of_the_last_call in ("padding", "truncation"):
+        rules.pop(of_the_last_call, None)
+    return of_values(sorted(tokenizer.get_vocab().items()), tokenizer.model_max_length, json.dumps(rules))
 
 
 def _digest(name: str, value: np.ndarray) -> tuple[str, str]:
