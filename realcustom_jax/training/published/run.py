@@ -33,6 +33,7 @@ from realcustom_jax.model_files.adapter import to_torch as adapter_tensors
 from realcustom_jax.model_files.locate import local_model
 from realcustom_jax.pipeline import DTYPES, Network, Pipeline
 from realcustom_jax.presets import find_preset
+from realcustom_jax.training.checkpoints import check_run
 from realcustom_jax.training.curriculum import Curriculum
 from realcustom_jax.training.loop import TrainSettings, fit
 from realcustom_jax.training.published import features
@@ -72,6 +73,8 @@ def run(config: ConfigDict, workdir: Path) -> None:
         pipeline = Pipeline.load(train.model, start, vision=train.vision or None, tokenizer=train.tokenizer or None,
                                  preset=train.preset.to_dict(), dtype=train.dtype, offload=True, scan_layers=True)
         identity = _identity(train, pipeline, data)
+        if train.on_existing == "resume":
+            check_run(workdir / "checkpoints", identity)  # before features take their hours
         if not train.adapter:
             rows = Split(data, "train", fields=("references", "caption"))
             rows = [rows[i] for i in range(min(len(rows), _LOOKED_AT))]
