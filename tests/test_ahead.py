@@ -58,7 +58,8 @@ def test_the_parameters_of_the_sampler_are_described():
     assert "frozen" in text and "to_k_vision" in text
 
 
-@pytest.mark.parametrize("variant, layers, tokens", [("paper", 4, 2 * 729), ("highres", 1, 729)])
+@pytest.mark.parametrize("variant, layers, tokens", [
+    ("paper", 4, 2 * 729), pytest.param("highres", 1, 729, marks=pytest.mark.slow)])
 def test_a_configuration_says_what_is_compiled(variant, layers, tokens):
     config = load_config("sdxl").train
     config.fresh.variant = variant

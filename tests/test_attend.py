@@ -26,7 +26,7 @@ def plain(query, key, value):
     return jnp.einsum("bhqk,bkhd->bqhd", attention_weights(query, key), value)
 
 
-@pytest.mark.parametrize("tokens", [128, 200])
+@pytest.mark.parametrize("tokens", [pytest.param(128, marks=pytest.mark.slow), 200])
 def test_the_tpu_kernel_and_its_gradient(tokens):
     """Interpreted on the CPU; 200 tokens are filled up to 256."""
     query, key, value = inputs(128, tokens, batch=1)

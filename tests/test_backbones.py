@@ -21,7 +21,7 @@ PROMPT = "a dog on the beach"
 QUICK = {"steps": 2, "freeze_mask_step": 1}
 
 
-@pytest.fixture(scope="module", params=["sdxl", "sd15"])
+@pytest.fixture(scope="module", params=["sdxl", pytest.param("sd15", marks=pytest.mark.slow)])
 def kind(request, tmp_path_factory):
     return request.param, write_mini_bundle(tmp_path_factory.mktemp(request.param), request.param)
 

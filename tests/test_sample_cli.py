@@ -290,7 +290,7 @@ def test_the_memory_of_a_batch_is_that_of_its_largest_row(command, capsys, monke
     rows = [{}, {"width": 2}, {"num_images": 3, "width": 2}, {"width": 2}]
     (tmp_path / "rows.jsonl").write_text("\n".join(
         json.dumps({"prompt": "a dog", "image": DOG, "target": "dog", **row}) for row in rows))
-    code, *_ = command("--memory", "--batch", str(tmp_path / "rows.jsonl"), "--freeze-mask-step", "3")
+    code = sample.main(["--memory", "--batch", str(tmp_path / "rows.jsonl"), "--freeze-mask-step", "3"])
     assert code == 0 and sorted(asked[1:]) == [(2, 1, 1, 3), (2, 3, 1, 3)] and asked[0] == (None, 1, 1, 3)
     assert "6.000 GiB" in capsys.readouterr().out
 

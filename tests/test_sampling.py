@@ -52,7 +52,8 @@ def golden_case():
     return data, (unet, params, nhwc(data["noise"]), conditioning(""), conditioning("neg_"), target)
 
 
-@pytest.mark.parametrize("branches, prefix", [("sequential", ""), ("fused", "fused_")])
+@pytest.mark.parametrize("branches, prefix", [
+    pytest.param("sequential", "", marks=pytest.mark.slow), ("fused", "fused_")])
 def test_golden(branches, prefix):
     data, arguments = golden_case()
     ours = sample(*arguments, solver=make_solver(steps=8), freeze_mask_step=4, branches=branches)
@@ -120,6 +121,7 @@ def assert_is_plain_loop(ours, *case, **options):
 @pytest.mark.parametrize("branches, freeze, distinct", [
     ("fused", 2, [0, 0, 1, 1]), ("fused", 9, [0, 0, 1, 2]), ("sequential", 2, [0, 1, 1, 1]),
 ])
+@pytest.mark.slow
 def test_orders(branches, freeze, distinct):
     """The frozen mask is that of step K − 1's own latents, in both orders; before, fused masks are one step old."""
     options = OPTIONS | dict(freeze_mask_step=freeze, branches=branches)
@@ -146,6 +148,7 @@ def test_layers_apart_as_on_a_gpu(monkeypatch, on_step):
     assert_close(apart.latents, scanned.latents, 1e-4)
 
 
+@pytest.mark.slow
 def test_refined_by_self_attention_and_frozen_at_once():
     options = OPTIONS | dict(solver=make_solver(steps=2), freeze_mask_step=1)
     plain = MaskConfig(overlap="argmax")

@@ -133,6 +133,7 @@ def test_guidance_rows_are_two_calls_in_one(case):
         assert_close(ours, theirs, 1e-5)
 
 
+@pytest.mark.slow
 def test_self_maps(case):
     module, params, _, args, kwargs, *_ = case
     maps = jax.jit(lambda: module.apply({"params": params}, *args, **kwargs, self_maps_at=(8, 8)).self_maps)()
