@@ -1,6 +1,7 @@
 """Pictures of your subject: python sample.py --image dog.png --prompt "a dog in space" --target dog"""
 
 import argparse
+import dataclasses
 import importlib.util
 import logging
 import sys
@@ -11,62 +12,102 @@ from pathlib import Path
 from tqdm import tqdm
 
 _LOADED = "model", "adapter", "vision", "tokenizer", "preset", "dtype"  # what a pipeline is loaded from, and how
+_WORDS = "prompt", "image", "target"  # what each row of a batch says for itself
+_PROMPT = "a dog on the beach"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one call of `Pipeline`, or a batch; returns the exit code, 2 after one sentence about unusable input."""
+    """Runs one call of `Pipeline`, or a batch; returns the exit code, see module `commands`."""
     options = parse(arguments)
     logging.getLogger("jax._src.xla_bridge").setLevel(logging.ERROR)  # that an accelerator is missing is no news
+    from realcustom_jax import commands
+    from realcustom_jax.memory import enough_memory
+
+    def work():
+        with enough_memory():
+            return _run(options)
+
+    with warnings.catch_warnings():  # which also puts the caller's way of showing warnings back
+        warnings.showwarning = lambda message, kind, *_: kind is UserWarning and say(f"warning: {message}")
+        return commands.exit_code(work, debug=options.debug, report=say)
+
+
+def _run(options: argparse.Namespace) -> int:
+    """The exit code; raises ValueError or OSError for what cannot be used."""
     from realcustom_jax import batch, contact_sheet
-    from realcustom_jax.conditioning.references import load_image
-    from realcustom_jax.memory import enough_memory, sampler_memory
     from realcustom_jax.model_files.locate import ASSETS
     from realcustom_jax.model_files.tensors import headers_only
-    from realcustom_jax.pipeline import Pipeline, check_options
+    from realcustom_jax.pipeline import Pipeline
 
-    warnings.showwarning = lambda message, kind, *_: kind is UserWarning and say(f"warning: {message}")
-    try:
-        contact_sheet.check_folder(options.out)
-        if options.image and not options.target and "dog" not in options.prompt.lower():
-            raise ValueError("--target is missing: the word or words of the prompt that the --image shows.")
-        choices = {"steps": options.steps, "guidance_scale": options.guidance, "scope": options.scope,
-                   "branches": options.branches, "freeze_mask_step": options.freeze_mask_step, "seed": options.seed,
-                   "num_images": options.num_images}
-        # A large model loads for a minute: what is wrong without it is told before.
-        check_options(**choices)
-        for image in options.image or ():
-            load_image(image)
-        rows = batch.read_rows(options.batch) if options.batch else None
-        say(f"Loading {options.model} …")
-        with headers_only() if options.memory else nullcontext():
-            pipeline = Pipeline.load(
-                options.model, options.adapter, vision=options.vision, tokenizer=options.tokenizer,
-                preset=options.preset, dtype=options.dtype, offload=options.offload)
-        size = {"width": options.width, "height": options.height}
-        choices |= {"negative_prompt": options.negative_prompt, **size}
-        if options.memory:
-            memory = sampler_memory(
-                pipeline, **size, num_images=options.num_images, branches=options.branches,
-                references=max(len(options.image or [None]), len(options.target or [None])))
-            print(memory)
-            return 0 if memory.fits else 2
-        if rows:
-            loaded = {name: getattr(options, name) for name in _LOADED}
-            given, loaded = ({name: x for name, x in said.items() if x is not None} for said in (choices, loaded))
-            summary = batch.run(pipeline, rows, options.out, options=given, loaded=loaded, report=say)
-            say(f"{summary.made} made, {summary.skipped} there already, {summary.failed} failed: {options.out}")
-            return 2 if summary.failed else 0
-        with tqdm(total=options.steps, desc="Sampling (the first step compiles)", unit="step", leave=False) as bar:
-            with enough_memory():
-                result = pipeline(
-                    options.image or ASSETS / "references" / "dog.png", options.prompt, options.target or "dog",
-                    **choices, on_step=lambda step: bar.update())
-        files = contact_sheet.save(result, options.out)
-    except (ValueError, OSError) as error:
-        say(f"error: {' '.join(str(error).split())}")
-        return 2
+    choices = _checked_choices(options)
+    rows = batch.read_rows(options.batch) if options.batch else ()
+    say(f"Loading {options.model} …")
+    with headers_only() if options.memory else nullcontext():
+        pipeline = Pipeline.load(
+            options.model, options.adapter, vision=options.vision, tokenizer=options.tokenizer,
+            preset=options.preset, dtype=options.dtype, offload=options.offload)
+    choices |= {"negative_prompt": options.negative_prompt, "width": options.width, "height": options.height}
+    if options.memory:
+        return _say_memory(pipeline, choices, rows, references=max(len(options.image or [None]), len(
+            options.target or [None])))
+    if rows:
+        given, source = ({name: x for name, x in said.items() if x is not None} for said in (
+            choices, {name: getattr(options, name) for name in _LOADED}))
+        # A model may have been trained anew at its path, so its content is compared, and how its preset uses it.
+        loaded = {"content": pipeline.fingerprints(), "preset": dataclasses.asdict(pipeline.preset)}
+        summary = batch.run(pipeline, rows, options.out, options=given, loaded=loaded, source=source, report=say)
+        say(f"{summary.made} made, {summary.skipped} there already, {summary.failed} failed: {options.out}")
+        return 2 if summary.failed else 0
+    with tqdm(total=options.steps, desc="Sampling (the first step compiles)", unit="step", leave=False) as bar:
+        result = pipeline(
+            options.image or ASSETS / "references" / "dog.png", _prompt(options), options.target or "dog",
+            **choices, on_step=lambda step: bar.update())
+    files = contact_sheet.save(result, options.out)
     say(f"Wrote {len(files)} pictures; look at {files[-1]}")
     return 0
+
+
+def _prompt(options: argparse.Namespace) -> str:
+    return _PROMPT if options.prompt is None else options.prompt
+
+
+def _checked_choices(options: argparse.Namespace) -> dict:
+    """Options of `Pipeline.__call__`. A large model loads for a minute: what is wrong without it is told before."""
+    from realcustom_jax import contact_sheet
+    from realcustom_jax.conditioning.references import load_image
+    from realcustom_jax.pipeline import check_options
+    from realcustom_jax.presets import find_preset
+
+    contact_sheet.check_folder(options.out)
+    if options.batch and (unused := [f"--{name}" for name in _WORDS if getattr(options, name) is not None]):
+        raise ValueError(f"--batch brings prompts, images and targets of its own, so {', '.join(unused)} would not be "
+                         "used; leave out one or the other.")
+    if options.image and not options.target and "dog" not in _prompt(options).lower():
+        raise ValueError("--target is missing: the word or words of the prompt that the --image shows.")
+    choices = {"steps": options.steps, "guidance_scale": options.guidance, "scope": options.scope,
+               "branches": options.branches, "freeze_mask_step": options.freeze_mask_step, "seed": options.seed,
+               "num_images": options.num_images}
+    check_options(**choices)
+    if options.preset is not None:
+        find_preset(options.preset)
+    for image in options.image or ():
+        load_image(image)
+    return choices
+
+
+def _say_memory(pipeline, choices: dict, rows, references: int) -> int:
+    """Prints what the call needs, or the row of a batch that needs most; 2 where the device has less."""
+    from realcustom_jax.memory import sampler_memory
+
+    about = "width", "height", "num_images", "branches", "steps", "scope", "freeze_mask_step"
+    calls = [{name: choices[name] for name in about} | {"references": references}]
+    if rows:
+        calls = [calls[0] | {name: x for name, x in row.options.items() if name in about}
+                 | {"references": max(len(row.references), len(row.targets))} for row in rows]
+    distinct = {tuple(call.items()): call for call in calls}.values()
+    memory = max((sampler_memory(pipeline, **call) for call in distinct), key=lambda memory: memory.needed)
+    print(memory)
+    return 0 if memory.fits else 2
 
 
 def say(line: str) -> None:
@@ -78,7 +119,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--model", default="mini", help="a folder, a single file, a name on the hub, or mini (bundled)")
     add("--image", action="append", help="a reference picture (a bundled dog); repeat it for several subjects")
-    add("--prompt", default="a dog on the beach", help="what the pictures should show")
+    add("--prompt", help=f"what the pictures should show ({_PROMPT})")
     add("--target", action="append", help="the prompt's words for the subject (dog); one for each subject")
     add("--batch", type=Path, help="a JSON-lines file of prompts instead (see realcustom_jax/batch.py); resumable")
     add("--out", type=Path, default=Path("out"), help="folder for the pictures")
@@ -87,10 +128,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--width", type=int, help="of the pictures, in pixels (what the model was made for)")
     add("--height", type=int, help="likewise")
     add("--steps", type=int, default=25, help="of the solver")
-    add("--guidance", type=float, help="scale of classifier-free guidance (3.5)")
+    add("--guidance", type=float, help="scale of classifier-free guidance (the preset's)")
     add("--scope", type=float, help="share of the picture that a subject's mask covers, in (0, 1] (the preset's)")
     add("--branches", default="fused", help="fused or sequential: how guidance and generation are run")
-    add("--freeze-mask-step", type=int, help="keep the mask from this step on (12)")
+    add("--freeze-mask-step", type=int, help="keep the mask from this step on (the preset's)")
     add("--negative-prompt", help="what the pictures should not show (the preset's)")
     add("--adapter", help="file or folder of an adapter (the model's own)")
     add("--vision", help="folder of the image encoders (the model's own)")
@@ -101,6 +142,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--offload", action="store_true", help="keep the encoders out of the device's memory while sampling")
     add("--memory", action="store_true", help="only say how much memory the sampler needs, and whether it fits")
     add("--config", type=Path, help="a Python file whose get_config() sets any of these, e.g. configs/sdxl.py")
+    add("--debug", action="store_true", help="show the traceback of whatever goes wrong")
     known = parser.parse_args(arguments)
     if known.config:
         values = read_config(known.config, parser)

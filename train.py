@@ -15,6 +15,7 @@ import math
 import os
 import re
 import sys
+import traceback
 from pathlib import Path
 from typing import NoReturn
 
@@ -36,6 +37,7 @@ _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0 on.")
 _PROGRAM = flags.DEFINE_string("program", "step", "What the two above are about: the step of training, or sampler.")
 _JSON = flags.DEFINE_string("json", None, "File to write the report of --compile_only to.")
+_DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of whatever goes wrong.")
 
 
 def main(argv: list[str]) -> None:
@@ -45,15 +47,19 @@ def main(argv: list[str]) -> None:
     asked = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     if jax.config.jax_num_cpu_devices == -1 and not asked:
         jax.config.update("jax_num_cpu_devices", math.gcd(os.cpu_count() or 1, 8))
-    try:
-        config = _CONFIG.value
-        if _RESUME.value or _OVERWRITE.value:
-            (config.train if "train" in config else config).on_existing = "resume" if _RESUME.value else "overwrite"
-        config.lock()
-        _join()
-        _run(config)
-    except (ValueError, OSError, FloatingPointError) as error:
-        _fail(error)
+    from realcustom_jax import commands
+
+    sys.exit(commands.exit_code(_work, debug=_DEBUG.value, report=_say,
+                                unusable=(ValueError, OSError, FloatingPointError)))
+
+
+def _work() -> None:
+    config = _CONFIG.value
+    if _RESUME.value or _OVERWRITE.value:
+        (config.train if "train" in config else config).on_existing = "resume" if _RESUME.value else "overwrite"
+    config.lock()
+    _join()
+    _run(config)
 
 
 def _run(config) -> None:
@@ -77,22 +83,38 @@ def _run(config) -> None:
 def _parse(argv: list[str]) -> list[str]:
     try:
         return app.parse_flags_with_usage(argv)
-    except (AttributeError, KeyError) as error:  # ml_collections'
+    except Exception as error:
+        if _is_of_the_users_file(error, argv):
+            _fail(f"the file of --config cannot be used: {type(error).__name__}: {error}.")
+        if isinstance(error, OSError):
+            _fail(error)
+        if not isinstance(error, (AttributeError, KeyError)):  # ml_collections' for a key that is not there
+            raise
         message = str(error.args[0])
         unknown, nearest = re.search(r"\w+", message), re.search(r'mean "(\w+)"', message)
         _fail(f"the configuration has no key {unknown[0]!r}"
               + (f"; did you mean {nearest[1]!r}?" if nearest else "."))
-    except OSError as error:
-        _fail(error)
+
+
+def _is_of_the_users_file(error: Exception, argv: list[str]) -> bool:
+    """Whether an exception comes out of a Python file that the command line names: that is the user's program."""
+    named = {os.path.abspath(argument.rpartition("=")[2]) for argument in argv[1:]}
+    passed = {frame.filename for frame in traceback.extract_tb(error.__traceback__)}
+    passed |= {error.filename} if isinstance(error, SyntaxError) and error.filename else set()
+    return bool(named & set(map(os.path.abspath, passed)))
 
 
 def _fail(problem: object) -> NoReturn:
     """One sentence, and exit code 2."""
-    message = " ".join(str(problem).split())
-    if "Failed loading config file" in message:  # ml_collections', which reads it when it is first looked at
-        message = f"the file of --config cannot be read ({message}); give one such as configs/mini.py."
-    print(f"error: {message}", file=sys.stderr)
+    _say(f"error: {' '.join(str(problem).split())}")
     sys.exit(2)
+
+
+def _say(line: str) -> None:
+    if "Failed loading config file" in line:  # ml_collections', which reads it when it is first looked at
+        reason = line.removeprefix("error: ")
+        line = f"error: the file of --config cannot be read ({reason}); give one such as configs/mini.py."
+    print(line, file=sys.stderr)
 
 
 def _join() -> None:

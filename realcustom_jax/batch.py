@@ -25,6 +25,7 @@ from realcustom_jax.choices import check_choice
 from realcustom_jax.files import png, sole_user, write_file, write_json
 from realcustom_jax.memory import enough_memory
 
+_SOURCE = "source"  # the key of a record that is not compared
 _TEMPORARY = re.compile(r"\..+\.(png|json)\.[a-z0-9_]{8}")  # what a killed `write_file` leaves
 
 
@@ -85,7 +86,8 @@ def read_rows(file: str | Path) -> tuple[Row, ...]:
 
 def run(
     pipeline: Callable, rows: Sequence[Row], out: Path, *, options: Mapping[str, Any],
-    loaded: Mapping[str, Any] = MappingProxyType({"model": "mini"}), report: Callable[[str], None] = tqdm.write,
+    loaded: Mapping[str, Any] = MappingProxyType({"model": "mini"}), source: Mapping[str, Any] = MappingProxyType({}),
+    report: Callable[[str], None] = tqdm.write,
 ) -> Summary:
     """Makes the pictures of all rows that are not complete in the folder `out`.
 
@@ -95,15 +97,16 @@ def run(
     Args:
         pipeline: a `Pipeline`, or what is called like one.
         options: of the pipeline, JSON values, for all rows; what a row says itself goes first.
-        loaded: what the pipeline was loaded from and how, JSON values; recorded, so that pictures of two models or
-            adapters do not mix.
+        loaded: what the pipeline is and how it is used, JSON values such as `Pipeline.fingerprints`; recorded and
+            compared, so that pictures of two models, or of one before and after it was trained anew, do not mix.
+        source: where it was loaded from, JSON values; recorded for the reader only, as a model may be moved.
         report: told one line about each row that failed.
     Raises:
         OSError, ValueError: before anything is made if two rows make the same file, another run is at work in `out`, or
-            it holds results of another request (words, options, model, adapter or content of the references); later if
-            a file cannot be written.
+            it holds results of another request (words, options, content of the model, the adapter or the
+            references); later if a file cannot be written.
     """
-    requests = [_request(row, options, loaded) for row in rows]
+    requests = [_request(row, options, {**loaded, _SOURCE: source}) for row in rows]
     _check_names(rows, requests)
     out.mkdir(parents=True, exist_ok=True)
     with sole_user(out):
@@ -174,6 +177,7 @@ def _parse(line: bytes, default_name: str, folder: Path, where: str) -> Row:
 def _request(row: Row, options: Mapping[str, Any], loaded: Mapping[str, Any]) -> dict[str, Any]:
     """What `NAME.json` holds, in plain JSON values: all that decides how the row's pictures look, and their names."""
     options = {"seed": 0, **options, **row.options}
+    loaded = {name: dict(value) if isinstance(value, Mapping) else value for name, value in loaded.items()}
     count, digest = options.get("num_images", 1), hashlib.sha256
     files = [f"{row.name}.png"] if count == 1 else [f"{row.name}-{i}.png" for i in range(count)]
     references = [{"file": path.name, "sha256": digest(path.read_bytes()).hexdigest()} for path in row.references]
@@ -199,7 +203,7 @@ def _is_complete(out: Path, row: Row, request: Mapping[str, Any]) -> bool:
         found = dict(json.loads(marker.read_bytes()))
     except (ValueError, TypeError):  # not written here
         found = {}
-    if other := [key for key in {**request, **found} if found.get(key) != request.get(key)]:
+    if other := [key for key in {**request, **found} if key != _SOURCE and found.get(key) != request.get(key)]:
         raise ValueError(f"{marker} holds results of another request than {row.where} (other {', '.join(other)}); "
                          "choose another folder, or delete that file to make the row anew.")
     return all((out / file).is_file() for file in request["files"])

@@ -71,10 +71,11 @@ def naming(*places: str | Path):
         named = any(str(place) in str(error) for place in places)
         raise ValueError(str(error) if named else f"{where}{error}") from None
     except KeyError as error:
-        raise ValueError(f"{where}the configuration lacks {error}.") from None
+        raise ValueError(f"{where}the configuration lacks {error}.") from error
     except (TypeError, AttributeError, IndexError, ArithmeticError, AssertionError) as error:
         reason = str(error) or "a size in it does not fit"
-        raise ValueError(f"{where}the configuration cannot be used ({reason}).") from error
+        raise ValueError(f"{where}the configuration cannot be used ({reason}), or our code that reads it is wrong; "
+                         "--debug shows where.") from error
 
 
 def png(image: Image.Image) -> bytes:

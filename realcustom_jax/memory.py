@@ -9,7 +9,9 @@ import contextlib
 import dataclasses
 import functools
 import os
+import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -66,18 +68,26 @@ class Memory:
 
 def sampler_memory(
     pipeline: Pipeline, *, width: int | None = None, height: int | None = None, num_images: int = 1,
-    references: int = 1, branches: str = "fused", compiled: bool = False,
+    references: int = 1, branches: str = "fused", steps: int = 25, scope: float | None = None,
+    freeze_mask_step: int | None = None, compiled: bool = False,
 ) -> Memory:
-    """The memory of `pipeline(…)` with these arguments.
+    """The memory of `pipeline(…)` with these arguments; `references` is the number of subjects, and what is None is as
+    the preset says.
 
     By default an estimate from shapes alone; `compiled` takes XLA's figure for this backend instead. Either way the
     weights are not needed: the pipeline may have been loaded under `tensors.headers_only`.
     """
-    inputs = _inputs(pipeline, num_images, references, pipeline.latent_shape(width, height))
-    solver = make_solver(betas=pipeline.betas, prediction=pipeline.prediction)
+    given = {"scope": scope, "freeze_mask_step": freeze_mask_step}
+    choices = dataclasses.replace(pipeline.preset, **{name: x for name, x in given.items() if x is not None})
+    shape = pipeline.latent_shape(width, height)
+    inputs = _inputs(pipeline, num_images, references, shape)
+    options = {
+        "solver": make_solver(steps=steps, betas=pipeline.betas, prediction=pipeline.prediction), "branches": branches,
+        "mask": choices.mask(*shape[:2], "sum" if references == 1 else "argmax"),
+        "freeze_mask_step": choices.freeze_mask_step}
 
     def sample(params, *inputs):
-        return sample_latents(pipeline.unet.module, params, *inputs, solver=solver, branches=branches).latents
+        return sample_latents(pipeline.unet.module, params, *inputs, **options)
 
     def temporary(function, params, *inputs):
         if compiled:
@@ -96,12 +106,21 @@ def sampler_memory(
 
 
 def device_memory() -> int | None:
-    """Bytes that the first device has, on a CPU what the machine has free; None where it is not known."""
+    """Bytes that the first device has, on a CPU what the machine can give; None where it is not known."""
     device = jax.devices()[0]
     if device.platform == "cpu":
-        known = {"SC_AVPHYS_PAGES", "SC_PAGE_SIZE"} <= os.sysconf_names.keys()
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if known else None
+        return _machine_memory()
     return (device.memory_stats() or {}).get("bytes_limit")
+
+
+def _machine_memory(meminfo: Path = Path("/proc/meminfo")) -> int | None:
+    """Bytes that new work can have without swapping. Linux counts among them what it holds only as a cache of files,
+    which it gives back when asked; other systems tell what is free."""
+    with contextlib.suppress(OSError):
+        if found := re.search(r"^MemAvailable:\s*(\d+) kB$", meminfo.read_text(), re.MULTILINE):
+            return 1024 * int(found[1])
+    known = {"SC_AVPHYS_PAGES", "SC_PAGE_SIZE"} <= os.sysconf_names.keys()
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if known else None
 
 
 def temporary_bytes(jaxpr: core.Jaxpr, params, platform: Platform) -> int:

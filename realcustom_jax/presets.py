@@ -5,22 +5,31 @@ checkpoint gives the pictures it was trained for only with the choices it was tr
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from numbers import Integral, Real
 from typing import Any
 
 from realcustom_jax.choices import check_choice
+from realcustom_jax.sampling.masks import NORMALIZATIONS
 from realcustom_jax.sampling.sampler import MaskConfig
 
 _CHOICES = {
+    "normalize": NORMALIZATIONS,
     "pooled": ("unprojected", "projected"), "size_order": ("width_first", "height_first"),
     "weight_order": ("adapter_last", "base_last"), "match": ("word", "released"), "local": (None, "phases", "tiles"),
 }
 
 
-_VALUES = {"scope": (Real, "a number"), "guidance_scale": (Real, "a number"),
-           "freeze_mask_step": (Integral, "a whole number"), "refine": (Integral, "a whole number"),
-           "binary": (bool, "true or false"), "negative_prompt": (str, "a text")}
+# What a value must be, for a program and for a reader. A bool is a number to Python, and a mistake here.
+_VALUES = {
+    "scope": (lambda x: _is_number(x) and 0 < x <= 1, "the share of the picture that a mask covers, in (0, 1]"),
+    "guidance_scale": (lambda x: _is_number(x) and math.isfinite(x), "a finite number"),
+    "freeze_mask_step": (lambda x: _is_whole(x) and x >= 1, "a whole number, at least 1"),
+    "refine": (lambda x: _is_whole(x) and x >= 0, "a whole number, 0 (no refinement) or more"),
+    "binary": (lambda x: isinstance(x, bool), "true or false"),
+    "negative_prompt": (lambda x: isinstance(x, str), "a text"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +49,8 @@ class Preset:
             it spreads over the things that it lies on (paper); 0 does not (released).
         binary: a mask is 1 where it is not 0, instead of as strong as the map.
         scope, freeze_mask_step, guidance_scale, negative_prompt: defaults of a pipeline's call.
+    Raises:
+        ValueError: a choice that is not known, or a number that no model takes; says what was expected.
     """
 
     local: str | None = None
@@ -59,8 +70,8 @@ class Preset:
         for name, known in _CHOICES.items():
             if getattr(self, name) not in known:
                 check_choice(name, getattr(self, name), filter(None, known))
-        for name, (kind, expected) in _VALUES.items():
-            if not isinstance(getattr(self, name), kind):
+        for name, (fits, expected) in _VALUES.items():
+            if not fits(getattr(self, name)):
                 raise ValueError(f"{name} is {getattr(self, name)!r}; expected {expected}.")
 
     def mask(self, height: int, width: int, overlap: str = "sum") -> MaskConfig:
@@ -68,6 +79,14 @@ class Preset:
         refine_at = (height // self.refine, width // self.refine) if self.refine > 0 else None
         return MaskConfig(scope=self.scope, normalize=self.normalize, binary=self.binary, refine_at=refine_at,
                           overlap=overlap)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 _NEGATIVE = "blurry, deformed, watermark, text, low quality"

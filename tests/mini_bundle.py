@@ -13,6 +13,7 @@ from realcustom_jax.conditioning.prompts import build_tokenizer
 from realcustom_jax.conditioning.references import VisionSettings
 from realcustom_jax.files import write_json
 from realcustom_jax.model_files import bundle, weights
+from realcustom_jax.model_files.source import FolderSource
 from realcustom_jax.models.clip_text import ClipText, ClipTextConfig
 from realcustom_jax.models.projector import Projector, ProjectorConfig
 from realcustom_jax.models.unet import UNet, UNetConfig
@@ -86,6 +87,16 @@ def write_mini_bundle(folder: Path, kind: str = "mini") -> Path:
     write_json(folder / "vocabulary.json", {
         "nouns": NOUNS, "held_out_nouns": HELD_OUT_NOUNS, "scenes": SCENES, "words": WORDS})
     return folder
+
+
+def train_anew(folder: Path, part: str) -> None:
+    """Changes one number of a part's weights, the first of its first tensor."""
+    source = FolderSource(folder)
+    config, tensors = source.config(part), dict(source.tensors(part).items())
+    name = min(tensors)
+    tensors[name] = tensors[name].copy()
+    tensors[name].flat[0] += 1e-3
+    bundle.save_part(folder, part, config, tensors)
 
 
 def _weights(rng: np.random.Generator, module, *args, prefix: str = "", **kwargs) -> dict[str, np.ndarray]:

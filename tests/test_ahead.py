@@ -43,6 +43,7 @@ def compile_on_four(program="step()", **sizes):
     return json.loads(run(script, devices=4).splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_a_mesh_divides_the_memory_and_the_work():
     one = ahead_of_time.compile_ahead(step(), make_mesh(devices=jax.devices()[:1]))
     four = compile_on_four(fsdp=4)
@@ -55,6 +56,7 @@ def test_a_mesh_divides_the_memory_and_the_work():
     assert copies["state"] == one["state"] and set(copies["collectives"]) == {"all-reduce"}
 
 
+@pytest.mark.slow
 def test_a_mesh_divides_the_sampler():
     one = ahead_of_time.compile_ahead(SAMPLER, make_mesh(devices=jax.devices()[:1]))
     four = compile_on_four("SAMPLER", fsdp=4)
@@ -68,7 +70,8 @@ def test_the_parameters_of_the_sampler_are_described():
     assert "frozen" in text and "to_k_vision" in text
 
 
-@pytest.mark.parametrize("variant, layers, tokens", [("paper", 4, 2 * 729), ("highres", 1, 729)])
+@pytest.mark.parametrize("variant, layers, tokens", [
+    ("paper", 4, 2 * 729), pytest.param("highres", 1, 729, marks=pytest.mark.slow)])
 def test_a_configuration_says_what_is_compiled(variant, layers, tokens):
     config = load_config("sdxl").train
     config.fresh.update(variant=variant, dim_head=32)

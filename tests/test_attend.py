@@ -28,7 +28,7 @@ def plain(query, key, value):
     return jnp.einsum("bhqk,bkhd->bqhd", attention_weights(query, key), value)
 
 
-@pytest.mark.parametrize("tokens", [128, 200])
+@pytest.mark.parametrize("tokens", [pytest.param(128, marks=pytest.mark.slow), 200])
 def test_the_tpu_kernel_and_its_gradient(tokens):
     """Interpreted on the CPU; 200 tokens are filled up to 256."""
     query, key, value = inputs(128, tokens, batch=1)
@@ -60,6 +60,7 @@ def test_the_platform_chooses_the_kernel_where_the_shapes_suit_it(monkeypatch):
     assert [(x.dtype, x.shape[-1]) for x in asked] == [(jnp.bfloat16, 64), (jnp.float16, 40)]
 
 
+@pytest.mark.slow
 def test_the_sampler_asks_cudnn_for_what_it_takes(monkeypatch):
     """Four axes of half precision, batched along the first alone: JAX's kernel cannot be vmapped over another one.
     XLA stands in for the kernel. Two images of two references."""

@@ -21,7 +21,7 @@ PROMPT = "a dog on the beach"
 QUICK = {"steps": 2, "freeze_mask_step": 1}
 
 
-@pytest.fixture(scope="module", params=["sdxl", "sd15"])
+@pytest.fixture(scope="module", params=["sdxl", pytest.param("sd15", marks=pytest.mark.slow)])
 def kind(request, tmp_path_factory):
     return request.param, write_mini_bundle(tmp_path_factory.mktemp(request.param), request.param)
 
@@ -87,7 +87,14 @@ def test_presets_are_found_by_name_by_choices_and_misspellings_are_named():
     assert find_preset({"scope": 0.5}) == Preset(scope=0.5)
     for wrong, message in (("papper", "did you mean 'paper'"), ({"scpoe": 1}, "did you mean 'scope'"),
                            ({"pooled": "projekted"}, "did you mean 'projected'"), ({"local": "tile"}, "'tiles'"),
-                           ({"scope": "big"}, "scope is 'big'; expected a number")):
+                           ({"scope": "big"}, r"scope is 'big'; expected the share .* in \(0, 1\]"),
+                           ({"scope": 5}, "scope is 5; expected the share"), ({"scope": 0}, "scope is 0"),
+                           ({"scope": True}, "scope is True"), ({"scope": float("nan")}, "scope is nan"),
+                           ({"normalize": "max"}, "Unknown normalize 'max': known are max_norm"),
+                           ({"refine": -3}, "refine is -3; expected a whole number, 0"), ({"refine": 1.5}, "is 1.5"),
+                           ({"freeze_mask_step": 0}, "freeze_mask_step is 0; expected a whole number, at least 1"),
+                           ({"guidance_scale": float("inf")}, "guidance_scale is inf; expected a finite number"),
+                           ({"binary": 1}, "binary is 1; expected true or false")):
         with pytest.raises(ValueError, match=message):
             find_preset(wrong)
 
@@ -111,6 +118,7 @@ def test_another_dtype_is_named(sdxl):
             Pipeline.load(sdxl, dtype=dtype)
 
 
+@pytest.mark.slow
 def test_bfloat16_draws_nearly_the_same_picture(sdxl):
     whole, half = (Pipeline.load(sdxl, dtype=dtype) for dtype in ("float32", "bfloat16"))
     # Two steps of one mask each: positions that tie within rounding may change places in a top-k mask.
@@ -119,6 +127,7 @@ def test_bfloat16_draws_nearly_the_same_picture(sdxl):
     np.testing.assert_allclose(a, b, atol=0.05 * np.abs(a).max())
 
 
+@pytest.mark.slow
 def test_offloaded_encoders_stay_on_the_host_and_change_nothing(sdxl):
     on_device, offloaded = (Pipeline.load(sdxl, offload=offload) for offload in (False, True))
     parts = [offloaded.siglip, offloaded.dino, *(encoder.network for encoder in offloaded.text_encoders)]

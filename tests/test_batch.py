@@ -146,7 +146,8 @@ def test_a_row_makes_its_pictures_and_a_record_of_their_request(write, tmp_path)
     record = json.loads((out / "pair.json").read_text())
     assert [reference["file"] for reference in record.pop("references")] == ["dog.png", "car.png"]
     assert record == {"prompt": "a dog", "targets": ["dog", "car"], "model": "toy",
-                      "options": {"seed": 5, "steps": 2, "num_images": 2}, "files": ["pair-0.png", "pair-1.png"]}
+                      "options": {"seed": 5, "steps": 2, "num_images": 2}, "files": ["pair-0.png", "pair-1.png"],
+                      "source": {}}
 
 
 def test_a_second_run_makes_nothing(write, tmp_path):
@@ -174,6 +175,7 @@ def test_rows_may_be_added_and_lost_pictures_come_back(write, tmp_path):
     ({}, {"options": OPTIONS | {"steps": 3}}, "other options"),
     ({}, {"loaded": {"model": "large"}}, "other model"),
     ({}, {"loaded": {"model": "mini", "adapter": "mine"}}, "other adapter"),
+    ({}, {"loaded": {"model": "mini", "content": {"UNet": "0123"}}}, "other content"),
 ])
 def test_results_of_another_request_are_not_touched(write, tmp_path, changes, options, message):
     out, pipeline = tmp_path / "out", FakePipeline()
@@ -182,6 +184,13 @@ def test_results_of_another_request_are_not_touched(write, tmp_path, changes, op
     with pytest.raises(ValueError, match=f"0001.json holds results of another .*line 1 .*{message}.*another folder"):
         run(pipeline, write(row(**changes), row()), out, **options)
     assert contents(out) == before and not pipeline.calls
+
+
+def test_a_model_that_was_moved_is_the_same_request(write, tmp_path):
+    file, pipeline = write(row()), FakePipeline()
+    run(FakePipeline(), file, tmp_path / "out", source={"model": "here"})
+    assert json.loads((tmp_path / "out" / "0001.json").read_text())["source"] == {"model": "here"}
+    assert run(pipeline, file, tmp_path / "out", source={"model": "there"}).skipped == 1 and not pipeline.calls
 
 
 def test_too_little_memory_fails_a_row(write, tmp_path):

@@ -54,6 +54,7 @@ def test_arrays_are_the_rows(folder, arrays):
     assert np.array_equal(some["caption"], arrays["caption"])
 
 
+@pytest.mark.slow
 def test_writing_and_reading_need_no_tensorflow(tmp_path):
     code = f"""
 import sys
@@ -95,6 +96,7 @@ def test_other_numbers_are_another_dataset(folder):
     assert other != folder and len(Split(other, "train")) == 2 and len(Split(folder, "train")) == 30
 
 
+@pytest.mark.slow
 def test_several_processes_write_the_same_rows(tmp_path, monkeypatch, arrays):
     monkeypatch.setattr(builder, "_ROWS_WORTH_A_PROCESS", 15)
     monkeypatch.setattr(builder.os, "cpu_count", lambda: 2)

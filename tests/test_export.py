@@ -49,3 +49,16 @@ def test_what_cannot_be_exported_is_one_sentence(mini_folder, arguments, message
     assert export.main(arguments) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("debug", [False, True])
+def test_a_bug_of_ours_is_admitted(mini_folder, tmp_path, capsys, monkeypatch, debug):
+    def broken(*_):
+        raise KeyError("down_blocks")
+
+    monkeypatch.setattr(export, "find_adapter", broken)
+    arguments = ["adapter", "--model", str(mini_folder), "--out", str(tmp_path / "a.safetensors")]
+    assert export.main(arguments + ["--debug"] * debug) == 1
+    said = capsys.readouterr().err
+    assert "error: this is a bug in realcustom_jax, not a mistake in your input (KeyError: 'down_blocks')" in said
+    assert ("Traceback" in said) == ("in broken" in said) == debug

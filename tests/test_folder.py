@@ -1,12 +1,14 @@
 """A folder of pictures as a dataset: sizes, references, and rows that are broken in every way."""
 
 import json
+import os
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from realcustom_jax.data.loader import Split
+from realcustom_jax.data.pictures import manifest
 from realcustom_jax.data.pictures.cutouts import cut_out, recontextualised
 from realcustom_jax.data.pictures.folder import AUGMENTED, OTHER_VIEW, RECONSTRUCTION, bucket_of, buckets, fit, write
 from realcustom_jax.data.pictures.manifest import read_manifest
@@ -108,6 +110,45 @@ def test_a_made_dataset_is_found_and_a_changed_manifest_makes_another(pictures, 
         write(tmp_path, tmp_path)
     with pytest.raises(FileNotFoundError, match="needs a manifest.jsonl"):
         read_manifest(tmp_path / "manifest.jsonl")
+
+
+def test_a_changed_picture_is_noticed_wherever_it_lies(pictures, tmp_path):
+    """Also one outside of the folder, of the same size, and not one that no row names."""
+    outside = tmp_path / "elsewhere"
+    outside.mkdir()
+    Image.new("RGB", (40, 40), "red").save(outside / "view.bmp")
+    write_manifest(pictures, GOOD[1], GOOD[0] | {"reference": "../elsewhere/view.bmp"})
+    first = write(pictures, tmp_path / "data", side=128, reference_side=64)
+    save(pictures, "nobody.png", (9, 9), "red")
+    assert write(pictures, tmp_path / "data", side=128, reference_side=64) == first
+    Image.new("RGB", (40, 40), "blue").save(outside / "view.bmp")
+    second = write(pictures, tmp_path / "data", side=128, reference_side=64)
+    assert second != first
+    np.testing.assert_array_equal(Split(second, "train")[1]["references"][0, 0, 0], [0, 0, 255])
+    save_mask(pictures, "mask.png", (90, 180), (10, 20, 60, 71))
+    assert write(pictures, tmp_path / "data", side=128, reference_side=64) not in (first, second)
+
+
+def test_a_folder_that_was_only_moved_is_the_same_and_is_not_read_again(pictures, tmp_path, monkeypatch):
+    write_manifest(pictures, *GOOD)
+    long_ago = 10**18
+    for path in pictures.iterdir():
+        os.utime(path, ns=(long_ago, long_ago))
+    monkeypatch.setattr(manifest, "_SETTLED", -10**12)
+    first = write(pictures, tmp_path / "data", side=128, reference_side=64)
+    moved = pictures.rename(tmp_path / "moved")
+    with monkeypatch.context() as patch:
+        patch.setattr(manifest.hashlib, "file_digest", lambda *_: pytest.fail("read again"))
+        assert write(moved, tmp_path / "data", side=128, reference_side=64) == first
+    (tmp_path / "data" / "seen.json").write_text("{")
+    assert write(moved, tmp_path / "data", side=128, reference_side=64) == first
+
+
+def test_a_file_that_was_written_a_moment_ago_is_not_trusted(pictures, tmp_path):
+    """Its time may not tell the next change from this one."""
+    write_manifest(pictures, GOOD[0])
+    manifest.fingerprint(pictures, tmp_path / "seen.json")
+    assert not (tmp_path / "seen.json").exists()
 
 
 def test_buckets_have_about_the_area_and_the_nearest_shape_is_taken():

@@ -20,6 +20,7 @@ from realcustom_jax.model_files import weights
 
 from goldens import assert_close, nchw, nhwc
 
+pytestmark = pytest.mark.slow
 torch = pytest.importorskip("torch")
 functional = pytest.importorskip("torch.nn.functional")
 

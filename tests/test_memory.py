@@ -1,12 +1,16 @@
 """The memory report: counts that can be checked by hand, and bounds that hold."""
 
 import dataclasses
+import os
 import shutil
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import pytest
 
+from benchmarks.full_size_memory import write
+from realcustom_jax import memory
 from realcustom_jax.memory import Memory, peak_bytes, sampler_memory
 from realcustom_jax.model_files.tensors import headers_only, read_tensors
 from realcustom_jax.pipeline import Pipeline
@@ -35,6 +39,7 @@ def test_a_loop_needs_what_one_round_needs():
     assert peak_bytes(jax.make_jaxpr(loop)(jnp.zeros(1000)).jaxpr) < 5 * 4000
 
 
+@pytest.mark.slow
 def test_a_larger_picture_needs_more_and_xla_needs_about_the_estimate(mini_pipeline):
     small, large = (sampler_memory(mini_pipeline, width=side, height=side) for side in (SIDE, 2 * SIDE))
     assert small.sampler < large.sampler and small.parameters == large.parameters
@@ -43,6 +48,45 @@ def test_a_larger_picture_needs_more_and_xla_needs_about_the_estimate(mini_pipel
     assert small.parameters["UNet"] == 4 * sum(x.size for x in jax.tree.leaves(mini_pipeline.unet.params))
 
 
+@pytest.mark.slow
+def test_the_presets_refinement_and_freeze_are_counted(mini_pipeline):
+    """Self-attention maps of 8 × 8 latents are [1, 64, 64] in each layer; a mask that freezes at once needs no call of
+    three lanes. What is asked for in the call goes before the preset."""
+    def sampler(pipeline=mini_pipeline, **options):
+        return sampler_memory(pipeline, **options).sampler
+
+    def preset(**choices):
+        return dataclasses.replace(mini_pipeline, preset=dataclasses.replace(mini_pipeline.preset, **choices))
+
+    layers = 4  # the self-attention layers of the model, all of the latents' size
+    assert sampler(preset(refine=1)) - sampler() >= layers * 4 * 64 * 64
+    assert sampler(preset(freeze_mask_step=1)) == sampler(freeze_mask_step=1) < sampler()
+    assert sampler(preset(freeze_mask_step=1), freeze_mask_step=12) == sampler()
+    assert sampler(steps=250) > sampler(), "the masks of all steps are returned"
+
+
+@pytest.mark.slow
+def test_sdxls_refined_masks_take_what_their_self_maps_take(tmp_path):
+    """At 1024², refined at half of the latents' size: ten layers of self-attention between 64 × 64 places."""
+    write(tmp_path, "sdxl")
+    with headers_only():
+        pipeline = Pipeline.load(tmp_path)
+    refined = dataclasses.replace(pipeline, preset=dataclasses.replace(pipeline.preset, refine=2))
+    more = sampler_memory(refined).sampler - sampler_memory(pipeline).sampler
+    assert 0.8 < more / (10 * 4 * (64 * 64) ** 2) < 1.2
+
+
+@pytest.mark.skipif(not Path("/proc/meminfo").is_file(), reason="only Linux tells what it could give")
+def test_what_the_machine_holds_as_a_cache_of_files_is_available(tmp_path):
+    (tmp_path / "meminfo").write_text("MemTotal:       8000 kB\nMemFree:         100 kB\nMemAvailable:    6000 kB\n"
+                                      "Cached:         5900 kB\n")
+    assert memory._machine_memory(tmp_path / "meminfo") == 6000 * 1024
+    assert memory._machine_memory(tmp_path / "gone") == pytest.approx(
+        os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), rel=0.5)
+    assert memory._machine_memory() > 0
+
+
+@pytest.mark.slow
 def test_the_cpu_needs_more_than_it_was_given_in_half_precision(mini_folder):
     pipeline = Pipeline.load(mini_folder, dtype="bfloat16")
     estimate, measured = (sampler_memory(pipeline, compiled=compiled).sampler for compiled in (False, True))
@@ -50,6 +94,7 @@ def test_the_cpu_needs_more_than_it_was_given_in_half_precision(mini_folder):
 
 
 @pytest.mark.parametrize("kind", ["sdxl", "sd15"])
+@pytest.mark.slow
 def test_headers_are_enough(tmp_path, kind):
     folder = write_mini_bundle(tmp_path, kind)
     for offload in (False, True):

@@ -30,6 +30,7 @@ def test_it_knows_the_sprite_world(pipeline):
         assert len(pipeline.tokenizer.tokenize(word)) == 1
 
 
+@pytest.mark.slow
 def test_customised_pictures_and_their_masks(pipeline):
     result = pipeline(REFERENCES / "dog.png", "a dog on the beach", "dog", num_images=4, steps=10, freeze_mask_step=5)
     pictures = np.stack([np.asarray(image) for image in result.images])

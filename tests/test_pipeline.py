@@ -2,6 +2,7 @@
 
 import dataclasses
 import shutil
+import warnings
 
 import jax
 import numpy as np
@@ -9,7 +10,6 @@ import pytest
 from PIL import Image
 
 import realcustom_jax as rc
-from realcustom_jax.devices.compilation import enable_compilation_cache
 from realcustom_jax.files import write_json
 from realcustom_jax.model_files import bundle
 from realcustom_jax.model_files.locate import ASSETS, read_config
@@ -71,6 +71,7 @@ def test_an_output_is_the_next_reference(mini_pipeline, result):
     np.testing.assert_array_equal(following.references[0], result.images[0])
 
 
+@pytest.mark.slow
 def test_the_sequential_order_starts_like_the_fused_one(mini_pipeline, result):
     sequential = mini_pipeline(DOG, PROMPT, "dog", num_images=2, branches="sequential", **QUICK)
     np.testing.assert_allclose(sequential.masks[0], result.masks[0], atol=1e-5)
@@ -89,6 +90,7 @@ def test_two_subjects_have_masks_that_do_not_overlap(mini_pipeline):
     assert np.abs(one_for_two.latents - both.latents).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_steps_are_reported(mini_pipeline):
     seen = []
     result = mini_pipeline(DOG, PROMPT, "dog", steps=2, freeze_mask_step=1, on_step=seen.append)
@@ -174,15 +176,24 @@ def test_parts_that_do_not_fit_each_other_are_named(mini_folder, tmp_path):
         rc.Pipeline.load(broken)
 
 
-def test_the_cache_of_compiled_programs_is_the_users_if_there_is_one(monkeypatch, tmp_path):
-    before = jax.config.jax_compilation_cache_dir
+@pytest.mark.parametrize("folder, threshold, expected", [
+    ("mine", 1.0, 1.0), ("mine", 3.0, 3.0), (None, 3.0, 3.0), (None, 1.0, 0.05)])
+def test_loading_leaves_the_users_settings_of_the_cache_and_of_warnings(
+        mini_folder, tmp_path, folder, threshold, expected):
+    """JAX's own threshold is lowered only together with our own folder."""
+    names = "jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs"
+    before, shown, filters = {name: getattr(jax.config, name) for name in names}, warnings.showwarning, warnings.filters
     try:
-        jax.config.update("jax_compilation_cache_dir", str(tmp_path))
-        assert enable_compilation_cache() == str(tmp_path)
-        jax.config.update("jax_compilation_cache_dir", None)
-        assert enable_compilation_cache().endswith("realcustom_jax")
+        for name, value in zip(names, (folder and str(tmp_path / folder), threshold), strict=True):
+            jax.config.update(name, value)
+        rc.Pipeline.load(mini_folder)
+        kept = jax.config.jax_compilation_cache_dir
+        assert kept == str(tmp_path / folder) if folder else kept.endswith("realcustom_jax")
+        assert jax.config.jax_persistent_cache_min_compile_time_secs == expected
+        assert warnings.showwarning is shown and warnings.filters is filters
     finally:
-        jax.config.update("jax_compilation_cache_dir", before)
+        for name, value in before.items():
+            jax.config.update(name, value)
 
 
 def test_parts_of_different_widths_say_that_a_second_text_encoder_may_be_missing(mini_pipeline, tmp_path):

@@ -4,6 +4,7 @@ import io
 import json
 import re
 import shutil
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from PIL import Image
 import sample
 from realcustom_jax.contact_sheet import CELL, contact_sheet, fit, mask_overlay, save
 from realcustom_jax.files import write_json
+from realcustom_jax.memory import Memory
 from realcustom_jax.model_files import bundle, weights
 from realcustom_jax.model_files.locate import ASSETS
 from realcustom_jax.model_files.source import FolderSource
@@ -84,8 +86,41 @@ def test_what_no_model_takes_is_told_before_one_is_loaded(monkeypatch, tmp_path,
         raise AssertionError("loaded")
 
     monkeypatch.setattr(Pipeline, "load", load)
-    for arguments in (["--steps", "0"], ["--scope", "2"], ["--image", "nowhere.png", "--target", "dog"]):
-        assert _runner(tmp_path, capsys)(*arguments)[0] == 2
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps({"prompt": "a dog", "image": DOG, "target": "dog"}))
+    config = tmp_path / "mine.py"
+    config.write_text("import ml_collections\n\n\ndef get_config():\n"
+                      "    return ml_collections.ConfigDict({'sample': {'preset': {'refine': -3}}})\n")
+    for arguments, message in (
+            (["--steps", "0"], "steps is 0"), (["--scope", "2"], "scope is 2"),
+            (["--image", "nowhere.png", "--target", "dog"], "nowhere.png"),
+            (["--preset", "papper"], "did you mean 'paper'"), (["--config", str(config)], "refine is -3"),
+            (["--batch", str(rows), "--prompt", "a dog"], "--batch brings .* so --prompt would not be used"),
+            (["--batch", str(rows), "--image", DOG, "--target", "dog"], "so --image, --target would not be used")):
+        code, lines, _ = _runner(tmp_path, capsys)(*arguments)
+        assert code == 2 and re.search(message, lines[-1]), lines
+
+
+def test_a_bug_of_ours_is_admitted_and_debug_shows_where(command, monkeypatch, capsys):
+    """The user's input is not blamed; nor for a bug while a model is loaded."""
+    def broken(*_, **__):
+        raise TypeError("unsupported operand type(s)")
+
+    for name in ("__call__", "load"):
+        monkeypatch.setattr(Pipeline, name, broken)
+        code, lines, files = command()
+        assert (code, files) == (1, []) and not any("Traceback" in line for line in lines)
+        assert lines[-1] == ("error: this is a bug in realcustom_jax, not a mistake in your input (TypeError: "
+                             "unsupported operand type(s)); run again with --debug to see where.")
+        code, lines, _ = command("--debug")
+        assert code == 1 and any("in broken" in line for line in lines), lines
+        assert lines[-1].endswith("please report it with the traceback above.")
+
+
+def test_the_callers_way_of_showing_warnings_comes_back(command):
+    shown, filters = warnings.showwarning, list(warnings.filters)
+    command("--steps", "0")
+    assert warnings.showwarning is shown and warnings.filters == filters
 
 
 def test_a_long_prompt_is_told_what_was_cut(command):
@@ -248,6 +283,22 @@ def test_the_memory_report_writes_nothing_and_says_whether_it_fits(command, caps
     monkeypatch.setattr("realcustom_jax.memory.device_memory", lambda: 1000)
     assert sample.main(["--memory", "--out", "nowhere"]) == 2
     assert "the device has" in capsys.readouterr().out
+
+
+def test_the_memory_of_a_batch_is_that_of_its_largest_row(command, capsys, monkeypatch, tmp_path):
+    asked = []
+
+    def needed(pipeline, *, width, num_images, references, **options):
+        asked.append((width, num_images, references, options["freeze_mask_step"]))
+        return Memory({}, 0, 2**30 * (width or 1) * num_images * references, available=9 * 2**30)
+
+    monkeypatch.setattr("realcustom_jax.memory.sampler_memory", needed)
+    rows = [{}, {"width": 2}, {"num_images": 3, "width": 2}, {"width": 2}]
+    (tmp_path / "rows.jsonl").write_text("\n".join(
+        json.dumps({"prompt": "a dog", "image": DOG, "target": "dog", **row}) for row in rows))
+    code = sample.main(["--memory", "--batch", str(tmp_path / "rows.jsonl"), "--freeze-mask-step", "3"])
+    assert code == 0 and sorted(asked[1:]) == [(2, 1, 1, 3), (2, 3, 1, 3)] and asked[0] == (None, 1, 1, 3)
+    assert "6.000 GiB" in capsys.readouterr().out
 
 
 def test_a_config_sets_options_and_the_command_line_wins(tmp_path, capsys):

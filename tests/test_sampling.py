@@ -51,7 +51,8 @@ def golden_case():
     return data, (unet, params, nhwc(data["noise"]), conditioning(""), conditioning("neg_"), target)
 
 
-@pytest.mark.parametrize("branches, prefix", [("sequential", ""), ("fused", "fused_")])
+@pytest.mark.parametrize("branches, prefix", [
+    pytest.param("sequential", "", marks=pytest.mark.slow), ("fused", "fused_")])
 def test_golden(branches, prefix):
     data, arguments = golden_case()
     ours = sample(*arguments, solver=rc.make_solver(steps=8), freeze_mask_step=4, branches=branches)
@@ -119,6 +120,7 @@ def assert_is_plain_loop(ours, *case, **options):
 @pytest.mark.parametrize("branches, freeze, distinct", [
     ("fused", 2, [0, 0, 1, 1]), ("fused", 9, [0, 0, 1, 2]), ("sequential", 2, [0, 1, 1, 1]),
 ])
+@pytest.mark.slow
 def test_orders(branches, freeze, distinct):
     """The frozen mask is that of step K − 1's own latents, in both orders; before, fused masks are one step old."""
     options = OPTIONS | dict(freeze_mask_step=freeze, branches=branches)
@@ -129,6 +131,7 @@ def test_orders(branches, freeze, distinct):
 
 
 @pytest.mark.parametrize("on_step", [None, lambda step: None], ids=["as a whole", "step by step"])
+@pytest.mark.slow
 def test_as_on_a_gpu(on_step):
     options = OPTIONS | dict(freeze_mask_step=3)
     scanned = sample(*small_case(), **options)
@@ -142,6 +145,7 @@ def test_as_on_a_gpu(on_step):
     assert_close(apart.latents, scanned.latents, 1e-4)
 
 
+@pytest.mark.slow
 def test_refined_by_self_attention_and_frozen_at_once():
     options = OPTIONS | dict(solver=rc.make_solver(steps=2), freeze_mask_step=1)
     plain = rc.MaskConfig(overlap="argmax")
@@ -152,6 +156,7 @@ def test_refined_by_self_attention_and_frozen_at_once():
     assert not np.allclose(ours.masks, unrefined, atol=1e-2)
 
 
+@pytest.mark.slow
 def test_no_mask_is_a_mask_of_ones_and_steps_are_reported():
     seen = []
     ours = rc.sample_latents(*small_case(), **OPTIONS | dict(mask=None), on_step=seen.append)
@@ -162,6 +167,7 @@ def test_no_mask_is_a_mask_of_ones_and_steps_are_reported():
 # -------------------- references
 
 
+@pytest.mark.slow
 def test_empty_phrases_are_text_only():
     *inputs, target = small_case()
     ours = sample(*inputs, np.zeros_like(target), **OPTIONS)
@@ -171,6 +177,7 @@ def test_empty_phrases_are_text_only():
     assert np.abs(sample(*small_case(), **OPTIONS).latents - text_only).max() > 0.1
 
 
+@pytest.mark.slow
 def test_second_reference_without_phrase_does_nothing():
     *inputs, positive, negative, target = small_case()
     target = target * np.array([1, 0])[:, None]
@@ -181,6 +188,7 @@ def test_second_reference_without_phrase_does_nothing():
     assert_close(two.latents, latents, 1e-4)
 
 
+@pytest.mark.slow
 def test_order_of_references_does_not_matter():
     *inputs, positive, negative, target = small_case()
     ours = sample(*inputs, positive, negative, target, **OPTIONS)
@@ -334,5 +342,6 @@ jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-4, rtol=1e-4)
 """
 
 
+@pytest.mark.slow
 def test_on_a_mesh_every_device_makes_its_own_images():
     fresh_process.run(ON_FOUR_DEVICES, devices=4)

@@ -33,7 +33,7 @@ def bytes_of(tree, mesh):
     return sharding.bytes_per_device(tree, shardings(tree, mesh))
 
 
-@pytest.mark.parametrize("kind", ["sdxl", "sd15"])
+@pytest.mark.parametrize("kind", ["sdxl", pytest.param("sd15", marks=pytest.mark.slow)])
 def test_a_published_unets_memory_falls_with_the_mesh(kind):
     shapes = unet_shapes(kind)
     whole, divided = bytes_of(shapes, mesh()), bytes_of(shapes, mesh(fsdp=16))

@@ -52,11 +52,13 @@ def trained(config, tmp_path_factory):
 
 
 @pytest.mark.parametrize("stage", stages.STAGES)
+@pytest.mark.slow
 def test_every_stage_leaves_a_picture_and_a_checkpoint(trained, stage):
     assert (trained / stage / "samples" / "000002.png").is_file()
     assert (trained / stage / "checkpoints" / "2").is_dir()
 
 
+@pytest.mark.slow
 def test_the_bundle_is_read_back(trained, config):
     folder = trained / "bundle"
     FolderSource(folder).load("vae")
@@ -90,6 +92,7 @@ def task_of(config, workdir, **changes):
     return found[0]
 
 
+@pytest.mark.slow
 def test_a_warm_start_begins_with_the_weights_of_a_bundle(trained, config):
     started = {stage: task_of(config, trained, stage=stage, warm_start=str(trained / "bundle")).init(jax.random.key(0))
                for stage in ("base", "adapter")}
@@ -100,6 +103,7 @@ def test_a_warm_start_begins_with_the_weights_of_a_bundle(trained, config):
             np.testing.assert_array_equal(value, tensors[name].astype(np.float32), err_msg=name)
 
 
+@pytest.mark.slow
 def test_a_warm_start_keeps_the_words_it_knows_and_draws_the_others(trained, config, monkeypatch):
     monkeypatch.setattr(world, "VOCABULARY", ("axolotl", *world.VOCABULARY[1:]))
     again = config.copy_and_resolve_references()
@@ -120,6 +124,7 @@ def fresh_task(trained, config):
     return task_of(config, trained, stage="adapter")
 
 
+@pytest.mark.slow
 def test_a_fresh_adapter_starts_with_the_keys_and_values_of_the_text(fresh_task):
     visual = weights.to_torch(fresh_task.init(jax.random.key(0))["vision"])
     text = weights.to_torch(fresh_task.frozen["unet"])
@@ -128,6 +133,7 @@ def test_a_fresh_adapter_starts_with_the_keys_and_values_of_the_text(fresh_task)
         np.testing.assert_array_equal(value, text[name.replace("_vision", "")], err_msg=name)
 
 
+@pytest.mark.slow
 def test_the_tokens_of_a_fresh_adapter_are_scaled_to_the_text(fresh_task):
     params = fresh_task.init(jax.random.key(0))["projector"]
     width = fresh_task.projector.config.vision_dim
@@ -140,6 +146,7 @@ def test_the_tokens_of_a_fresh_adapter_are_scaled_to_the_text(fresh_task):
 
 
 @pytest.mark.parametrize("masked, learns", [(1.0, False), (0.0, True)])
+@pytest.mark.slow
 def test_a_masked_pair_teaches_inside_its_mask_only(fresh_task, monkeypatch, masked, learns):
     """Nothing is learnt under an empty mask, unless the pair is trained without one."""
     task = dataclasses.replace(fresh_task, masked=masked, image_dropout=0.0)
@@ -150,6 +157,7 @@ def test_a_masked_pair_teaches_inside_its_mask_only(fresh_task, monkeypatch, mas
     assert any(np.abs(x).max() > 0 for x in jax.tree.leaves(gradients["vision"])) == learns
 
 
+@pytest.mark.slow
 def test_pairs_are_trained_with_the_mask_of_sampling(fresh_task):
     """The first step's; at a timestep that sampling reaches with a frozen mask, the mask is of noisier latents."""
     batch, params = fresh_task.batch(0), fresh_task.init(jax.random.key(0))
@@ -174,6 +182,7 @@ def test_pairs_are_trained_with_the_mask_of_sampling(fresh_task):
     assert np.abs(late[0] - late[1]).max() > 1e-4
 
 
+@pytest.mark.slow
 def test_a_taught_adapter_learns_the_words_of_its_reference(fresh_task):
     """Taught by the base model alone, other descriptions make another loss; by the data alone they do not."""
     batch = fresh_task.batch(0)
@@ -185,6 +194,7 @@ def test_a_taught_adapter_learns_the_words_of_its_reference(fresh_task):
         assert (first != second) == differs
 
 
+@pytest.mark.slow
 def test_words_among_the_vision_tokens_are_found(fresh_task):
     """Tokens that are the words' states leave nothing to learn, once the queries tell them apart; others do."""
     rng = np.random.default_rng(0)
@@ -200,6 +210,7 @@ def test_words_among_the_vision_tokens_are_found(fresh_task):
     assert fresh_task._spelling(params, words, words, ~every) == 0
 
 
+@pytest.mark.slow
 def test_image_encoders_continue_from_a_bundle(trained, config):
     task = task_of(config, trained, stage="encoders", warm_start=str(trained / "bundle"))
     started = task.init(jax.random.key(1))

@@ -113,6 +113,7 @@ def run_on_four_devices(script, folder):
     run(prelude + script, folder, devices=4)
 
 
+@pytest.mark.slow
 def test_devices_share_the_batch_and_the_parameters(tmp_path):
     fit("one", Regression(), SETTINGS, tmp_path / "one")
     fit("one", Layered(), SETTINGS, tmp_path / "layered")
@@ -130,6 +131,7 @@ def test_devices_share_the_batch_and_the_parameters(tmp_path):
     assert len(losses(tmp_path / "divided")) == 13
 
 
+@pytest.mark.slow
 def test_two_processes_are_one(tmp_path):
     """Two processes of two devices train as one process of four, and each reads the other's checkpoints."""
     run_on_four_devices("fit('one', Layered(), SETTINGS, pathlib.Path(sys.argv[1]) / 'one', mesh=make_mesh(fsdp=2))",
@@ -180,6 +182,26 @@ def test_accumulated_parts_are_the_whole_batch():
         TrainSettings(steps=1, batch_size=4, accumulate=3)
 
 
+@pytest.mark.parametrize("name, value, expected", [
+    *[(name, value, "a whole number, at least 1") for name in (
+        "steps", "batch_size", "accumulate", "save_every", "log_every", "keep") for value in (0, -1, 1.5, True)],
+    *[(name, -1, "a whole number, 0 or more") for name in ("warmup", "sample_every", "keep_every", "seed")],
+    *[(name, 1.5, "a number from 0 to 1") for name in ("decay", "ema")],
+    *[(name, value, "a number above 0") for name in ("learning_rate", "clip") for value in (0.0, float("nan"))],
+    ("weight_decay", -0.1, "a number, 0 or more"),
+])
+def test_a_setting_with_which_no_training_can_run_is_named(name, value, expected):
+    with pytest.raises(ValueError, match=f"^{name} is {value}; expected {expected}.$"):
+        TrainSettings(**{"steps": 1, name: value})
+
+
+def test_misspelt_choices_of_the_settings_are_named():
+    with pytest.raises(ValueError, match="optimizer 'adamm'.*did you mean 'adamw'"):
+        TrainSettings(steps=1, optimizer="adamm")
+    with pytest.raises(ValueError, match="on_existing 'resum'.*did you mean 'resume'"):
+        TrainSettings(steps=1, on_existing="resum")
+
+
 def test_sigterm_saves_and_the_same_call_continues(tmp_path, capsys):
     class Evicted(Regression):
         def batch(self, step):
@@ -197,6 +219,7 @@ def test_sigterm_saves_and_the_same_call_continues(tmp_path, capsys):
     assert losses(tmp_path / "evicted") == losses(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_a_killed_run_continues_with_the_same_numbers(tmp_path):
     """SIGKILL in the middle of step 10; the checkpoint of step 8 is the newest."""
     whole = fit("whole", Regression(), SETTINGS, tmp_path / "whole")
@@ -260,6 +283,7 @@ def test_an_infinite_gradient_stops_before_it_is_saved(tmp_path):
     assert not [p for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()]
 
 
+@pytest.mark.slow
 def test_a_divided_step_is_compiled_once_and_its_state_stays_in_place(tmp_path):
     run_on_four_devices("""
 settings, task, mesh = dataclasses.replace(SETTINGS, optimizer='adamw'), Layered(), make_mesh(fsdp=2, tensor=2)
@@ -317,6 +341,7 @@ def test_another_runs_checkpoints_are_not_continued(tmp_path):
     fit("other", Regression(), dataclasses.replace(SETTINGS, on_existing="overwrite"), tmp_path, run=other)
 
 
+@pytest.mark.slow
 def test_muon_makes_every_matrix_orthogonal_and_leaves_the_rest_to_adam():
     key = jax.random.key(0)
     shapes = {"dense": (8, 32), "conv": (3, 3, 4, 16), "layers": (2, 8, 8)}

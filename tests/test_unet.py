@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax.traverse_util import flatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 import realcustom_jax as rc
 from realcustom_jax.model_files import weights
@@ -57,6 +57,7 @@ def test_mask_of_zeros_is_no_image(case):
     assert_close(apply(case, vision=case[5], mask=mask).noise, apply(case).noise, 1e-6)
 
 
+@pytest.mark.slow
 def test_empty_second_reference_is_one_reference(case):
     data, vision = case[2], case[5]
     two = jnp.concatenate([vision, vision[::-1] + 1], axis=1)
@@ -64,6 +65,7 @@ def test_empty_second_reference_is_one_reference(case):
     assert_close(apply(case, vision=two, mask=mask).noise, apply(case, vision=vision, mask=data["mask"]).noise, 1e-5)
 
 
+@pytest.mark.slow
 def test_order_of_references_does_not_matter(case):
     data, vision, target = case[2], case[5], case[6]
     two = jnp.concatenate([vision, vision[::-1] + 1], axis=1)
@@ -77,6 +79,7 @@ def test_order_of_references_does_not_matter(case):
 
 @pytest.mark.parametrize("apart", [False, True], ids=["layers scanned", "layers apart"])
 @pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
+@pytest.mark.slow
 def test_context_computed_ahead_is_exact(case, apart, platform):
     """On every platform: norms, shifts and kept tokens are arranged in other ways."""
     module, params, data, args, kwargs, vision, target = case
@@ -97,6 +100,21 @@ def test_context_computed_ahead_is_exact(case, apart, platform):
         assert_close(ours, theirs, 1e-5)
 
 
+def test_without_a_timestep_every_shift_must_come_from_the_context(case):
+    """Without them, a UNet would run as if there were no timestep: no context, tokens alone, and one block's shift."""
+    module, params, data, (sample, _, text), kwargs, vision, _ = case
+    times = jnp.full(len(sample), 500)
+    tokens = context.project_tokens(params, text, vision)
+    shifts = flatten_dict(context.project_time(module, params, times, kwargs.get("pooled"), kwargs.get("time_ids")))
+    lost = next(path for path in shifts if path[0] == "mid_block")
+    broken = unflatten_dict({path: leaf for path, leaf in shifts.items() if path != lost})
+    for known, named in (
+            ({}, "blocks"), ({"context": tokens}, "blocks"), ({"context": context.merge(tokens, broken)}, "mid_block")):
+        with pytest.raises(ValueError, match=f"timestep is None, and the context lacks the shifts of .*{named}.*give"):
+            jax.eval_shape(lambda known=known: module.apply({"params": params, **known}, sample, None, text))
+
+
+@pytest.mark.slow
 def test_guidance_rows_are_two_calls_in_one(case):
     """The first row as text alone with maps, the second with the image and without maps."""
     module, params, data, args, kwargs, vision, target = case
@@ -116,6 +134,7 @@ def test_guidance_rows_are_two_calls_in_one(case):
         assert_close(ours, theirs, 1e-5)
 
 
+@pytest.mark.slow
 def test_self_maps(case):
     module, params, _, args, kwargs, *_ = case
     maps = jax.jit(lambda: module.apply({"params": params}, *args, **kwargs, self_maps_at=(8, 8)).self_maps)()

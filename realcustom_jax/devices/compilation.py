@@ -7,18 +7,21 @@ from pathlib import Path
 import jax
 
 DEFAULT_FOLDER = Path("~/.cache/realcustom_jax")
+_JAX_THRESHOLD = 1.0  # seconds of compile time from which on JAX keeps a program, unless it is told otherwise
 
 
 def enable_compilation_cache() -> str:
-    """Keeps compiled programs on disk and returns the folder.
+    """Keeps compiled programs on disk, in `DEFAULT_FOLDER`, and returns the folder.
 
-    It is JAX's own setting (`JAX_COMPILATION_CACHE_DIR` or `jax.config`) if there is one, else `DEFAULT_FOLDER`.
-    Works from the next compilation on; call it before anything is compiled.
+    A user who has named a folder (`JAX_COMPILATION_CACHE_DIR` or `jax.config`) keeps every setting of the cache; a user
+    who has only set the threshold of compile time keeps that one. Works from the next compilation on; call it before
+    anything is compiled.
     """
     if jax.config.jax_compilation_cache_dir is None:
         jax.config.update("jax_compilation_cache_dir", str(DEFAULT_FOLDER.expanduser()))
-    # JAX's threshold is a second; a small model has many smaller programs.
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
+        if jax.config.jax_persistent_cache_min_compile_time_secs == _JAX_THRESHOLD:
+            # A small model consists of many programs that compile faster than JAX's threshold.
+            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
     return jax.config.jax_compilation_cache_dir
 
 

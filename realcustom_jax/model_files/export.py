@@ -14,6 +14,7 @@ import jax
 import numpy as np
 import safetensors.numpy
 
+from realcustom_jax import commands
 from realcustom_jax.files import write_file
 from realcustom_jax.model_files import bundle, weights
 from realcustom_jax.model_files.adapter import find_adapter, load_projector, split_unet
@@ -54,7 +55,10 @@ def _write(out: Path, tensors: dict[str, np.ndarray]) -> None:
     if out.suffix == ".safetensors":
         write_file(out, safetensors.numpy.save(tensors))
     elif out.suffix in (".pth", ".bin"):
-        import torch
+        try:
+            import torch
+        except ImportError:
+            raise ValueError(f"writing {out} needs torch: install it, or write a .safetensors file.") from None
 
         buffer = io.BytesIO()
         torch.save({name: _tensor(torch, value) for name, value in tensors.items()}, buffer)
@@ -75,17 +79,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--model", default="mini", help="folder, single file, name on the hub, or mini")
     parser.add_argument("--adapter", type=Path, help="adapter file or folder (the model's own)")
     parser.add_argument("--out", type=Path, required=True, help="file (.pth, .safetensors) or, of a UNet, folder")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of whatever goes wrong")
     options = parser.parse_args(arguments)
-    try:
-        if options.what == "adapter":
-            count = export_adapter(options.model, options.adapter, options.out)
-        else:
-            count = export_unet(options.model, options.out)
-    except (ValueError, OSError, ImportError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+    return commands.exit_code(lambda: _export(options), debug=options.debug)
+
+
+def _export(options: argparse.Namespace) -> None:
+    if options.what == "adapter":
+        count = export_adapter(options.model, options.adapter, options.out)
+    else:
+        count = export_unet(options.model, options.out)
     print(f"Wrote {count} tensors to {options.out}")
-    return 0
 
 
 if __name__ == "__main__":

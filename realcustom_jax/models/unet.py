@@ -13,6 +13,7 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+from flax.traverse_util import flatten_dict
 from jax.typing import ArrayLike
 
 from realcustom_jax.devices.platform import Platform
@@ -214,7 +215,8 @@ class UNet(nn.Module):
 
         Args:
             sample: noisy latents [B,H,W,C].
-            timestep: scalar or [B], in training steps (0 … 999); None where a context holds its shifts.
+            timestep: scalar or [B], in training steps (0 … 999); None only where the variable collection "context"
+                holds the shifts that it would add (module `context`).
             text: text tokens [B,T,D]. pooled: pooled text [B,P] and time_ids [B,6] (SDXL's kind of UNet only).
             vision: projected vision tokens [B,R,L,D]; None leaves the visual term out.
             mask: [B,R,h,w] weight of each reference's visual term, of any size; None = 1 everywhere.
@@ -229,7 +231,9 @@ class UNet(nn.Module):
         c = self.config
         self._check(sample, timestep, text, pooled, time_ids, vision, mask, target, self_maps_at, guidance_rows)
         width, embedding = c.block_out_channels[0], None
-        if timestep is not None:
+        if timestep is None:
+            self._check_shifts()
+        else:
             timestep = jnp.broadcast_to(jnp.asarray(timestep), sample.shape[:1])
             embedding = sum(
                 Embedding(4 * width, self.dtype, name=name)(x)
@@ -259,6 +263,17 @@ class UNet(nn.Module):
         x = GroupNorm(c.norm_num_groups, c.norm_eps, self.dtype, self.platform, name="conv_norm_out")(x)
         noise = nn.Conv(c.out_channels, (3, 3), padding=1, dtype=self.dtype, name="conv_out")(nn.silu(x))
         return UNetOutput(noise, maps, self_maps)
+
+    def _check_shifts(self):
+        """Raises ValueError unless the context holds what a timestep adds, for every residual block: a block without
+        it would run as if there were no timestep."""
+        held = flatten_dict(self.variables.get("context", {}))
+        needed = {path[:-2] for path in flatten_dict(self.variables.get("params", {})) if path[-2] == "time_emb_proj"}
+        missing = sorted("/".join(path) for path in needed if (*path, "shift") not in held)
+        if missing or not needed:
+            blocks = f"{len(missing)} residual blocks, the first of which is {missing[0]}" if missing else "its blocks"
+            raise ValueError(f"timestep is None, and the context lacks the shifts of {blocks}; give a timestep, or the "
+                             "variable collection 'context' with what context.project_time makes.")
 
     def _check(self, sample, timestep, text, pooled, time_ids, vision, mask, target, self_maps_at,
                guidance_rows):

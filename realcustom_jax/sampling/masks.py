@@ -28,6 +28,8 @@ import jax.numpy as jnp
 from realcustom_jax.choices import check_choice
 from realcustom_jax.models.resize import resize_bilinear
 
+NORMALIZATIONS = "max_norm", "min_max_norm", "min_max_per_channel", "none"
+
 
 def subject_mask(
     maps: Sequence[jax.Array],
@@ -52,7 +54,7 @@ def subject_mask(
     ``overlap``: sum lets masks overlap; argmax first gives each position to the reference with the highest
     normalised map (``strongest_reference``), so that a reference may keep fewer positions.
     """
-    check_choice("normalize", normalize, ("max_norm", "min_max_norm", "min_max_per_channel", "none"))
+    check_choice("normalize", normalize, NORMALIZATIONS)
     check_choice("select", select, ("topk", "threshold"))
     check_choice("overlap", overlap, ("sum", "argmax"))
     if normalize_self is not None:

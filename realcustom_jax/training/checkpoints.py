@@ -23,6 +23,23 @@ ON_EXISTING: tuple[str, ...] = ("resume", "overwrite", "refuse")
 """What a run does with the checkpoints that it finds in its folder."""
 
 
+def check_run(folder: Path, run: Mapping[str, Any]) -> None:
+    """Raises ValueError where `folder` holds checkpoints of another run than `run`, JSON values that say what it is
+    about. What only one of the two says does not count, so that later versions may say more."""
+    file, run = folder / "run.json", json.loads(json.dumps(dict(run)))
+    if not file.is_file() or not any(folder.glob("[0-9]*")):
+        return
+    try:
+        noted = json.loads(file.read_bytes())
+    except ValueError:
+        raise ValueError(f"{file}, which says whose checkpoints these are, is damaged; delete it if they are this "
+                         "run's, or choose another workdir.") from None
+    for key, here in run.items():
+        if key in noted and noted[key] != here:
+            raise ValueError(f"{folder} belongs to another run: {key} is {noted[key]!r} there and {here!r} here. "
+                             f"Choose another workdir, or overwrite it; if it is the same run, delete {file}.")
+
+
 class Checkpoints:
     """The checkpoints in `folder`, newest last; a context manager that waits for the last write.
 
@@ -45,25 +62,10 @@ class Checkpoints:
                 raise FileExistsError(f"{self.folder} holds checkpoints of an earlier run: resume or overwrite it "
                                       "(on_existing), or choose another folder.")
             by_the_first(lambda: shutil.rmtree(self.folder))
-        self._claim(json.loads(json.dumps(run or {})))
+        check_run(self.folder, run or {})
+        by_the_first(lambda: write_json(self.folder / "run.json", run or {}))
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, keep_period=keep_every or None)
         self._manager = ocp.CheckpointManager(self.folder, options=options)
-
-    def _claim(self, run: Mapping[str, Any]) -> None:
-        """Notes whose checkpoints these are, or raises ValueError where there are another run's."""
-        file = self.folder / "run.json"
-        if file.is_file() and any(self.folder.glob("[0-9]*")):
-            try:
-                noted = json.loads(file.read_bytes())
-            except ValueError:
-                raise ValueError(f"{file}, which says whose checkpoints these are, is damaged; delete it if they are "
-                                 "this run's, or choose another workdir.") from None
-            for key, here in run.items():
-                if key in noted and noted[key] != here:
-                    raise ValueError(
-                        f"{self.folder} belongs to another run: {key} is {noted[key]!r} there and {here!r} here. "
-                        f"Choose another workdir, or overwrite it; if it is the same run, delete {file}.")
-        by_the_first(lambda: write_json(file, run))
 
     def __enter__(self):
         return self

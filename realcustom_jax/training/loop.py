@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Mapping
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -31,11 +32,31 @@ from realcustom_jax.devices import sharding
 from realcustom_jax.devices.operations import flops
 from realcustom_jax.devices.platform import Platform
 from realcustom_jax.devices.sharding import AxisRules
-from realcustom_jax.training.checkpoints import Checkpoints
+from realcustom_jax.training.checkpoints import ON_EXISTING, Checkpoints
 from realcustom_jax.training.log import Log
 
 Params = Any
 Batch = dict[str, np.ndarray]
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and bool(np.isfinite(value))
+
+
+# What the fields of `TrainSettings` must be: in words, as a test, and of which fields.
+_LIMITS: dict[str, tuple[Callable[[Any], bool], tuple[str, ...]]] = {
+    "a whole number, at least 1": (
+        lambda x: _whole(x) and x >= 1, ("steps", "batch_size", "accumulate", "save_every", "log_every", "keep")),
+    "a whole number, 0 or more": (
+        lambda x: _whole(x) and x >= 0, ("warmup", "sample_every", "keep_every", "seed")),
+    "a number from 0 to 1": (lambda x: _finite(x) and 0 <= x <= 1, ("decay", "ema")),
+    "a number above 0": (lambda x: _finite(x) and x > 0, ("learning_rate", "clip")),
+    "a number, 0 or more": (lambda x: _finite(x) and x >= 0, ("weight_decay",)),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +64,9 @@ class TrainSettings:
     """How one stage is optimised. The learning rate warms up linearly, stays, and falls to 0 over the last `decay` of
     the steps. `accumulate` parts of a batch are computed one after the other, for batches that memory does not hold at
     once (a loss that compares examples, as a contrast does, then sees a part's only); the rest is about checkpoints
-    (module `checkpoints`) and what is written how often, in steps; 0 for `sample_every`: no sample grids."""
+    (module `checkpoints`) and what is written how often, in steps; 0 for `sample_every`: no sample grids.
+
+    Raises ValueError for a value with which no training can run; names the field and says what was expected."""
 
     steps: int
     batch_size: int = 64
@@ -64,7 +87,13 @@ class TrainSettings:
     accumulate: int = 1
 
     def __post_init__(self):
-        if self.accumulate < 1 or self.batch_size % self.accumulate:
+        check_choice("optimizer", self.optimizer, ("adamw", "muon"))
+        check_choice("on_existing", self.on_existing, ON_EXISTING)
+        for expected, (fits, names) in _LIMITS.items():
+            for name in names:
+                if not fits(getattr(self, name)):
+                    raise ValueError(f"{name} is {getattr(self, name)!r}; expected {expected}.")
+        if self.batch_size % self.accumulate:
             raise ValueError(f"accumulate={self.accumulate} does not divide batch_size={self.batch_size} evenly.")
 
 
@@ -108,7 +137,6 @@ def make_optimizer(settings: TrainSettings) -> optax.GradientTransformation:
     learning rates suit it; everything else is AdamW's. Three of its usual five Newton-Schulz iterations lift all but
     the smallest singular values; on a CPU five cost half as much as the gradients.
     """
-    check_choice("optimizer", settings.optimizer, ("adamw", "muon"))
     decay_steps = max(1, round(settings.decay * settings.steps))
     schedule = optax.join_schedules(
         [optax.linear_schedule(0.0, settings.learning_rate, settings.warmup),

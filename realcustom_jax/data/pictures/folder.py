@@ -5,7 +5,6 @@ Targets are scaled and cropped to one of a few sizes of about the same area ("bu
 """
 
 import dataclasses
-import hashlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ from tqdm import tqdm
 
 from realcustom_jax.conditioning.references import load_image
 from realcustom_jax.data.pictures.cutouts import cut_out, recontextualised
-from realcustom_jax.data.pictures.manifest import Row, read_manifest
+from realcustom_jax.data.pictures.manifest import Row, fingerprint, read_manifest
 from realcustom_jax.data.sprites.builder import finished
 from realcustom_jax.files import png
 
@@ -54,9 +53,11 @@ def fit(picture: Image.Image, size: tuple[int, int], focus: tuple[float, float])
 
 @dataclasses.dataclass(kw_only=True)
 class FolderConfig(tfds.core.BuilderConfig):
-    """What is made of which folder; the name follows from these and from all files of the folder."""
+    """What is made of which folder; the name follows from these and from `content`, the fingerprint of the manifest and
+    of all files that it names. Where they lie does not matter."""
 
     folder: str
+    content: str
     side: int = 1024
     reference_side: int = 768
     max_broken: int = 0
@@ -64,11 +65,8 @@ class FolderConfig(tfds.core.BuilderConfig):
     name: str = ""
 
     def __post_init__(self):
-        digest = hashlib.sha256(f"{self.max_broken}".encode())
-        for path in sorted(Path(self.folder).absolute().rglob("*")):
-            if path.is_file():
-                digest.update(f"{path} {path.stat().st_size} {path.stat().st_mtime_ns}".encode())
-        self.name = f"side{self.side}_reference{self.reference_side}_seed{self.seed}_{digest.hexdigest()[:12]}"
+        self.name = (f"side{self.side}_reference{self.reference_side}_seed{self.seed}_broken{self.max_broken}_"
+                     f"{self.content}")
 
 
 class Folder(tfds.core.GeneratorBasedBuilder):
@@ -169,8 +167,9 @@ def _mask(row: Row, size: tuple[int, int]) -> np.ndarray | None:
 
 def write(folder: str | os.PathLike, data_dir: str | os.PathLike, *, side: int = 1024, reference_side: int = 768,
           max_broken: int = 0, seed: int = 0) -> Path:
-    """Makes the dataset of a folder under `data_dir`, or finds it made, and returns its own folder in there. A file
-    that changed makes another dataset; `data_dir` lies outside of `folder`.
+    """Makes the dataset of a folder under `data_dir`, or finds it made, and returns its own folder in there. A picture
+    that changed, wherever it lies, makes another dataset; a folder that was only moved does not. `data_dir` lies
+    outside of `folder`.
 
     Raises:
         FileNotFoundError: the folder has no manifest.jsonl.
@@ -181,8 +180,9 @@ def write(folder: str | os.PathLike, data_dir: str | os.PathLike, *, side: int =
         raise FileNotFoundError(f"There is no manifest.jsonl in {folder}; it lists the pictures, one object a line.")
     if Path(data_dir).absolute().is_relative_to(Path(folder).absolute()):
         raise ValueError(f"The dataset cannot be written into its own pictures: {data_dir} lies in {folder}.")
-    config = FolderConfig(folder=os.fspath(folder), side=side, reference_side=reference_side, max_broken=max_broken,
-                          seed=seed)
+    content = fingerprint(Path(folder), Path(data_dir) / "seen.json")
+    config = FolderConfig(folder=os.fspath(folder), content=content, side=side, reference_side=reference_side,
+                          max_broken=max_broken, seed=seed)
     made = Path(data_dir) / Folder.name / config.name / str(Folder.VERSION)
     if finished(made):
         return made

@@ -11,14 +11,21 @@ Files are relative to the manifest's folder.
 """
 
 import dataclasses
+import hashlib
 import json
 import math
+import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from realcustom_jax.conditioning.prompts import word_spans
+from tqdm import tqdm
 
+from realcustom_jax.conditioning.prompts import word_spans
+from realcustom_jax.files import write_file
+
+_SETTLED = 2 * 10**9  # nanoseconds; some file systems count whole seconds
 _KEYS = {"target", "caption", "word", "reference", "mask", "box"}
 
 
@@ -51,6 +58,39 @@ def read_manifest(file: Path) -> tuple[list[Row], list[str]]:
             except ValueError as error:
                 broken.append(f"line {number}: {error}")
     return rows, broken
+
+
+def fingerprint(folder: Path, seen: Path) -> str:
+    """Of a folder's manifest and of the content of every file that its good rows name, inside the folder or not.
+
+    A file is read again only when its size or one of its times has changed: `seen` is a JSON file that keeps what was
+    read. Names in it are relative to the folder, so that a folder that was moved as a whole is not read again.
+
+    Raises:
+        FileNotFoundError: there is no manifest.jsonl. OSError: a file cannot be read.
+    """
+    rows, _ = read_manifest(folder / "manifest.jsonl")
+    named = (path for row in rows for path in (row.target, *row.references, *([row.mask] if row.mask else [])))
+    try:
+        known = dict(json.loads(seen.read_bytes()))
+    except (OSError, ValueError, TypeError):  # it is not there, or damaged: everything is read
+        known = {}
+    found = {}
+    for path in tqdm(dict.fromkeys(named), desc="looking at pictures", unit="file", leave=False, mininterval=1):
+        name, state = os.path.relpath(path, folder), path.stat()
+        when = [state.st_size, state.st_mtime_ns, state.st_ctime_ns]
+        kept = known.get(name)
+        if not isinstance(kept, list) or kept[:-1] != when:
+            with path.open("rb") as file:
+                kept = [*when, hashlib.file_digest(file, "sha256").hexdigest()]
+        found[name] = kept
+    # A file that was written a moment ago may change once more without another time.
+    settled = {name: kept for name, kept in found.items() if time.time_ns() - max(kept[1:3]) > _SETTLED}
+    if settled != known:
+        write_file(seen, json.dumps(settled).encode())
+    digest = hashlib.sha256((folder / "manifest.jsonl").read_bytes())
+    digest.update("".join(content for *_, content in found.values()).encode())
+    return digest.hexdigest()[:16]
 
 
 def _parse(line: bytes, folder: Path, where: str) -> Row:

@@ -177,7 +177,7 @@ def _empty(tokenizer) -> np.ndarray:
 def _latents(workdir: Path) -> dict[str, Any]:
     """The trained autoencoder's parameters, and encode and decode, between images in [-1, 1] and latents of unit
     variance."""
-    module, params = bundle.load_autoencoder(workdir / "bundle")
+    module, params = FolderSource(workdir / "bundle").load("vae")
     scale = module.config.scaling_factor
 
     def encode(params, images: jax.Array) -> jax.Array:

@@ -7,7 +7,6 @@ of each reference, all layers and parts one after the other (SDXL's `paper` proj
 
 import dataclasses
 import functools
-import hashlib
 import json
 import math
 import operator
@@ -28,6 +27,7 @@ from realcustom_jax.conditioning.references import from_uint8, reference_feature
 from realcustom_jax.data.loader import Split
 from realcustom_jax.data.pictures.bucketed import BucketBatches
 from realcustom_jax.files import write_json
+from realcustom_jax.model_files import fingerprint
 from realcustom_jax.pipeline import Pipeline, text_states
 
 _AT_ONCE = 8  # rows that are read together, references and captions that are encoded together
@@ -82,14 +82,11 @@ class Encoders:
         return (mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape)) * scale
 
     def fingerprint(self) -> str:
-        """Of all that the features depend on beside the pictures: networks, settings, words, a value of each weight."""
-        pipeline = self._pipeline
-        modules = pipeline.vae.module, pipeline.siglip.module, pipeline.dino.module, *(
-            encoder.network.module for encoder in pipeline.text_encoders)
-        words = [sorted(encoder.tokenizer.get_vocab().items()) for encoder in pipeline.text_encoders]
-        values = [(x.shape, float(np.asarray(x.ravel()[x.size // 2]))) for x in jax.tree.leaves(self.params)]
-        known = modules, pipeline.vision_settings, pipeline.preset.pooled, pipeline.preset.size_order, words, values
-        return hashlib.sha256(repr(known).encode()).hexdigest()[:12]
+        """Of all that the features depend on beside the pictures: networks with every weight, tokenizers, settings."""
+        pipeline, preset = self._pipeline, self._pipeline.preset
+        parts = pipeline.fingerprints()
+        return fingerprint.of_values(*(parts[name] for name in ("text encoders", "autoencoder", "image encoders")),
+                                     pipeline.vision_settings, preset.pooled, preset.size_order)
 
 
 @dataclasses.dataclass(frozen=True)

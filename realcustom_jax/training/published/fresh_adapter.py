@@ -14,7 +14,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from realcustom_jax.conditioning.references import VisionSettings
-from realcustom_jax.model_files import bundle, weights
+from realcustom_jax.model_files import bundle, fingerprint, weights
 from realcustom_jax.model_files.adapter import scaled_tokens, vision_from_text_tensors
 from realcustom_jax.model_files.source import ModelSource
 from realcustom_jax.models.projector import Projector, ProjectorConfig
@@ -24,7 +24,8 @@ from realcustom_jax.pipeline import Network, Pipeline
 
 
 def write_fresh_adapter(path: Path, model: str, vision: str, settings: Mapping[str, Any]) -> None:
-    """Writes a random adapter to `path`, a folder named adapter, unless one of these settings and this model is there.
+    """Writes a random adapter to `path`, a folder named adapter, unless one of these settings, with copies of this
+    model's keys and values, is there.
 
     Args:
         model, vision: where the model and its image encoders are; no `vision`: with the model.
@@ -37,16 +38,17 @@ def write_fresh_adapter(path: Path, model: str, vision: str, settings: Mapping[s
     image_prompt = image_prompt_settings(
         settings, sum(widths), UNetConfig.from_config(base.config("unet")).cross_attention_dim)
     vision_settings = VisionSettings.from_config(settings["vision_settings"])
+    copies = vision_from_text_tensors(base.tensors("unet"))
+    # Not where the model lies: another may have been trained there since, and this one may have been moved.
     config = {"image_prompt_settings": image_prompt, "vision_settings": dataclasses.asdict(vision_settings),
-              "copied_from": str(base.root)}
+              "copied": fingerprint.of_tensors(copies)}
     if (path / "config.json").is_file() and weights.read_config(path / "config.json") == json.loads(json.dumps(config)):
         return
     module = Projector(ProjectorConfig.from_config(image_prompt))
     one = jnp.zeros((1, 1, sum(widths)))
     features = (one,) * (1 + (len(vision_settings.siglip_layers) if module.config.with_structure else 1))
     projector = jax.jit(module.init)(jax.random.key(0), features)["params"]
-    tensors = vision_from_text_tensors(base.tensors("unet"))
-    bundle.save_part(path.parent, "adapter", config, tensors | weights.to_torch(
+    bundle.save_part(path.parent, "adapter", config, copies | weights.to_torch(
         jax.device_get(projector), weights.PROJECTOR_PREFIX))
 
 

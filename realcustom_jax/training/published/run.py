@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import functools
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +32,8 @@ from realcustom_jax.model_files.adapter import find_adapter, merge_unet, split_u
 from realcustom_jax.model_files.adapter import to_torch as adapter_tensors
 from realcustom_jax.model_files.source import ModelSource
 from realcustom_jax.pipeline import DTYPES, Network, Pipeline
+from realcustom_jax.presets import find_preset
+from realcustom_jax.training.checkpoints import check_run
 from realcustom_jax.training.curriculum import Curriculum
 from realcustom_jax.training.loop import TrainSettings, fit
 from realcustom_jax.training.published import features
@@ -39,9 +42,8 @@ from realcustom_jax.training.published.features import Encoders, StoredFeatures
 from realcustom_jax.training.published.fresh_adapter import with_tokens_like_text, write_fresh_adapter
 
 _PREVIEWS, _LOOKED_AT = 4, 4
-_THE_RUN = ("kind", "model", "vision", "tokenizer", "adapter", "side", "data", "preset", "fresh", "curriculum",
-            "snr_limit")
-"""What of a configuration may not change while its run goes on."""
+_THE_RUN = ("kind", "side", "preset", "fresh", "curriculum", "snr_limit")
+"""What of a configuration may not change while its run goes on; nor may the content of what its paths name."""
 
 
 def run(config: ConfigDict, workdir: Path) -> None:
@@ -57,6 +59,8 @@ def run(config: ConfigDict, workdir: Path) -> None:
                          "see docs/scale.md.")
     settings = TrainSettings(on_existing=train.on_existing, **train.optimization)
     mesh = sharding.make_mesh(**train.mesh)
+    curriculum = Curriculum(**train.curriculum)
+    find_preset(train.preset.to_dict())
     by_the_first(functools.partial(_find_parts, train))  # before the pictures take their hours
     sizes = {"side": train.side, "reference_side": train.fresh.vision_settings.size}
     by_the_first(lambda: folder.write(data_dir=workdir / "data", **sizes, **train.data))
@@ -68,6 +72,9 @@ def run(config: ConfigDict, workdir: Path) -> None:
     with jax.default_device(jax.local_devices(backend="cpu")[0]) if _has_cpu() else contextlib.nullcontext():
         pipeline = Pipeline.load(train.model, start, vision=train.vision or None, tokenizer=train.tokenizer or None,
                                  preset=train.preset.to_dict(), dtype=train.dtype, offload=True, scan_layers=True)
+        identity = _identity(train, pipeline, data)
+        if train.on_existing == "resume":
+            check_run(workdir / "checkpoints", identity)  # before features take their hours
         if not train.adapter:
             rows = Split(data, "train", fields=("references", "caption"))
             rows = [rows[i] for i in range(min(len(rows), _LOOKED_AT))]
@@ -75,11 +82,10 @@ def run(config: ConfigDict, workdir: Path) -> None:
                 pipeline, [row["references"][0] for row in rows], [str(row["caption"]) for row in rows])
     shares = sharding.batch_sharding(mesh, settings.batch_size // settings.accumulate)
     batches = BucketBatches(data, batch_size=settings.batch_size, seed=settings.seed, steps=settings.steps,
-                            curriculum=Curriculum(**train.curriculum),
+                            curriculum=curriculum,
                             examples=sharding.examples_here(shares, settings.batch_size))
     task = _task(pipeline, data, batches, workdir, train)
-    plain = train.to_dict()
-    params = fit("adapter", task, settings, workdir, mesh=mesh, run={name: plain[name] for name in _THE_RUN})
+    params = fit("adapter", task, settings, workdir, mesh=mesh, run=identity)
     # "local" is None, as the adapter says: the settings of its vision are those that the preset may have changed.
     preset = pipeline.preset
     conditioning = {"local": None, "pooled": preset.pooled, "size_order": preset.size_order}
@@ -87,6 +93,14 @@ def run(config: ConfigDict, workdir: Path) -> None:
                "vision_settings": dataclasses.asdict(pipeline.vision_settings)}
     tensors = bundle.to_half(adapter_tensors(params["projector"], params["vision"]))
     by_the_first(lambda: bundle.save_part(workdir, "adapter", adapter, tensors))
+
+
+def _identity(train: ConfigDict, pipeline: Pipeline, data: Path) -> dict[str, Any]:
+    """What the run is about. Paths are not: a model may be trained anew at its path, or moved. The precision stands
+    beside a part's name, as the same files give other numbers in another precision."""
+    plain = train.to_dict()
+    parts = {f"the content of the {name} in {train.dtype}": found for name, found in pipeline.fingerprints().items()}
+    return {name: plain[name] for name in _THE_RUN} | parts | {"the content of the pictures": data.parent.name}
 
 
 def _find_parts(train: ConfigDict) -> None:
