@@ -24,12 +24,12 @@ import numpy as np
 from PIL import Image
 from transformers import CLIPTokenizer
 
-from realcustom_jax.choices import check_choice
 from realcustom_jax.conditioning.prompts import encode_prompt, target_tokens
 from realcustom_jax.conditioning.references import VisionSettings, load_image, reference_features, to_uint8
 from realcustom_jax.conditioning.vocabulary import Vocabulary
 from realcustom_jax.devices.compilation import enable_compilation_cache, jit_sampler
 from realcustom_jax.devices.platform import Platform
+from realcustom_jax.errors import check_choice
 from realcustom_jax.model_files import fingerprint
 from realcustom_jax.model_files.adapter import find_adapter, load_projector, split_unet
 from realcustom_jax.model_files.source import ModelSource

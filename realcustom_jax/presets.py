@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from numbers import Integral, Real
 from typing import Any
 
-from realcustom_jax.choices import check_choice
+from realcustom_jax.errors import check_choice
 from realcustom_jax.sampling.masks import NORMALIZATIONS
 from realcustom_jax.sampling.sampler import MaskConfig
 

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image, ImageOps
 
-from realcustom_jax.choices import check_choice
+from realcustom_jax.errors import check_choice
 from realcustom_jax.models.resize import resize_align_corners, resize_bilinear
 from realcustom_jax.models.vit import VisionTransformer
 

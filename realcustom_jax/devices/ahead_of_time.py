@@ -17,12 +17,12 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from realcustom_jax.choices import check_choice
 from realcustom_jax.devices import sharding
 from realcustom_jax.devices.operations import flops
 from realcustom_jax.devices.platform import Platform
 from realcustom_jax.devices.sharding import AxisRules
 from realcustom_jax.devices.topology import tpu_devices
+from realcustom_jax.errors import check_choice
 from realcustom_jax.files import write_json
 from realcustom_jax.memory import enough_memory
 from realcustom_jax.model_files import single_file, weights

@@ -16,7 +16,6 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from realcustom_jax.choices import check_choice
 from realcustom_jax.conditioning.prompts import build_tokenizer, encode_prompt
 from realcustom_jax.conditioning.references import VisionSettings
 from realcustom_jax.data.sprites.bank import BankConfig, paint_bank
@@ -24,6 +23,7 @@ from realcustom_jax.data.sprites.captions import VOCABULARY, Spelling
 from realcustom_jax.data.sprites.world import HELD_OUT_NOUNS, NOUNS, SCENES
 from realcustom_jax.devices.compilation import enable_compilation_cache
 from realcustom_jax.devices.processes import by_the_first
+from realcustom_jax.errors import check_choice
 from realcustom_jax.evaluation.judge import JudgeConfig, save_judge
 from realcustom_jax.files import write_json
 from realcustom_jax.model_files import bundle, weights

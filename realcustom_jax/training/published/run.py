@@ -19,7 +19,6 @@ from ml_collections import ConfigDict
 from PIL import Image
 from tqdm import tqdm
 
-from realcustom_jax.choices import check_choice
 from realcustom_jax.conditioning.references import grid
 from realcustom_jax.data.loader import Split
 from realcustom_jax.data.pictures import folder
@@ -27,6 +26,7 @@ from realcustom_jax.data.pictures.bucketed import BucketBatches
 from realcustom_jax.devices import sharding
 from realcustom_jax.devices.compilation import enable_compilation_cache
 from realcustom_jax.devices.processes import by_the_first
+from realcustom_jax.errors import check_choice
 from realcustom_jax.model_files import bundle
 from realcustom_jax.model_files.adapter import find_adapter, merge_unet, split_unet
 from realcustom_jax.model_files.adapter import to_torch as adapter_tensors
