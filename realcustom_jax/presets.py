@@ -10,13 +10,14 @@ from collections.abc import Mapping
 from numbers import Integral, Real
 from typing import Any
 
+from realcustom_jax.conditioning.size import SIZE_ORDERS
 from realcustom_jax.errors import check_choice
 from realcustom_jax.sampling.masks import NORMALIZATIONS
 from realcustom_jax.sampling.sampler import MaskConfig
 
 _CHOICES = {
     "normalize": NORMALIZATIONS,
-    "pooled": ("unprojected", "projected"), "size_order": ("width_first", "height_first"),
+    "pooled": ("unprojected", "projected"), "size_order": SIZE_ORDERS,
     "weight_order": ("adapter_last", "base_last"), "match": ("word", "released"), "local": (None, "phases", "tiles"),
 }
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
@@ -35,6 +34,7 @@ from realcustom_jax.pipeline import DTYPES, Network, Pipeline
 from realcustom_jax.presets import find_preset
 from realcustom_jax.training.checkpoints import check_run
 from realcustom_jax.training.curriculum import Curriculum
+from realcustom_jax.training.dropout import draw_dropped, replace_dropped
 from realcustom_jax.training.loop import TrainSettings, fit
 from realcustom_jax.training.published import features
 from realcustom_jax.training.published.backbone import BackboneLoss
@@ -153,10 +153,10 @@ class PublishedTask:
     def loss(self, params, frozen, batch, key):
         text_key, image_key, latents_key, noise_key = jax.random.split(key, 4)
         size = len(batch["target"])
-        no_text = jax.random.bernoulli(text_key, self._loss.text_dropout, (size,))
-        no_image = jax.random.bernoulli(image_key, self._loss.image_dropout, (size,))
-        ids = jnp.where(no_text[:, None, None], batch["empty_ids"], batch["ids"])
-        pictures = jnp.where(no_image[:, None, None, None], 0.0, batch["reference"] / 255.0)
+        no_text = draw_dropped(text_key, self._loss.text_dropout, size)
+        no_image = draw_dropped(image_key, self._loss.image_dropout, size)
+        ids = replace_dropped(no_text, batch["ids"], batch["empty_ids"])
+        pictures = replace_dropped(no_image, batch["reference"] / 255.0, 0.0)
         known = jax.lax.stop_gradient({
             **self._encoders.text(frozen, ids), "features": self._encoders.references(frozen, pictures),
             "latents": self._encoders.latents(self._encoders.targets(frozen, batch["target"]), latents_key)})
