@@ -216,7 +216,7 @@ class Pipeline:
             freeze_mask_step: the mask stays as it is from this step on; at least 1.
             branches: "fused" | "sequential", see module `sampler`.
             negative_prompt: what the picture should not be.
-            normalize, overlap: see `masks.subject_mask`; by default several references do not overlap.
+            normalize, overlap: see `masks.subject_mask`; by the preset, several references do not overlap.
             latents: the initial noise [B, H, W, C] instead of the seed's, e.g. torch's.
             on_step: called with the number of each finished step.
         Raises:
@@ -231,9 +231,8 @@ class Pipeline:
         width, height = self.picture_size(width, height)
         pictures = [load_image(reference) for reference in references]
         schedule = make_solver(solver, steps, betas=self.betas, prediction=self.prediction)
-        overlap = overlap or ("sum" if len(targets) == 1 else "argmax")
         shape = self.latent_shape(width, height)
-        mask = choices.mask(*shape[:2], overlap)
+        mask = choices.mask(*shape[:2], len(targets), overlap)
         noise = _noise(seed, num_images, shape) if latents is None else _given_noise(latents, (num_images, *shape))
         positive, negative, marks = self._conditionings(
             pictures, prompt, targets, choices.negative_prompt, (width, height))

@@ -12,13 +12,14 @@ from typing import Any
 
 from realcustom_jax.conditioning.size import SIZE_ORDERS
 from realcustom_jax.errors import check_choice
-from realcustom_jax.sampling.masks import NORMALIZATIONS
+from realcustom_jax.sampling.masks import NORMALIZATIONS, SHARING
 from realcustom_jax.sampling.sampler import MaskConfig
 
 _CHOICES = {
     "normalize": NORMALIZATIONS,
     "pooled": ("unprojected", "projected"), "size_order": SIZE_ORDERS,
     "weight_order": ("adapter_last", "base_last"), "match": ("word", "released"), "local": (None, "phases", "tiles"),
+    "overlap": ("sum", *SHARING),
 }
 
 
@@ -49,6 +50,7 @@ class Preset:
         refine: n refines the mask by the self-attention of the layers whose size is the latents' divided by n, so that
             it spreads over the things that it lies on (paper); 0 does not (released).
         binary: a mask is 1 where it is not 0, instead of as strong as the map.
+        overlap: how the masks of several references share a picture, see `masks.owners`; "sum" lets them overlap.
         scope, freeze_mask_step, guidance_scale, negative_prompt: defaults of a pipeline's call.
     Raises:
         ValueError: a choice that is not known, or a number that no model takes; says what was expected.
@@ -62,6 +64,7 @@ class Preset:
     normalize: str = "max_norm"
     refine: int = 0
     binary: bool = False
+    overlap: str = "argmax"
     scope: float = 0.25
     freeze_mask_step: int = 12
     guidance_scale: float = 3.5
@@ -75,11 +78,11 @@ class Preset:
             if not fits(getattr(self, name)):
                 raise ValueError(f"{name} is {getattr(self, name)!r}; expected {expected}.")
 
-    def mask(self, height: int, width: int, overlap: str = "sum") -> MaskConfig:
-        """How masks are made for latents of this size."""
+    def mask(self, height: int, width: int, references: int = 1, overlap: str | None = None) -> MaskConfig:
+        """How the masks of so many references are made for latents of this size; `overlap` instead of the preset's."""
         refine_at = (height // self.refine, width // self.refine) if self.refine > 0 else None
         return MaskConfig(scope=self.scope, normalize=self.normalize, binary=self.binary, refine_at=refine_at,
-                          overlap=overlap)
+                          overlap=overlap or ("sum" if references == 1 else self.overlap))
 
 
 def _is_number(value: Any) -> bool:

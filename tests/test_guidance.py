@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import realcustom_jax as rc
-from realcustom_jax.sampling.masks import strongest_reference
+from realcustom_jax.sampling.masks import SHARING, strongest_reference
 
 from goldens import assert_close, golden, nchw, nhwc
 
@@ -232,3 +232,22 @@ def test_guidance_mistakes_are_named(changes, message):
     arguments = {"text": x, "text_image": x, "uncond": x, "text_scale": 1.0, "image_scale": 1.0}
     with pytest.raises(ValueError, match=message):
         rc.classifier_free_guidance(**{**arguments, **changes})
+
+
+@pytest.mark.parametrize("way", SHARING)
+def test_every_way_of_sharing_gives_each_place_to_one_reference(way):
+    maps = [jax.random.uniform(jax.random.key(i), (2, 3, 4, 6)) for i in range(2)]
+    self_maps = [jax.nn.softmax(jax.random.normal(jax.random.key(9), (2, 2, 24, 24)))]
+    for refined in (None, self_maps):
+        mask = rc.subject_mask(maps, size=(4, 6), scope=1.0, overlap=way, self_maps=refined)
+        np.testing.assert_array_equal((np.asarray(mask) > 0).sum(1), 1)
+
+
+def test_two_things_of_equal_size_share_the_picture_however_flat_a_map_is():
+    """Each map is highest on its own half; the second one is nearly flat, and normalised by its maximum it would win."""
+    left = jnp.linspace(1, 0.05, 8)
+    maps = [jnp.stack([jnp.tile(left, (8, 1)), 0.9 + 0.1 * jnp.tile(left[::-1], (8, 1))])[None]]
+    shares = {way: (np.asarray(rc.subject_mask(maps, size=(8, 8), scope=1.0, overlap=way)) > 0).mean((0, 2, 3))
+              for way in ("argmax", "argmax_mean", "split_first")}
+    assert shares["argmax"].min() < 1 / 3
+    assert shares["argmax_mean"].min() >= 1 / 3 and shares["split_first"].min() >= 1 / 3

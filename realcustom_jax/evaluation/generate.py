@@ -59,9 +59,8 @@ class Generator:
     def sampler(self, phrases: int) -> dict[str, Any]:
         """How sequential and fused sample: the pipeline's defaults."""
         preset, side = self.pipeline.preset, self.pipeline.sample_size
-        overlap = "sum" if phrases == 1 else "argmax"
         return {"guidance_scale": preset.guidance_scale, "freeze_mask_step": preset.freeze_mask_step,
-                "mask": preset.mask(side, side, overlap)} | self.options
+                "mask": preset.mask(side, side, phrases)} | self.options
 
     def __call__(self, cases: Sequence[Case], method: str) -> Generated:
         """Makes one picture of each case of a task. Batches of one length share a compilation."""

@@ -31,6 +31,10 @@ from realcustom_jax.models.resize import resize_bilinear
 NORMALIZATIONS = "max_norm", "min_max_norm", "min_max_per_channel", "none"
 
 
+SHARING: tuple[str, ...] = ("argmax", "argmax_plain", "argmax_mean", "split_first", "seeds")
+"""Ways to give each position to one of several references, see ``owners``."""
+
+
 def subject_mask(
     maps: Sequence[jax.Array],
     *,
@@ -51,12 +55,12 @@ def subject_mask(
     of at least 1 − γ. ``binary``: kept positions become 1 (with threshold, those above 1 − γ).
     ``self_maps``: any number of [B, heads, n_l, n_l], resized as images to [h·w, h·w] and averaged, after
     ``normalize_self`` (None | max_norm, over a sample | min_max_per_channel, over a head).
-    ``overlap``: sum lets masks overlap; argmax first gives each position to the reference with the highest
-    normalised map (``strongest_reference``), so that a reference may keep fewer positions.
+    ``overlap``: sum lets masks overlap; every other way first gives each position to one reference, so that a
+    reference may keep fewer positions: argmax and its brothers in ``SHARING``, see ``owners``.
     """
     check_choice("normalize", normalize, NORMALIZATIONS)
     check_choice("select", select, ("topk", "threshold"))
-    check_choice("overlap", overlap, ("sum", "argmax"))
+    check_choice("overlap", overlap, ("sum", *SHARING))
     if normalize_self is not None:
         check_choice("normalize_self", normalize_self, ("max_norm", "min_max_per_channel"))
     if not 0 < scope <= 1:
@@ -69,8 +73,9 @@ def subject_mask(
 
     refine = None if not self_maps else _mean_self_map(self_maps, height * width, normalize_self)
     strength = _normalised_map(maps, size, refine, normalize)
-    if overlap == "argmax":
-        strength = jnp.where(strongest_reference(strength), strength, -jnp.inf)
+    if overlap != "sum":
+        plain = _normalised_map(maps, size, None, "none")
+        strength = jnp.where(owners(strength, plain, refine, overlap), strength, -jnp.inf)
 
     if select == "topk":
         keep = _top_k(strength, kept) & jnp.isfinite(strength)
@@ -78,6 +83,41 @@ def subject_mask(
         keep = strength > 1 - scope if binary else strength >= 1 - scope
     mask = jnp.where(keep, 1.0 if binary else strength, 0.0)
     return mask.reshape(*mask.shape[:2], height, width)
+
+
+def owners(strength: jax.Array, plain: jax.Array, refine: jax.Array | None, way: str) -> jax.Array:
+    """Which reference each position belongs to where R references share a picture: bool [B, R, n], one of R each.
+
+    Normalised by its maximum, a flat map wins positions from a sharp one; the ways differ in what they compare.
+
+    Args:
+        strength: the normalised maps [B, R, n], refined where masks are. plain: the maps as they are.
+        refine: the self-attention map [B, n, n] that refined them, or None.
+        way: of ``SHARING``:
+            argmax        the highest normalised map, as RealCustom++ draws it
+            argmax_plain  the phrase that the position attends to most, by the maps as they are
+            argmax_mean   the highest of the normalised maps, each divided by its mean
+            split_first   the highest of the plain maps, each divided by its mean: refinement does not move the border
+            seeds         every phrase's eighth of the positions where it leads by most, grown along self-attention
+    """
+    if way == "argmax_plain":
+        return strongest_reference(plain)
+    if way == "argmax_mean":
+        return strongest_reference(_by_mean(strength))
+    if way == "split_first":
+        return strongest_reference(_by_mean(plain))
+    if way == "seeds":
+        relative = _by_mean(plain)
+        others = jnp.where(jnp.eye(relative.shape[1], dtype=bool)[:, :, None], -jnp.inf, relative[:, None])
+        lead = relative - jnp.where(relative.shape[1] > 1, others.max(2), 0)
+        seeds = _top_k(lead, max(1, relative.shape[-1] // 8)).astype(jnp.float32)
+        grown = seeds if refine is None else jnp.einsum("bij,brj->bri", refine, seeds, precision="highest")
+        return strongest_reference(_by_mean(grown) + 1e-3 * relative)
+    return strongest_reference(strength)
+
+
+def _by_mean(maps: jax.Array) -> jax.Array:
+    return maps / (maps.mean(-1, keepdims=True) + 1e-9)
 
 
 def strongest_reference(strength: jax.Array) -> jax.Array:
