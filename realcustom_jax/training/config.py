@@ -42,7 +42,7 @@ def read_settings(cls: type[Settings], values: Mapping[str, Any], where: str) ->
     for field in dataclasses.fields(cls):
         if field.name in values:
             made[field.name] = _value(hints[field.name], values[field.name], f"{where}.{field.name}")
-        elif field.default is field.default_factory is dataclasses.MISSING:
+        elif field.init and field.default is field.default_factory is dataclasses.MISSING:
             raise ValueError(f"{where}.{field.name} is missing.")
     try:
         return cls(**made)
@@ -51,7 +51,7 @@ def read_settings(cls: type[Settings], values: Mapping[str, Any], where: str) ->
 
 
 def _names(cls: type) -> list[str]:
-    return [field.name for field in dataclasses.fields(cls)]
+    return [field.name for field in dataclasses.fields(cls) if field.init]
 
 
 def _value(hint: Any, value: Any, where: str) -> Any:

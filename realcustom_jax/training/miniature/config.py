@@ -88,6 +88,8 @@ class MiniatureConfig:
     base: BaseSettings = BaseSettings()
     adapter: AdapterSettings = AdapterSettings()
     curriculum: Curriculum = Curriculum()
+    said: Mapping[str, Any] = dataclasses.field(init=False, compare=False, repr=False)
+    """The plain dicts that it was read from: what the checkpoints of a run are compared by."""
 
     def __post_init__(self):
         check_choice("on_existing", self.on_existing, ON_EXISTING)
@@ -108,4 +110,6 @@ class MiniatureConfig:
         stages = {field.name: dataclasses.replace(
             getattr(read.optimization, field.name), seed=read.seed, on_existing=read.on_existing)
             for field in dataclasses.fields(Optimization)}
-        return dataclasses.replace(read, optimization=Optimization(**stages))
+        read = dataclasses.replace(read, optimization=Optimization(**stages))
+        object.__setattr__(read, "said", config)
+        return read
