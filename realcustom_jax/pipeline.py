@@ -270,7 +270,7 @@ class Pipeline:
         return Conditioning(tokens, pooled, jnp.tile(jnp.asarray(sizes), (len(tokens), 1)))
 
     def encode_references(self, images: Sequence[np.ndarray]) -> jax.Array:
-        """Vision tokens [N, L, D] of N references, each [H, W, 3] in [0, 1]; all zero for the negative branch."""
+        """Vision tokens [N, L, D] of N references, each [H, W, 3] in [0, 1]; all zero for the negative lane."""
         # Pictures of any size come to one shape here, so that the encoders are compiled once.
         size = self.vision_settings.size
         squares = jnp.concatenate([resize_bilinear(jnp.asarray(image)[None], (size, size)) for image in images])

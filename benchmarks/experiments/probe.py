@@ -45,7 +45,7 @@ def main() -> None:
 
 
 def subjects(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """References uint8 [N,64,64,3] and attribute classes [N,5]; those to fit first."""
+    """References uint8 [N, 64, 64, 3] and attribute classes [N, 5]; those to fit first."""
     identities = [random_identity(rng, split="train") for _ in range(FIT)]
     identities += [random_identity(rng, split="test") for _ in range(SCORE)]
     pictures = [paint_reference(identity, seed=int(rng.integers(2**31)), pose=float(rng.uniform(-1, 1)),
@@ -54,7 +54,7 @@ def subjects(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
 
 
 def accuracies(tokens: np.ndarray, classes: np.ndarray) -> list[float]:
-    """Of each attribute, on the subjects to score; tokens [N,L,C]."""
+    """Of each attribute, on the subjects to score; tokens [N, L, C]."""
     pooled = np.concatenate([tokens.mean(1), tokens.max(1), tokens.std(1)], axis=-1)
     pooled = (pooled - pooled[:FIT].mean(0)) / (pooled[:FIT].std(0) + 1e-6)
     pooled = np.concatenate([pooled, np.ones((len(pooled), 1))], axis=1)

@@ -46,8 +46,8 @@ class Platform:
     would otherwise be given the shift of every pixel."""
 
     tokens_last: bool = True
-    """Whether keys and values that are kept for all steps are [B,C,T] instead of [B,T,C]. A CPU then takes half as
-    long for their product with the queries; the kernels of other devices take [B,T,C], and would wait for it."""
+    """Whether keys and values that are kept for all steps are [B, C, T] instead of [B, T, C]. A CPU then takes half as
+    long for their product with the queries; the kernels of other devices take [B, T, C], and would wait for it."""
 
     scan_layers: bool = True
     """Whether a sampler scans equal transformer layers instead of keeping them apart. Scanning compiles faster, but it

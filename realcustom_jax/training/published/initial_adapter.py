@@ -63,7 +63,7 @@ def image_prompt_settings(settings: FreshAdapterConfig, vision_dim: int, out_dim
 
 
 def with_tokens_like_text(pipeline: Pipeline, pictures: Sequence[np.ndarray], captions: Sequence[str]) -> Pipeline:
-    """The pipeline with its projector's tokens of `pictures`, uint8 [H,W,3], as large as its text's of `captions`.
+    """The pipeline with its projector's tokens of `pictures`, uint8 [H, W, 3], as large as its text's of `captions`.
 
     The size is how far a channel spreads; the median, as a few of CLIP's channels are enormous.
     """

@@ -139,7 +139,7 @@ class PublishedTask:
         return jax.tree.map(lambda x: np.asarray(x, np.float32), self.trained)
 
     def batch(self, step):
-        """Pictures uint8, token ids [B,encoders,T] and size conditioning [B,6] as the preset orders it."""
+        """Pictures uint8, token ids [B, encoders, T] and size conditioning [B, 6] as the preset orders it."""
         batch = self._batches[step]
         ids = self._encoders.ids(batch["caption"])
         size = batch["target"].shape[1:3]
