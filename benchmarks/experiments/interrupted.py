@@ -1,6 +1,6 @@
 """Is a run that was killed, divided over devices or spread over processes the run that was left alone?
 
-    python -m benchmarks.interrupted --workdir runs/mini
+    python -m benchmarks.experiments.interrupted --workdir runs/mini
 
 Trains the miniature's adapter with train.py for a few steps, on the frozen parts and the data of WORKDIR, in the ways
 below, and compares losses and the bytes of the adapter with those of the first. All is written to a temporary folder.
@@ -24,14 +24,15 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from benchmarks.branch import branch
+from benchmarks.common import parser_of
+from benchmarks.experiments.branch import branch
 
 WAYS = {"one": (1,), "eight": (8,), "four+four": (4, 4)}
 RUNS = [("one",), ("one", "one"), ("eight",), ("four+four",), ("eight", "four+four"), ("four+four", "eight")]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--workdir", type=Path, default=Path("runs/mini"))
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--batch-size", type=int, default=16)

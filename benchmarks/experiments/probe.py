@@ -1,19 +1,19 @@
 """What the image encoders tell of a subject: its attributes, read from their features by a linear classifier.
 
-    python -m benchmarks.probe --model mini
+    python -m benchmarks.experiments.probe --model mini
 
 Studio references of random identities: 1200 of the training split to fit (ridge regression to the classes, on the mean,
 maximum and deviation of the tokens), 300 of the test split to score. What a linear reader does not find may still be
 there for the projector; what it finds, the projector can have.
 """
 
-import argparse
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from tqdm import trange
 
+from benchmarks.common import parser_of
 from realcustom_jax.conditioning.references import reference_features
 from realcustom_jax.data.sprites.world import paint_reference, random_identity
 from realcustom_jax.evaluation.judge import ATTRIBUTES
@@ -23,7 +23,7 @@ FIT, SCORE, AT_ONCE, RIDGE = 1200, 300, 100, 30.0
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--model", default="mini", help="a model folder, or mini")
     pipeline = Pipeline.load(parser.parse_args().model)
     references, classes = subjects(np.random.default_rng(0))

@@ -1,6 +1,6 @@
 """The curriculum against its two ends: three adapters of the miniature that differ by one line of the configuration.
 
-    python -m benchmarks.recipes --workdir runs/mini --steps 600
+    python -m benchmarks.experiments.recipes --workdir runs/mini --steps 600
 
 Each starts fresh on the frozen parts in WORKDIR/bundle (the bundled miniature's where there is none), with the same
 steps and seed, and is scored on the same held-out subjects. All is kept in WORKDIR/recipes/STEPS-SUBJECTS; the same
@@ -13,14 +13,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks.branch import branch
+from benchmarks.common import parser_of
+from benchmarks.experiments.branch import branch
 from realcustom_jax.training.curriculum import RECIPES
 
 _SCORES = ("subject_similarity", "text_controllability", "mask_auc")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--workdir", type=Path, default=Path("runs/mini"))
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--num-subjects", type=int, default=24)
