@@ -47,7 +47,8 @@ def _section(group: str, rows: Sequence[Row]) -> str:
         of_task = [row for row in rows if row["task"] == task]
         if of_task:
             metrics = METRICS[task]
-            lines = [f"| {task} | {' | '.join(name.replace('_', ' ') for name in metrics)} |", "|---|" + "--:|" * len(metrics)]
+            titles = " | ".join(name.replace("_", " ") for name in metrics)
+            lines = [f"| {task} | {titles} |", "|---|" + "--:|" * len(metrics)]
             lines += [f"| {row['name']} | {' | '.join(_cell(row, name) for name in metrics)} |" for row in of_task]
             parts.append("\n".join(lines))
     return "\n\n".join(parts)
