@@ -70,7 +70,8 @@ def train(place: Path, devices: tuple[int, ...], options: argparse.Namespace, ki
     """train.py, a process for each of `devices`; with `kill` only until half of the steps are saved."""
     adapter, half = "--config.optimization.adapter", options.steps // 2
     command = [sys.executable, "train.py", "--config=configs/mini.py", f"--workdir={place}", "--config.stage=adapter",
-               "--config.data.identities=360", "--config.data.scenes=8", f"{adapter}.steps={options.steps}", f"{adapter}.batch_size={options.batch_size}",
+               "--config.data.identities=360", "--config.data.scenes=8",
+               f"{adapter}.steps={options.steps}", f"{adapter}.batch_size={options.batch_size}",
                f"{adapter}.save_every={half}", f"{adapter}.sample_every=0", f"{adapter}.log_every=1"]
     if len(devices) > 1:
         with socket.socket() as free:
