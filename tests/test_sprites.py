@@ -1,4 +1,4 @@
-"""The painted world keeps its promises: determinism, honest masks, disjoint splits, visible attributes, true captions."""
+"""The painted world keeps its promises: determinism, honest masks, disjoint splits, visible looks, true captions."""
 
 import dataclasses
 import hashlib
