@@ -56,6 +56,11 @@ class Generator:
         pipeline = Pipeline.load(model, adapter)
         return cls(pipeline, load_judge(ModelSource.open(model).root))
 
+    @property
+    def picture_size(self) -> int:
+        """The side of the pictures that it makes, in pixels."""
+        return self.pipeline.picture_size(None, None)[0]
+
     def sampler(self, phrases: int) -> dict[str, Any]:
         """How sequential and fused sample: the pipeline's defaults."""
         preset, side = self.pipeline.preset, self.pipeline.sample_size
