@@ -17,10 +17,10 @@ _PROMPT = "a dog on the beach"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one call of `Pipeline`, or a batch; returns the exit code, see module `commands`."""
+    """Runs one call of `Pipeline`, or a batch; returns the exit code, see module `errors`."""
     options = parse(arguments)
     logging.getLogger("jax._src.xla_bridge").setLevel(logging.ERROR)  # that an accelerator is missing is no news
-    from realcustom_jax import commands
+    from realcustom_jax import errors
     from realcustom_jax.memory import enough_memory
 
     def work():
@@ -29,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     with warnings.catch_warnings():  # which also puts the caller's way of showing warnings back
         warnings.showwarning = lambda message, kind, *_: kind is UserWarning and say(f"warning: {message}")
-        return commands.exit_code(work, debug=options.debug, report=say)
+        return errors.exit_code(work, debug=options.debug, report=say)
 
 
 def _run(options: argparse.Namespace) -> int:

@@ -47,9 +47,9 @@ def main(argv: list[str]) -> None:
     asked = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     if jax.config.jax_num_cpu_devices == -1 and not asked:
         jax.config.update("jax_num_cpu_devices", math.gcd(os.cpu_count() or 1, 8))
-    from realcustom_jax import commands
+    from realcustom_jax import errors
 
-    sys.exit(commands.exit_code(_work, debug=_DEBUG.value, report=_say,
+    sys.exit(errors.exit_code(_work, debug=_DEBUG.value, report=_say,
                                 unusable=(ValueError, OSError, FloatingPointError)))
 
 

@@ -9,6 +9,9 @@ docs/models.md, and not measured yet.
 
 import ml_collections
 
+from realcustom_jax.presets import NEGATIVE_PROMPT
+from realcustom_jax.training.published.config import published_defaults
+
 
 def get_config() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
@@ -21,41 +24,11 @@ def get_config() -> ml_collections.ConfigDict:
         "height": 512,
         "steps": 25,
         "preset": {
-            "local": "tiles",
-            "match": "word",
-            "normalize": "max_norm",
-            "refine": 0,
-            "scope": 0.25,
-            "freeze_mask_step": 12,
-            "guidance_scale": 3.5,
-            "negative_prompt": "blurry, deformed, watermark, text, low quality",
+            "local": "tiles",  # what is left out is as configs/sdxl.py has it
+            "negative_prompt": NEGATIVE_PROMPT,
         },
     }
     # The adapter's training on your own pictures (docs/scale.md); --compile_only and --print_sharding look at its step.
-    config.train = {
-        "kind": "sd15",
-        "model": "stable-diffusion-v1-5/stable-diffusion-v1-5",
-        "vision": "ckpts",
-        "tokenizer": "",  # a folder, where the model is a single file
-        "adapter": "",  # one to continue from; none: a fresh one, as `fresh` says
-        "dtype": "bfloat16",  # of everything frozen, and of computation
-        "on_existing": "resume",  # or overwrite, refuse
-        "side": 512,
-        "precomputed": False,  # True: latents, texts and image features are computed once, ahead, to WORKDIR/features
-        "data": {"folder": "", "max_broken": 0, "seed": 0},
-        "preset": {},
-        "fresh": {
-            "variant": "paper",
-            "dim_head": 64,
-            "vision_settings": {
-                "size": 768, "encoder_size": 384, "split": 2, "local": "tiles", "quantize": True,
-                "siglip_layers": [7, 13, 19, 25], "dino_layers": [4, 10, 16, 22]},
-        },
-        "curriculum": {"recipe": "curriculum", "start": 0.05, "end": 0.5, "final_reconstruction": 0.1},
-        "snr_limit": 0.0,  # of min-SNR weights, e.g. 5.0; 0: none
-        "mesh": {"data": 1, "fsdp": -1, "tensor": 1},  # -1: as many as are left
-        "optimization": {"steps": 100_000, "batch_size": 16, "accumulate": 1, "learning_rate": 1e-5, "warmup": 1000,
-                         "decay": 0.1, "weight_decay": 0.01, "ema": 0.9999, "clip": 1.0, "seed": 0, "save_every": 1000,
-                         "sample_every": 1000, "log_every": 20, "keep": 2, "keep_every": 10_000},
-    }
+    # Every key, with its comment and default: realcustom_jax/training/published/config.py.
+    config.train = published_defaults(kind="sd15", model="stable-diffusion-v1-5/stable-diffusion-v1-5", side=512)
     return config

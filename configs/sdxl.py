@@ -10,6 +10,9 @@ Each choice that the released code, the paper and standard SDXL make differently
 
 import ml_collections
 
+from realcustom_jax.presets import NEGATIVE_PROMPT
+from realcustom_jax.training.published.config import published_defaults
+
 
 def get_config() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
@@ -33,34 +36,12 @@ def get_config() -> ml_collections.ConfigDict:
             "scope": 0.25,  # share of the picture that the mask covers
             "freeze_mask_step": 12,  # the mask stays from this step on; 99: never
             "guidance_scale": 3.5,
-            "negative_prompt": "blurry, deformed, watermark, text, low quality",
+            "negative_prompt": NEGATIVE_PROMPT,
         },
     }
     # The adapter's training on your own pictures (docs/scale.md); --compile_only and --print_sharding look at its step.
-    config.train = {
-        "kind": "sdxl",
-        "model": "ckpts/sdxl",
-        "vision": "ckpts",
-        "tokenizer": "",  # a folder, where the model is a single file
-        "adapter": "",  # one to continue from; none: a fresh one, as `fresh` says
-        "dtype": "bfloat16",  # of everything frozen, and of computation
-        "on_existing": "resume",  # or overwrite, refuse
-        "side": 1024,
-        "precomputed": False,  # True: latents, texts and image features are computed once, ahead, to WORKDIR/features
-        "data": {"folder": "", "max_broken": 0, "seed": 0},
-        "preset": {"pooled": "projected", "size_order": "height_first"},  # as SDXL itself was trained
-        "fresh": {
-            "variant": "paper",
-            "dim_head": 64,
-            "vision_settings": {
-                "size": 768, "encoder_size": 384, "split": 2, "local": "tiles", "quantize": True,
-                "siglip_layers": [7, 13, 19, 25], "dino_layers": [4, 10, 16, 22]},
-        },
-        "curriculum": {"recipe": "curriculum", "start": 0.05, "end": 0.5, "final_reconstruction": 0.1},
-        "snr_limit": 0.0,  # of min-SNR weights, e.g. 5.0; 0: none
-        "mesh": {"data": 1, "fsdp": -1, "tensor": 1},  # -1: as many as are left
-        "optimization": {"steps": 100_000, "batch_size": 16, "accumulate": 1, "learning_rate": 1e-5, "warmup": 1000,
-                         "decay": 0.1, "weight_decay": 0.01, "ema": 0.9999, "clip": 1.0, "seed": 0, "save_every": 1000,
-                         "sample_every": 1000, "log_every": 20, "keep": 2, "keep_every": 10_000},
-    }
+    # Every key, with its comment and default: realcustom_jax/training/published/config.py.
+    config.train = published_defaults(
+        kind="sdxl", model="ckpts/sdxl", side=1024,
+        preset={"pooled": "projected", "size_order": "height_first"})  # as SDXL itself was trained
     return config

@@ -21,7 +21,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from realcustom_jax.choices import check_choice
+from realcustom_jax.errors import check_choice
 from realcustom_jax.files import png, sole_user, write_file, write_json
 from realcustom_jax.memory import enough_memory
 

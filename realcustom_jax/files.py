@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, folders with one user at a time, errors that name their file."""
+"""Files that are written whole or not at all, and folders that have one user at a time."""
 
 import contextlib
 import io
@@ -58,24 +58,6 @@ def sole_user(folder: Path):
         yield
     finally:
         os.close(handle)
-
-
-@contextlib.contextmanager
-def naming(*places: str | Path):
-    """Puts the places in front of what is wrong with the files there, unless that names them itself; what a broken
-    configuration makes our own code raise becomes a ValueError."""
-    where = f"{' with '.join(map(str, places))}: "
-    try:
-        yield
-    except ValueError as error:
-        named = any(str(place) in str(error) for place in places)
-        raise ValueError(str(error) if named else f"{where}{error}") from None
-    except KeyError as error:
-        raise ValueError(f"{where}the configuration lacks {error}.") from error
-    except (TypeError, AttributeError, IndexError, ArithmeticError, AssertionError) as error:
-        reason = str(error) or "a size in it does not fit"
-        raise ValueError(f"{where}the configuration cannot be used ({reason}), or our code that reads it is wrong; "
-                         "--debug shows where.") from error
 
 
 def png(image: Image.Image) -> bytes:

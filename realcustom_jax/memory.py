@@ -18,8 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
+from realcustom_jax.conditioning.references import vision_tokens
 from realcustom_jax.devices.platform import Platform
-from realcustom_jax.pipeline import Pipeline, decode_latents, encode_references
+from realcustom_jax.pipeline import Pipeline, decode_latents
 from realcustom_jax.sampling.sampler import Conditioning, sample_latents
 from realcustom_jax.sampling.solvers import make_solver
 
@@ -159,7 +160,7 @@ def _inputs(pipeline: Pipeline, batch: int, references: int, latents: tuple[int,
 
     unet, settings = pipeline.unet.module.config, pipeline.vision_settings
     networks = pipeline.siglip, pipeline.dino, pipeline.projector
-    encode = functools.partial(encode_references, *(network.module for network in networks), settings)
+    encode = functools.partial(vision_tokens, *(network.module for network in networks), settings)
     tokens = jax.eval_shape(
         encode, _shapes(tuple(network.params for network in networks)), array(1, settings.size, settings.size, 3))
     length = pipeline.tokenizer.model_max_length

@@ -24,12 +24,13 @@ import numpy as np
 from PIL import Image
 from transformers import CLIPTokenizer
 
-from realcustom_jax.choices import check_choice
 from realcustom_jax.conditioning.prompts import encode_prompt, target_tokens
-from realcustom_jax.conditioning.references import VisionSettings, load_image, reference_features, to_uint8
+from realcustom_jax.conditioning.references import VisionSettings, load_image, to_uint8, vision_tokens
+from realcustom_jax.conditioning.size import time_ids
 from realcustom_jax.conditioning.vocabulary import Vocabulary
 from realcustom_jax.devices.compilation import enable_compilation_cache, jit_sampler
 from realcustom_jax.devices.platform import Platform
+from realcustom_jax.errors import check_choice
 from realcustom_jax.model_files import fingerprint
 from realcustom_jax.model_files.adapter import find_adapter, load_projector, split_unet
 from realcustom_jax.model_files.source import ModelSource
@@ -265,9 +266,8 @@ class Pipeline:
         if pooled is None:
             return Conditioning(tokens)
         width, height = self.picture_size(*(size or (None, None)))
-        first, second = (width, height) if self.preset.size_order == "width_first" else (height, width)
-        time_ids = jnp.tile(jnp.array([first, second, 0, 0, first, second], jnp.float32), (len(tokens), 1))
-        return Conditioning(tokens, pooled, time_ids)
+        sizes = time_ids((height, width), order=self.preset.size_order)
+        return Conditioning(tokens, pooled, jnp.tile(jnp.asarray(sizes), (len(tokens), 1)))
 
     def encode_references(self, images: Sequence[np.ndarray]) -> jax.Array:
         """Vision tokens [N, L, D] of N references, each [H, W, 3] in [0, 1]; all zero for the negative branch."""
@@ -275,7 +275,7 @@ class Pipeline:
         size = self.vision_settings.size
         squares = jnp.concatenate([resize_bilinear(jnp.asarray(image)[None], (size, size)) for image in images])
         params = (self.siglip.params, self.dino.params, self.projector.params)
-        return encode_references(
+        return _encode_references(
             self.siglip.module, self.dino.module, self.projector.module, self.vision_settings, params, squares)
 
     def decode(self, latents: jax.Array) -> np.ndarray:
@@ -455,12 +455,7 @@ def _encode_text(module, params, ids: jax.Array) -> TextOutput:
     return module.apply({"params": params}, ids)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def encode_references(siglip, dino, projector, settings: VisionSettings, params, images: jax.Array) -> jax.Array:
-    """Vision tokens [N, L, D] of images [N, H, W, 3] in [0, 1]; params of (siglip, dino, projector)."""
-    siglip_params, dino_params, projector_params = params
-    features = reference_features(siglip, siglip_params, dino, dino_params, images, settings)
-    return projector.apply({"params": projector_params}, features)
+_encode_references = jax.jit(vision_tokens, static_argnums=(0, 1, 2, 3))
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -10,13 +10,14 @@ from collections.abc import Mapping
 from numbers import Integral, Real
 from typing import Any
 
-from realcustom_jax.choices import check_choice
+from realcustom_jax.conditioning.size import SIZE_ORDERS
+from realcustom_jax.errors import check_choice
 from realcustom_jax.sampling.masks import NORMALIZATIONS, SHARING
 from realcustom_jax.sampling.sampler import MaskConfig
 
 _CHOICES = {
     "normalize": NORMALIZATIONS,
-    "pooled": ("unprojected", "projected"), "size_order": ("width_first", "height_first"),
+    "pooled": ("unprojected", "projected"), "size_order": SIZE_ORDERS,
     "weight_order": ("adapter_last", "base_last"), "match": ("word", "released"), "local": (None, "phases", "tiles"),
     "overlap": ("sum", *SHARING),
 }
@@ -92,19 +93,19 @@ def _is_whole(value: Any) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
-_NEGATIVE = "blurry, deformed, watermark, text, low quality"
+NEGATIVE_PROMPT = "blurry, deformed, watermark, text, low quality"
 
 PRESETS: dict[str, Preset] = {
     # What we take unless told otherwise: the released conditioning, with one rule for the mask.
     "default": Preset(),
     # The released pipeline class and its Gradio demo.
     "released_pipeline": Preset(local="phases", match="released", normalize="min_max_per_channel",
-                                negative_prompt=_NEGATIVE),
+                                negative_prompt=NEGATIVE_PROMPT),
     # The released script for single images: the base model's weights are read last, the mask never freezes.
     "released_script": Preset(local="phases", match="released", weight_order="base_last", freeze_mask_step=99,
-                              negative_prompt=_NEGATIVE),
+                              negative_prompt=NEGATIVE_PROMPT),
     # The paper's drawing, on a base model conditioned as SDXL was trained.
-    "paper": Preset(local="tiles", pooled="projected", size_order="height_first", negative_prompt=_NEGATIVE),
+    "paper": Preset(local="tiles", pooled="projected", size_order="height_first", negative_prompt=NEGATIVE_PROMPT),
 }
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from realcustom_jax.devices import ahead_of_time, topology
 from realcustom_jax.devices.sharding import make_mesh
+from realcustom_jax.training.published.config import PublishedConfig
 
 from fresh_process import run
 
@@ -33,7 +34,7 @@ SAMPLER = ahead_of_time.Sampler(UNET, 64, batch_size=4)
 
 @functools.cache
 def step():
-    return ahead_of_time.AdapterStep(TRAIN, configs=PARTS)
+    return ahead_of_time.AdapterStep(PublishedConfig.from_config(TRAIN), configs=PARTS)
 
 
 def compile_on_four(program="step()", **sizes):

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from benchmarks.full_size_memory import write
+from benchmarks.compiling.full_size_memory import write_hollow_model
 from realcustom_jax import memory
 from realcustom_jax.memory import Memory, peak_bytes, sampler_memory
 from realcustom_jax.model_files.tensors import headers_only, read_tensors
@@ -68,7 +68,7 @@ def test_the_presets_refinement_and_freeze_are_counted(mini_pipeline):
 @pytest.mark.slow
 def test_sdxls_refined_masks_take_what_their_self_maps_take(tmp_path):
     """At 1024², refined at half of the latents' size: ten layers of self-attention between 64 × 64 places."""
-    write(tmp_path, "sdxl")
+    write_hollow_model(tmp_path, "sdxl")
     with headers_only():
         pipeline = Pipeline.load(tmp_path)
     refined = dataclasses.replace(pipeline, preset=dataclasses.replace(pipeline.preset, refine=2))

@@ -27,6 +27,7 @@ from realcustom_jax.training.curriculum import Curriculum
 from realcustom_jax.training.loop import TrainSettings, init_state, make_train_step
 from realcustom_jax.training.published import features
 from realcustom_jax.training.published import run as published
+from realcustom_jax.training.published.config import PublishedConfig
 from realcustom_jax.training.published.fresh_adapter import with_tokens_like_text, write_fresh_adapter
 
 import fresh_process
@@ -247,7 +248,7 @@ def test_a_run_goes_on_when_its_files_were_moved_and_not_on_another_base(run, tm
 
 def test_a_fresh_adapter_is_made_anew_for_keys_that_were_trained_anew(mini_folder, pictures, tmp_path):
     moved = shutil.copytree(mini_folder, tmp_path / "model")
-    settings = get_config("mini", mini_folder, pictures).train.fresh.to_dict()
+    settings = PublishedConfig.from_config(get_config("mini", mini_folder, pictures).train.to_dict()).fresh
     write_fresh_adapter(tmp_path / "adapter", str(mini_folder), "", settings)
     file = next((tmp_path / "adapter").glob("*.safetensors"))
     time = file.stat().st_mtime_ns
@@ -297,6 +298,7 @@ def test_the_step_compiled_ahead_for_a_tpu_is_the_one_that_runs_there(run, tmp_p
     live = make_train_step(task.loss, settings).trace(state, task.frozen, batch).jaxpr
 
     parts = [path.parent for path in model.glob("*/config.json") if path.parent.name not in ("adapter", "judge")]
+    train = PublishedConfig.from_config(train)
     ahead = AdapterStep(train, "tpu", {path.name: read_config(path / "config.json") for path in parts})
     assert text(ahead.function([None]).trace(*ahead.arguments()).jaxpr) == text(live)
     assert ahead.about()["platform"] == "tpu"
@@ -364,7 +366,12 @@ def test_size_conditioning_is_ordered_as_the_preset_says(run):
     ({"dtype": "float16"}, "float16"),
     ({"preset.pooled": "projekted"}, "did you mean 'projected'"),
     ({"curriculum.start": 0.9}, "curriculum: start=0.9"),
-    ({"optimization.save_every": 0}, "save_every is 0"),
+    ({"optimization.save_every": 0}, "config.train.optimization: save_every is 0"),
+    ({"optimization": {"stps": 3}}, "key in config.train.optimization: 'stps': .*did you mean 'steps'"),
+    ({"side": 0}, "config.train: side is 0"),
+    ({"fresh.variant": "papr"}, "did you mean 'paper'"),
+    ({"mesh.tensor": 0}, "config.train.mesh: tensor is 0"),
+    ({"snr_limit": -1.0}, "snr_limit is -1.0"),
 ])
 def test_what_cannot_be_used_is_named(change, words, pictures, tmp_path):
     model = write_mini_bundle(tmp_path / "model")

@@ -13,7 +13,7 @@ import numpy as np
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTokenizer, PreTrainedTokenizerBase
 
-from realcustom_jax.choices import check_choice
+from realcustom_jax.errors import check_choice
 
 _START, _END = "<|startoftext|>", "<|endoftext|>"
 

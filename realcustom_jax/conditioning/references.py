@@ -19,7 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image, ImageOps
 
-from realcustom_jax.choices import check_choice
+from realcustom_jax.errors import check_choice
+from realcustom_jax.models.projector import Projector
 from realcustom_jax.models.resize import resize_align_corners, resize_bilinear
 from realcustom_jax.models.vit import VisionTransformer
 
@@ -211,6 +212,24 @@ def reference_features(
     batch = images.shape[0]
     local = merge_parts(features[-1][batch:], settings.split)
     return (*(x[:batch] for x in features), local)
+
+
+def vision_tokens(
+    siglip: VisionTransformer,
+    dino: VisionTransformer,
+    projector: Projector,
+    settings: VisionSettings,
+    params: tuple[Any, Any, Any],
+    images: jax.Array,
+) -> jax.Array:
+    """What the UNet reads of references: the projector's tokens [B, L, D] of images [B, H, W, 3] in [0, 1].
+
+    The networks and `settings` are hashable, so that they can be static arguments of a jitted function; `params` are
+    those of (siglip, dino, projector).
+    """
+    siglip_params, dino_params, projector_params = params
+    features = reference_features(siglip, siglip_params, dino, dino_params, images, settings)
+    return projector.apply({"params": projector_params}, features)
 
 
 def merge_parts(tokens: jax.Array, split: int) -> jax.Array:

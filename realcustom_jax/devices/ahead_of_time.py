@@ -17,22 +17,23 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from realcustom_jax.choices import check_choice
 from realcustom_jax.devices import sharding
 from realcustom_jax.devices.operations import flops
 from realcustom_jax.devices.platform import Platform
 from realcustom_jax.devices.sharding import AxisRules
 from realcustom_jax.devices.topology import tpu_devices
+from realcustom_jax.errors import check_choice
 from realcustom_jax.files import write_json
 from realcustom_jax.memory import enough_memory
 from realcustom_jax.model_files import single_file, weights
 from realcustom_jax.models import context
 from realcustom_jax.models.unet import UNet, UNetConfig
-from realcustom_jax.pipeline import DTYPES, Pipeline
+from realcustom_jax.pipeline import Pipeline
 from realcustom_jax.presets import Preset
 from realcustom_jax.sampling.sampler import Conditioning, sample_latents
 from realcustom_jax.sampling.solvers import make_solver
-from realcustom_jax.training.loop import TrainSettings, init_state, make_train_step, place
+from realcustom_jax.training.loop import init_state, make_train_step, place
+from realcustom_jax.training.published.config import PublishedConfig
 from realcustom_jax.training.published.hollow import hollow_pipeline, hollow_task, published_configs
 
 _TOKENS, _VIEW_TOKENS = 77, 729  # of CLIP, and of SigLIP and DINOv2 on 384 pixels
@@ -69,20 +70,18 @@ class AdapterStep:
     """The training step of an adapter on a published model, as shapes: (state, frozen, batch) → (state, metrics).
 
     Args:
-        train: a configuration's `train`, as plain dicts; see configs/sdxl.py.
+        train: see configs/sdxl.py.
         platform: of the devices that will run it, see `Platform.of`; None: this machine's.
-        configs: of the model's parts; by default of the published model `train["kind"]`.
+        configs: of the model's parts; by default of the published model `train.kind`.
     """
 
     parameters = ("state", "frozen")
 
-    def __init__(self, train: Mapping[str, Any], platform: Any = None,
+    def __init__(self, train: PublishedConfig, platform: Any = None,
                  configs: Mapping[str, Mapping[str, Any]] | None = None):
-        check_choice("dtype", train["dtype"], DTYPES[:2])
-        self._precomputed, self.side = bool(train["precomputed"]), train["side"]
-        self.settings = TrainSettings(**train["optimization"])
+        self._precomputed, self.side, self.settings = train.precomputed, train.side, train.optimization
         self.pipeline: Pipeline = hollow_pipeline(
-            configs or published_configs(train["kind"]), train, Platform.of(platform))
+            configs or published_configs(train.kind), train, Platform.of(platform))
         self.task, self._batch = hollow_task(self.pipeline, train)
 
     @property
@@ -190,18 +189,17 @@ def from_config(config: Any, topology: str | None, program: str = "step") -> tup
     """The "step" of training or the "sampler" of a configuration's `train`, and its mesh, on a TPU slice that is not
     there or this machine's devices.
 
-    Raises ValueError for a slice that libtpu does not know, or a mesh that does not fit it.
+    Raises ValueError for a key that cannot be used, a slice that libtpu does not know, or a mesh that does not fit it.
     """
-    devices = tpu_devices(topology) if topology else jax.devices()
-    train = config.to_dict()
-    check_choice("kind", train["kind"], single_file.CONFIGS)
+    train = PublishedConfig.from_config(config.to_dict())
     check_choice("program", program, PROGRAMS)
-    mesh = sharding.make_mesh(**train["mesh"], devices=devices)
+    devices = tpu_devices(topology) if topology else jax.devices()
+    mesh = sharding.make_mesh(**dataclasses.asdict(train.mesh), devices=devices)
     step = AdapterStep(train, devices[0])
     if program == "step":
         return step, mesh
-    return Sampler(single_file.CONFIGS[train["kind"]]["unet"], step.side, step.batch_size, step.vision_tokens(),
-                   train["dtype"], devices[0], step.pipeline.preset), mesh
+    return Sampler(single_file.CONFIGS[train.kind]["unet"], step.side, step.batch_size, step.vision_tokens(),
+                   train.dtype, devices[0], step.pipeline.preset), mesh
 
 
 def describe(program: Program, mesh: Mesh, rules: AxisRules = AxisRules()) -> str:

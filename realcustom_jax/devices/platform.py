@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 
-from realcustom_jax.choices import check_choice
+from realcustom_jax.errors import check_choice
 
 NAMES = ("cpu", "gpu", "tpu")
 PEAKS = {"v6 lite": 918e12, "v5 lite": 197e12, "v5": 459e12, "v4": 275e12, "H200": 989e12, "H100": 989e12,

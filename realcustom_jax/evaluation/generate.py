@@ -25,10 +25,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from realcustom_jax.choices import check_choice
 from realcustom_jax.conditioning.prompts import target_tokens
 from realcustom_jax.conditioning.references import from_uint8
 from realcustom_jax.devices.compilation import jit_sampler
+from realcustom_jax.errors import check_choice
 from realcustom_jax.evaluation.cases import Case
 from realcustom_jax.evaluation.judge import TrainedJudge, load_judge
 from realcustom_jax.evaluation.scores import Generated
@@ -55,6 +55,11 @@ class Generator:
         """Loads a model folder, or the bundled miniature "mini". Raises as `Pipeline.load` and `load_judge`."""
         pipeline = Pipeline.load(model, adapter)
         return cls(pipeline, load_judge(ModelSource.open(model).root))
+
+    @property
+    def picture_size(self) -> int:
+        """The side of the pictures that it makes, in pixels."""
+        return self.pipeline.picture_size(None, None)[0]
 
     def sampler(self, phrases: int) -> dict[str, Any]:
         """How sequential and fused sample: the pipeline's defaults."""

@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from realcustom_jax.choices import check_choice
 from realcustom_jax.conditioning.references import VisionSettings
-from realcustom_jax.files import naming
+from realcustom_jax.errors import check_choice, naming
 from realcustom_jax.model_files import locate, weights
 from realcustom_jax.model_files.tensors import LazyTensors, identify, read_tensors
 from realcustom_jax.models.projector import ProjectorConfig

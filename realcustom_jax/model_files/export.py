@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import safetensors.numpy
 
-from realcustom_jax import commands
+from realcustom_jax import errors
 from realcustom_jax.files import write_file
 from realcustom_jax.model_files import bundle, weights
 from realcustom_jax.model_files.adapter import find_adapter, load_projector, split_unet
@@ -81,7 +81,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="file (.pth, .safetensors) or, of a UNet, folder")
     parser.add_argument("--debug", action="store_true", help="show the traceback of whatever goes wrong")
     options = parser.parse_args(arguments)
-    return commands.exit_code(lambda: _export(options), debug=options.debug)
+    return errors.exit_code(lambda: _export(options), debug=options.debug)
 
 
 def _export(options: argparse.Namespace) -> None:

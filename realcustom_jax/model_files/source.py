@@ -19,9 +19,8 @@ from typing import Any
 import numpy as np
 from transformers import CLIPTokenizer
 
-from realcustom_jax.choices import check_choice
 from realcustom_jax.conditioning.vocabulary import Vocabulary
-from realcustom_jax.files import naming
+from realcustom_jax.errors import check_choice, naming
 from realcustom_jax.model_files import locate, single_file, weights
 from realcustom_jax.model_files.adapter import Adapter, check_backbone, find_adapter
 from realcustom_jax.model_files.bundle import WEIGHT_FILES

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from realcustom_jax.files import naming
+from realcustom_jax.errors import naming
 from realcustom_jax.model_files.locate import read_config
 from realcustom_jax.model_files.tensors import LazyTensors, identify, read_tensors, reads_headers_only
 from realcustom_jax.models import clip_text, context, projector, unet, vae, vit

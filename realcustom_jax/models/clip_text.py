@@ -15,8 +15,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from realcustom_jax.choices import check_choice
 from realcustom_jax.devices.platform import Platform
+from realcustom_jax.errors import check_choice
 
 _ACTIVATIONS = {
     "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),

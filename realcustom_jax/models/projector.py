@@ -24,8 +24,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from realcustom_jax.choices import check_choice
 from realcustom_jax.devices.platform import Platform
+from realcustom_jax.errors import check_choice
 
 VARIANTS = ("highres", "shallow", "paper")
 _RELEASED = {

@@ -20,8 +20,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from realcustom_jax.choices import check_choice
 from realcustom_jax.devices.platform import Platform
+from realcustom_jax.errors import check_choice
 
 # Arguments of timm that would change the block outputs; only these values are implemented.
 _FIXED = {

@@ -25,7 +25,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from realcustom_jax.choices import check_choice
+from realcustom_jax.errors import check_choice
 from realcustom_jax.models.resize import resize_bilinear
 
 NORMALIZATIONS = "max_norm", "min_max_norm", "min_max_per_channel", "none"

@@ -31,9 +31,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from realcustom_jax.choices import check_choice
 from realcustom_jax.devices.compilation import jit_sampler
 from realcustom_jax.devices.sharding import vmapped_axes
+from realcustom_jax.errors import check_choice
 from realcustom_jax.models import context
 from realcustom_jax.models.unet import UNet, UNetOutput
 from realcustom_jax.sampling.masks import classifier_free_guidance, subject_mask

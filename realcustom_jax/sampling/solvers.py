@@ -44,7 +44,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from realcustom_jax.choices import check_choice
+from realcustom_jax.errors import check_choice
 
 # -------------------- noise schedules
 

@@ -15,8 +15,8 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from realcustom_jax.choices import check_choice
 from realcustom_jax.devices.processes import by_the_first, everywhere
+from realcustom_jax.errors import check_choice
 from realcustom_jax.files import write_json
 
 ON_EXISTING: tuple[str, ...] = ("resume", "overwrite", "refuse")

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from realcustom_jax.choices import check_choice
+from realcustom_jax.errors import check_choice
 
 RECIPES = ("curriculum", "reconstruction", "recontextualisation")
 

@@ -27,11 +27,11 @@ from optax.contrib import MuonDimensionNumbers
 from PIL import Image
 from tqdm import tqdm
 
-from realcustom_jax.choices import check_choice
 from realcustom_jax.devices import sharding
 from realcustom_jax.devices.operations import flops
 from realcustom_jax.devices.platform import Platform
 from realcustom_jax.devices.sharding import AxisRules
+from realcustom_jax.errors import check_choice
 from realcustom_jax.training.checkpoints import ON_EXISTING, Checkpoints
 from realcustom_jax.training.log import Log
 

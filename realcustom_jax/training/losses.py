@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from realcustom_jax.choices import check_choice
+from realcustom_jax.errors import check_choice
 from realcustom_jax.sampling import solvers
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from realcustom_jax.conditioning.references import VisionSettings, grid, reference_features
+from realcustom_jax.conditioning.references import VisionSettings, grid, vision_tokens
 from realcustom_jax.data.sprites.composition import compose
 from realcustom_jax.model_files.adapter import merge_unet
 from realcustom_jax.models.clip_text import ClipText
@@ -21,9 +21,10 @@ from realcustom_jax.presets import Preset
 from realcustom_jax.sampling import solvers
 from realcustom_jax.sampling.sampler import Conditioning, sample_latents
 from realcustom_jax.training.curriculum import Curriculum
+from realcustom_jax.training.dropout import draw_dropped, replace_dropped
 from realcustom_jax.training.losses import denoising_loss
-from realcustom_jax.training.miniature.base import TIMESTEPS, time_ids
-from realcustom_jax.training.miniature.pictures import PictureBatches, compose_references, covered
+from realcustom_jax.training.miniature.base import TIMESTEPS
+from realcustom_jax.training.miniature.pictures import PictureBatches, compose_references, covered, size_of_all
 
 
 class Gather(nn.Module):
@@ -87,7 +88,6 @@ class AdapterTask:
 
     def __post_init__(self):
         self.betas = solvers.betas()
-        self.image_size = self.batches.bank.config.side
         self.last_mask_at = solvers.make_solver().timesteps[self.preset.freeze_mask_step - 1]
         self.gather = Gather(len(self.empty_ids))
 
@@ -103,10 +103,10 @@ class AdapterTask:
     def conditioning(self, params, frozen, input_ids, references) -> Conditioning:
         """references: [B,H,W,3] in [0, 1]; zeros for none."""
         text = self._text(frozen, input_ids)
-        features = reference_features(
-            self.siglip, frozen["siglip"], self.dinov2, frozen["dinov2"], references, self.settings)
-        tokens = self.projector.apply({"params": params["projector"]}, features)
-        return Conditioning(text.penultimate, text.pooled, time_ids(self.image_size, len(input_ids)), tokens[:, None])
+        tokens = vision_tokens(self.siglip, self.dinov2, self.projector, self.settings,
+                               (frozen["siglip"], frozen["dinov2"], params["projector"]), references)
+        sizes = size_of_all(self.batches, len(input_ids))
+        return Conditioning(text.penultimate, text.pooled, sizes, tokens[:, None])
 
     def loss(self, params, frozen, batch, key):
         keys = jax.random.split(key, 5)
@@ -114,10 +114,10 @@ class AdapterTask:
         images, coverage = compose(frozen["paintings"], batch["layout"])
         references = compose_references(frozen["paintings"], images, batch)
         latents = self.encode(frozen["autoencoder"], images * 2 - 1)
-        no_text = jax.random.bernoulli(keys[0], self.text_dropout, (size, 1))
-        no_image = jax.random.bernoulli(keys[1], self.image_dropout, (size, 1, 1, 1))
-        ids = jnp.where(no_text, self.empty_ids, batch["caption_ids"])
-        c = self.conditioning(params, frozen, ids, jnp.where(no_image, 0.0, references))
+        no_text = draw_dropped(keys[0], self.text_dropout, size)
+        no_image = draw_dropped(keys[1], self.image_dropout, size)
+        ids = replace_dropped(no_text, batch["caption_ids"], self.empty_ids)
+        c = self.conditioning(params, frozen, ids, replace_dropped(no_image, references, 0.0))
         unet_params = merge_unet(params["vision"], frozen["unet"])
         masked = jax.random.bernoulli(keys[3], self.masked, (size, 1, 1, 1))
 
@@ -130,7 +130,7 @@ class AdapterTask:
                                    vision=c.vision, mask=mask).noise
 
         def teacher(noisy, t):
-            told = jnp.where(no_image[..., 0, 0], ids, batch["told_ids"])
+            told = replace_dropped(no_image, batch["told_ids"], ids)
             return self.unet.apply({"params": unet_params}, noisy, t, self._text(frozen, told).penultimate,
                                    pooled=c.pooled, time_ids=c.time_ids).noise
 
@@ -142,7 +142,7 @@ class AdapterTask:
             return denoising, {}
         words = self._text(frozen, batch["told_ids"]).penultimate
         added = (batch["told_ids"][:, :, None] != batch["caption_ids"][:, None]).all(axis=-1)
-        spelling = self._spelling(params["gather"], c.vision[:, 0], words, added & ~no_image[..., 0, 0])
+        spelling = self._spelling(params["gather"], c.vision[:, 0], words, added & ~no_image[:, None])
         return denoising + self.spelled * spelling, {"denoising": denoising, "spelling": spelling}
 
     def guidance_mask(self, unet_params, frozen, batch, noisy, t, key) -> jax.Array:
@@ -154,7 +154,7 @@ class AdapterTask:
         noisier = solvers.add_more_noise(noisy, jax.random.normal(key, noisy.shape), t, known, self.betas)
         guidance = self.unet.apply(
             {"params": unet_params}, noisier, known, text.penultimate, pooled=text.pooled,
-            time_ids=time_ids(self.image_size, len(ids)), target=batch["marks"], self_maps_at=mask.refine_at)
+            time_ids=size_of_all(self.batches, len(ids)), target=batch["marks"], self_maps_at=mask.refine_at)
         return jax.lax.stop_gradient(mask.mask(guidance, mask.size(noisy)))
 
     def _text(self, frozen, input_ids):

@@ -16,8 +16,9 @@ from realcustom_jax.models.clip_text import ClipText
 from realcustom_jax.models.unet import UNet, UNetConfig
 from realcustom_jax.sampling import solvers
 from realcustom_jax.sampling.sampler import Conditioning, sample_text_only
+from realcustom_jax.training.dropout import draw_dropped, replace_dropped
 from realcustom_jax.training.losses import add_training_noise, denoising_error, placement_loss, right_place
-from realcustom_jax.training.miniature.pictures import PictureBatches, covered
+from realcustom_jax.training.miniature.pictures import PictureBatches, covered, size_of_all
 
 TIMESTEPS = (0.3, 1.25)
 """Of `losses.add_training_noise`: which of two things stands where is settled at high noise."""
@@ -58,7 +59,6 @@ class BaseTask:
     def __post_init__(self):
         self.unet = UNet(UNetConfig.from_config(self.unet_config))
         self.betas = solvers.betas()
-        self.image_size = self.batches.bank.config.side
         self.frozen = {"paintings": self.batches.paintings, "autoencoder": self.autoencoder}
 
     def init(self, key):
@@ -75,16 +75,16 @@ class BaseTask:
     def conditioning(self, params, input_ids) -> Conditioning:
         """Text tokens and pooled text of prompts."""
         text = self.text_encoder.apply({"params": params["text_encoder"]}, input_ids)
-        return Conditioning(text.penultimate, text.pooled, time_ids(self.image_size, len(input_ids)))
+        return Conditioning(text.penultimate, text.pooled, size_of_all(self.batches, len(input_ids)))
 
     def loss(self, params, frozen, batch, key):
         pooled_key, drop_key, noise_key = jax.random.split(key, 3)
         images, coverage = compose(frozen["paintings"], batch["layout"])
         latents = jax.lax.stop_gradient(self.encode(frozen["autoencoder"], images * 2 - 1))
-        each = (len(images), 1)
-        dropped = jax.random.bernoulli(drop_key, self.text_dropout, each)
-        plain = ~jax.random.bernoulli(pooled_key, self.pooled_told, each)
-        ids, plain_ids = (jnp.where(dropped, self.empty_ids, batch[name]) for name in ("caption_ids", "plain_ids"))
+        dropped = draw_dropped(drop_key, self.text_dropout, len(images))
+        plain = ~jax.random.bernoulli(pooled_key, self.pooled_told, (len(images), 1))
+        ids, plain_ids = (replace_dropped(dropped, batch[name], self.empty_ids) for name in (
+            "caption_ids", "plain_ids"))
         text = self.conditioning(params, ids)
         pooled = self.conditioning(params, jnp.where(plain, plain_ids, ids)).pooled
         sample = add_training_noise(latents, noise_key, betas=self.betas, prediction=self.prediction,
@@ -96,7 +96,7 @@ class BaseTask:
             coverage=covered(coverage, latents.shape[1:3]))
         # Where noise hides the things, nobody could tell where they are.
         visible = jnp.sqrt(1 / (1 + 1 / solvers.snr(self.betas)[sample.t]))[:, None]
-        there = batch["marks"].any(-1) & ~dropped
+        there = batch["marks"].any(-1) & ~dropped[:, None]
         placement = placement_loss(out.maps, coverage, visible * there)
         metrics = {"denoising": denoising, "placement": placement}
         metrics |= self._right_places(out.maps, coverage, sample.t, there.all(1))
@@ -125,8 +125,3 @@ class BaseTask:
             return self.decode(autoencoder, made)
 
         return grid(sample(params, self.autoencoder, ids), columns=8)
-
-
-def time_ids(size: int, batch: int) -> jax.Array:
-    """SDXL's size conditioning in the released order (w, h, 0, 0, w, h), float32 [B, 6]."""
-    return jnp.broadcast_to(jnp.asarray([size, size, 0, 0, size, size], jnp.float32), (batch, 6))

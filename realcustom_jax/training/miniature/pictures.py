@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from realcustom_jax.conditioning.size import time_ids
 from realcustom_jax.data.sprites.bank import Bank
 from realcustom_jax.data.sprites.captions import TELLABLE, Spelling, caption
 from realcustom_jax.data.sprites.composition import Layout, Paintings, compose, compose_few, crop, shrink
@@ -136,6 +137,12 @@ def compose_references(paintings: Paintings, pictures: jax.Array, batch: Batch) 
     """The references [B, P, P, 3] in [0, 1] of `PictureBatches.pairs`, whose targets are `pictures`."""
     composed = compose(paintings, batch["reference"])[0]
     return jnp.where(batch["cropped"][:, None, None, None], crop(pictures, batch["boxes"]), composed)
+
+
+def size_of_all(batches: PictureBatches, count: int) -> jax.Array:
+    """The size conditioning of `count` pictures, float32 [B, 6]: all of them are squares of one side, and whole."""
+    side = batches.bank.config.side
+    return jnp.broadcast_to(time_ids((side, side)), (count, 6))
 
 
 def covered(coverage: jax.Array, size: tuple[int, int]) -> jax.Array:

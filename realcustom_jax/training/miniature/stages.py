@@ -7,6 +7,7 @@
     adapter        projector and visual keys and values, all else frozen    needs all but the judge
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,14 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from realcustom_jax.choices import check_choice
 from realcustom_jax.conditioning.prompts import build_tokenizer, encode_prompt
 from realcustom_jax.conditioning.references import VisionSettings
-from realcustom_jax.data.sprites.bank import BankConfig, paint_bank
+from realcustom_jax.data.sprites.bank import paint_bank
 from realcustom_jax.data.sprites.captions import VOCABULARY, Spelling
 from realcustom_jax.data.sprites.world import HELD_OUT_NOUNS, NOUNS, SCENES
 from realcustom_jax.devices.compilation import enable_compilation_cache
 from realcustom_jax.devices.processes import by_the_first
+from realcustom_jax.errors import check_choice
 from realcustom_jax.evaluation.judge import JudgeConfig, save_judge
 from realcustom_jax.files import write_json
 from realcustom_jax.model_files import bundle, weights
@@ -31,10 +32,9 @@ from realcustom_jax.model_files.adapter import find_adapter, scaled_tokens, spli
 from realcustom_jax.model_files.adapter import to_torch as adapter_tensors
 from realcustom_jax.model_files.source import FolderSource
 from realcustom_jax.models.clip_text import ClipText, ClipTextConfig
-from realcustom_jax.presets import find_preset
-from realcustom_jax.training.curriculum import Curriculum
-from realcustom_jax.training.loop import TrainSettings, fit
+from realcustom_jax.training.loop import fit
 from realcustom_jax.training.miniature import adapter, autoencoder, base, encoders, judge
+from realcustom_jax.training.miniature.config import MiniatureConfig
 from realcustom_jax.training.miniature.pictures import PictureBatches
 
 
@@ -42,16 +42,17 @@ def run(config: ConfigDict, workdir: Path) -> None:
     """Trains `config.stage`, several of them with commas between, or all; a finished stage's checkpoint is only read
     again."""
     enable_compilation_cache()
-    names = tuple(STAGES) if config.stage == "all" else tuple(config.stage.split(","))
+    read = MiniatureConfig.from_config(config.to_dict())
+    names = tuple(STAGES) if read.stage == "all" else tuple(read.stage.split(","))
     for name in names:
         check_choice("stage", name, ("all", *STAGES))
-    by_the_first(lambda: _bank(config, workdir))
+    by_the_first(lambda: _bank(read, workdir))
     for name in names:
-        STAGES[name](config, workdir)
+        STAGES[name](read, workdir)
 
 
-def _bank(config: ConfigDict, workdir: Path):
-    return paint_bank(BankConfig(**config.data), workdir / "bank")
+def _bank(config: MiniatureConfig, workdir: Path):
+    return paint_bank(config.data, workdir / "bank")
 
 
 def _save_part(workdir: Path, part: str, config: Mapping, tensors: Mapping[str, np.ndarray]) -> None:
@@ -62,20 +63,19 @@ _THE_RUN = {"base": ("base",), "adapter": ("curriculum", "adapter")}
 """What of a configuration, beside seed and data, may not change while a stage goes on."""
 
 
-def _fit(name: str, task, config: ConfigDict, workdir: Path):
-    settings = TrainSettings(seed=config.seed, on_existing=config.on_existing, **config.optimization[name])
-    plain = config.to_dict()
-    about = {key: plain[key] for key in ("seed", "data", *_THE_RUN.get(name, ()))}
+def _fit(name: str, task, config: MiniatureConfig, workdir: Path):
+    settings = getattr(config.optimization, name)
+    about = {key: config.said[key] for key in ("seed", "data", *_THE_RUN.get(name, ())) if key in config.said}
     return fit(name, task, settings, workdir / name, run=about)
 
 
-def _batches(name: str, config: ConfigDict, workdir: Path, **options) -> PictureBatches:
+def _batches(name: str, config: MiniatureConfig, workdir: Path, **options) -> PictureBatches:
     return PictureBatches(_bank(config, workdir), Spelling(_tokenizer(config)),
-                          config.optimization[name].batch_size, config.seed, **options)
+                          getattr(config.optimization, name).batch_size, config.seed, **options)
 
 
-def _autoencoder(config: ConfigDict, workdir: Path) -> None:
-    model = config.models.vae.to_dict()
+def _autoencoder(config: MiniatureConfig, workdir: Path) -> None:
+    model = dict(config.models.vae)
     task = autoencoder.AutoencoderTask(model, _batches("autoencoder", config, workdir))
     params = _fit("autoencoder", task, config, workdir)
     means = [task.encode(params, task.images(step)) for step in range(8)]
@@ -84,59 +84,59 @@ def _autoencoder(config: ConfigDict, workdir: Path) -> None:
     _save_part(workdir, "vae", model, weights.to_torch(params))
 
 
-def _tokenizer(config: ConfigDict):
-    return build_tokenizer(VOCABULARY, max_length=config.models.text_encoder.max_position_embeddings)
+def _tokenizer(config: MiniatureConfig):
+    return build_tokenizer(VOCABULARY, max_length=config.models.text_encoder["max_position_embeddings"])
 
 
-def _text_encoder(config: ConfigDict, tokenizer) -> tuple[ClipText, dict]:
+def _text_encoder(config: MiniatureConfig, tokenizer) -> tuple[ClipText, dict]:
     """The module and its configuration."""
-    mapping = config.models.text_encoder.to_dict() | {
+    mapping = config.models.text_encoder | {
         "vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id,
         "bos_token_id": tokenizer.bos_token_id, "pad_token_id": tokenizer.pad_token_id}
     return ClipText(ClipTextConfig.from_config(mapping)), mapping
 
 
-def _encoders(config: ConfigDict, workdir: Path) -> None:
-    models = config.models.to_dict()
+def _encoders(config: MiniatureConfig, workdir: Path) -> None:
+    models = config.models
     task = encoders.EncodersTask(
-        siglip_config=models["image_encoder_siglip"], dinov2_config=models["image_encoder_dinov2"],
+        siglip_config=models.image_encoder_siglip, dinov2_config=models.image_encoder_dinov2,
         text_tower=_text_encoder(config, _tokenizer(config))[0], batches=_batches("encoders", config, workdir))
     params = _fit("encoders", task, config, workdir)
     for name in ("siglip", "dinov2"):
         part = f"image_encoder_{name}"
-        _save_part(workdir, part, models[part], weights.to_torch(params[name]))
+        _save_part(workdir, part, getattr(models, part), weights.to_torch(params[name]))
 
 
-def _judge(config: ConfigDict, workdir: Path) -> None:
-    model = config.models.judge.to_dict()
+def _judge(config: MiniatureConfig, workdir: Path) -> None:
+    model = config.models.judge
     params = _fit("judge", judge.JudgeTask(model, _batches("judge", config, workdir)), config, workdir)
     by_the_first(lambda: save_judge(workdir / "bundle", JudgeConfig.from_config(model), params))
 
 
-def _base(config: ConfigDict, workdir: Path) -> None:
+def _base(config: MiniatureConfig, workdir: Path) -> None:
     tokenizer = _tokenizer(config)
     text_encoder, text_config = _text_encoder(config, tokenizer)
-    unet_config = config.models.unet.to_dict()
+    unet_config = config.models.unet
     task = base.BaseTask(
         unet_config=unet_config, text_encoder=text_encoder, batches=_batches("base", config, workdir),
         empty_ids=_empty(tokenizer), **_latents(workdir), prediction=config.prediction,
-        start=_trained_base(config) if config.warm_start else None, **config.base)
+        start=_trained_base(config) if config.warm_start else None, **dataclasses.asdict(config.base))
     params = _fit("base", task, config, workdir)
     by_the_first(lambda: tokenizer.save_pretrained(workdir / "bundle" / "tokenizer"))
     _save_part(workdir, "text_encoder", text_config, weights.to_torch(params["text_encoder"]))
     _save_part(workdir, "unet", unet_config, weights.to_torch(params["unet"]))
 
 
-def _trained_base(config: ConfigDict) -> dict:
+def _trained_base(config: MiniatureConfig) -> dict:
     """The base model of the bundle `config.warm_start`."""
     trained = FolderSource(Path(config.warm_start))
-    _, unet_params = weights.load_unet(config.models.unet.to_dict(), trained.tensors("unet"))
+    _, unet_params = weights.load_unet(config.models.unet, trained.tensors("unet"))
     return {"unet": unet_params, "text_encoder": trained.load("text_encoder")[1]}
 
 
-def _adapter(config: ConfigDict, workdir: Path) -> None:
+def _adapter(config: MiniatureConfig, workdir: Path) -> None:
     folder, tokenizer = workdir / "bundle", _tokenizer(config)
-    adapter_config = config.models.adapter.to_dict()
+    adapter_config = config.models.adapter
     source = FolderSource(folder)
     key = jax.random.key(config.seed)
     with_vision = source.config("unet") | {"image_prompt_settings": adapter_config["image_prompt_settings"]}
@@ -148,7 +148,7 @@ def _adapter(config: ConfigDict, workdir: Path) -> None:
     siglip, siglip_params = source.load("image_encoder_siglip")
     dinov2, dinov2_params = source.load("image_encoder_dinov2")
     vision, base_params = split_unet(unet_params)
-    options = config.adapter.to_dict()
+    options = dataclasses.asdict(config.adapter)
     batches = _batches("adapter", config, workdir, two=options.pop("bystanders"),
                        nouns=[noun for noun in NOUNS if noun not in HELD_OUT_NOUNS])
     if not trained:
@@ -162,9 +162,9 @@ def _adapter(config: ConfigDict, workdir: Path) -> None:
         frozen={"unet": base_params, "text_encoder": text_params, "siglip": siglip_params, "dinov2": dinov2_params,
                 "autoencoder": latents.pop("autoencoder"), "paintings": batches.paintings},
         fresh={"projector": projector_params, "vision": vision},
-        batches=batches, curriculum=Curriculum(**config.curriculum), steps=config.optimization.adapter.steps,
+        batches=batches, curriculum=config.curriculum, steps=config.optimization.adapter.steps,
         empty_ids=_empty(tokenizer), **latents, prediction=config.prediction,
-        latent_size=config.models.unet.sample_size, preset=find_preset(config.preset.to_dict()), **options)
+        latent_size=config.models.unet["sample_size"], preset=config.preset, **options)
     params = _fit("adapter", task, config, workdir)
     _save_part(workdir, "adapter", adapter_config, adapter_tensors(params["projector"], params["vision"]))
     by_the_first(lambda: _describe(folder, config))
@@ -189,7 +189,7 @@ def _latents(workdir: Path) -> dict[str, Any]:
     return {"autoencoder": params, "encode": encode, "decode": decode}
 
 
-def _describe(folder: Path, config: ConfigDict) -> None:
+def _describe(folder: Path, config: MiniatureConfig) -> None:
     """What makes the parts a diffusers folder: the index, the scheduler, and the words that the model knows."""
     write_json(folder / "model_index.json", {
         "_class_name": "StableDiffusionXLPipeline", "text_encoder": ["transformers", "CLIPTextModel"],
@@ -199,11 +199,11 @@ def _describe(folder: Path, config: ConfigDict) -> None:
         "_class_name": "DPMSolverSinglestepScheduler", "beta_schedule": "scaled_linear", "beta_start": 0.00085,
         "beta_end": 0.012, "num_train_timesteps": 1000, "prediction_type": config.prediction,
         "timestep_spacing": "trailing"})
-    write_json(folder / "preset.json", config.preset.to_dict())
+    write_json(folder / "preset.json", config.said.get("preset", {}))
     write_json(folder / "vocabulary.json", {
         "nouns": NOUNS, "held_out_nouns": HELD_OUT_NOUNS, "scenes": SCENES, "words": VOCABULARY})
 
 
-STAGES: dict[str, Callable[[ConfigDict, Path], None]] = {
+STAGES: dict[str, Callable[[MiniatureConfig, Path], None]] = {
     "autoencoder": _autoencoder, "encoders": _encoders, "judge": _judge, "base": _base, "adapter": _adapter,
 }

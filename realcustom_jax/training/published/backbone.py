@@ -3,7 +3,6 @@
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from realcustom_jax.model_files.adapter import merge_unet
@@ -11,6 +10,7 @@ from realcustom_jax.models.projector import Projector
 from realcustom_jax.models.resnet import REMEMBERED
 from realcustom_jax.models.unet import UNet
 from realcustom_jax.sampling import solvers
+from realcustom_jax.training.dropout import draw_dropped, replace_dropped
 from realcustom_jax.training.losses import denoising_loss
 
 
@@ -41,17 +41,10 @@ class BackboneLoss:
 
     def dropped(self, batch, frozen, text_key, image_key):
         """The batch with some examples' texts, and some examples' features, replaced by those of nothing."""
-        size = len(batch["text"])
-
-        def drop(key, share, values, instead):  # of one example all values or none
-            chosen = jax.random.bernoulli(key, share, (size,))
-            return jax.tree.map(
-                lambda value, other: jnp.where(
-                    chosen.reshape(size, *(1,) * (value.ndim - 1)), other.astype(value.dtype), value), values, instead)
-
-        text = {name: batch[name] for name in frozen["empty"]}
-        text = drop(text_key, self.text_dropout, text, frozen["empty"])
-        return {**batch, **text, "features": drop(image_key, self.image_dropout, batch["features"], frozen["no_image"])}
+        no_text, no_image = (draw_dropped(key, share, len(batch["text"])) for key, share in (
+            (text_key, self.text_dropout), (image_key, self.image_dropout)))
+        text = replace_dropped(no_text, {name: batch[name] for name in frozen["empty"]}, frozen["empty"])
+        return {**batch, **text, "features": replace_dropped(no_image, batch["features"], frozen["no_image"])}
 
     def denoising(self, params, base, batch, key) -> jax.Array:
         """The loss of a batch of which nothing is dropped any more; `base` are the UNet's frozen parameters."""

@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from realcustom_jax.conditioning.prompts import encode_prompt
 from realcustom_jax.conditioning.references import from_uint8, reference_features
+from realcustom_jax.conditioning.size import time_ids
 from realcustom_jax.data.loader import Split
 from realcustom_jax.data.pictures.bucketed import BucketBatches
 from realcustom_jax.files import write_json
@@ -52,9 +53,7 @@ class Encoders:
     def time_ids(self, original: np.ndarray, corner: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         """SDXL's size conditioning [B,6] in the order of the preset, from pairs [B,2] and the size of all targets, each
         vertical first."""
-        width_first = self._pipeline.preset.size_order == "width_first"
-        pairs = original, corner, np.broadcast_to(size, corner.shape)
-        return np.concatenate([pair[:, ::-1] if width_first else pair for pair in pairs], axis=1).astype(np.float32)
+        return time_ids(size, original=original, corner=corner, order=self._pipeline.preset.size_order)
 
     def text(self, params, ids: jax.Array) -> dict[str, jax.Array]:
         """text [B,T,D] and, for SDXL's kind of UNet, pooled [B,P]."""

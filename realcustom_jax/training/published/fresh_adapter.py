@@ -4,7 +4,7 @@ the text's; and how large its first tokens are.
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from realcustom_jax.conditioning.references import VisionSettings
 from realcustom_jax.model_files import bundle, fingerprint, weights
 from realcustom_jax.model_files.adapter import scaled_tokens, vision_from_text_tensors
 from realcustom_jax.model_files.source import ModelSource
@@ -21,15 +20,16 @@ from realcustom_jax.models.projector import Projector, ProjectorConfig
 from realcustom_jax.models.unet import UNetConfig
 from realcustom_jax.models.vit import VitConfig
 from realcustom_jax.pipeline import Network, Pipeline
+from realcustom_jax.training.published.config import FreshAdapterConfig
 
 
-def write_fresh_adapter(path: Path, model: str, vision: str, settings: Mapping[str, Any]) -> None:
+def write_fresh_adapter(path: Path, model: str, vision: str, settings: FreshAdapterConfig) -> None:
     """Writes a random adapter to `path`, a folder named adapter, unless one of these settings, with copies of this
     model's keys and values, is there.
 
     Args:
         model, vision: where the model and its image encoders are; no `vision`: with the model.
-        settings: `variant`, `dim_head` and `vision_settings`; the widths are those of the model and the encoders.
+        settings: of the adapter; its widths are those of the model and the encoders.
     """
     base = ModelSource.open(model)
     encoders = ModelSource.open(vision) if vision else base
@@ -37,30 +37,29 @@ def write_fresh_adapter(path: Path, model: str, vision: str, settings: Mapping[s
               for part in ("image_encoder_siglip", "image_encoder_dinov2")]
     image_prompt = image_prompt_settings(
         settings, sum(widths), UNetConfig.from_config(base.config("unet")).cross_attention_dim)
-    vision_settings = VisionSettings.from_config(settings["vision_settings"])
     copies = vision_from_text_tensors(base.tensors("unet"))
     # Not where the model lies: another may have been trained there since, and this one may have been moved.
-    config = {"image_prompt_settings": image_prompt, "vision_settings": dataclasses.asdict(vision_settings),
+    config = {"image_prompt_settings": image_prompt, "vision_settings": dataclasses.asdict(settings.vision_settings),
               "copied": fingerprint.of_tensors(copies)}
     if (path / "config.json").is_file() and weights.read_config(path / "config.json") == json.loads(json.dumps(config)):
         return
     module = Projector(ProjectorConfig.from_config(image_prompt))
     one = jnp.zeros((1, 1, sum(widths)))
-    features = (one,) * (1 + (len(vision_settings.siglip_layers) if module.config.with_structure else 1))
+    features = (one,) * (1 + (len(settings.vision_settings.siglip_layers) if module.config.with_structure else 1))
     projector = jax.jit(module.init)(jax.random.key(0), features)["params"]
     bundle.save_part(path.parent, "adapter", config, copies | weights.to_torch(
         jax.device_get(projector), weights.PROJECTOR_PREFIX))
 
 
-def image_prompt_settings(settings: Mapping[str, Any], vision_dim: int, out_dim: int) -> dict[str, Any]:
+def image_prompt_settings(settings: FreshAdapterConfig, vision_dim: int, out_dim: int) -> dict[str, Any]:
     """The released JSON's `image_prompt_settings` of a fresh adapter.
 
-    settings: its `variant` and `dim_head`. vision_dim: the image encoders' channels together. out_dim: the width of
+    vision_dim: the image encoders' channels together. out_dim: the width of
     the text that the UNet reads.
     """
-    params = {"vision_dim": vision_dim, "out_dim": out_dim, "dim_head": settings["dim_head"]}
+    params = {"vision_dim": vision_dim, "out_dim": out_dim, "dim_head": settings.dim_head}
     return {"vision_projection_type": "custom", "image_prompt_mode": "naive",
-            "vision_projection_config": {"variant": settings["variant"], "params": params}}
+            "vision_projection_config": {"variant": settings.variant, "params": params}}
 
 
 def with_tokens_like_text(pipeline: Pipeline, pictures: Sequence[np.ndarray], captions: Sequence[str]) -> Pipeline:

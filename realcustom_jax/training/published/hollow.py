@@ -22,8 +22,8 @@ from realcustom_jax.models.unet import UNet, UNetConfig
 from realcustom_jax.models.vae import Autoencoder, VAEConfig
 from realcustom_jax.models.vit import VisionTransformer, VitConfig
 from realcustom_jax.pipeline import Network, Pipeline, TextEncoder
-from realcustom_jax.presets import find_preset
 from realcustom_jax.sampling.solvers import betas
+from realcustom_jax.training.published.config import PublishedConfig
 from realcustom_jax.training.published.features import Encoders
 from realcustom_jax.training.published.fresh_adapter import image_prompt_settings
 from realcustom_jax.training.published.run import PrecomputedTask, PublishedTask
@@ -36,18 +36,18 @@ def published_configs(kind: str) -> dict[str, Mapping[str, Any]]:
                                         "image_encoder_dinov2": locate.ARCHITECTURES[dino]}
 
 
-def hollow_pipeline(configs: Mapping[str, Mapping[str, Any]], train: Mapping[str, Any],
+def hollow_pipeline(configs: Mapping[str, Mapping[str, Any]], train: PublishedConfig,
                     platform: Platform) -> Pipeline:
     """The pipeline that `run` trains with, its parameters `jax.ShapeDtypeStruct`s, without tokenizers.
 
     Args:
         configs: of each part, in the original JSON's keys.
-        train: a configuration's `train`, as plain dicts: dtype, preset, fresh and adapter count.
+        train: dtype, preset, fresh and adapter count.
         platform: of the devices that the program is meant for.
     Raises:
         FileNotFoundError, ValueError: the adapter to continue from, or a setting, cannot be used.
     """
-    dtype, preset = jnp.dtype(train["dtype"]), find_preset(train["preset"])
+    dtype, preset = jnp.dtype(train.dtype), train.preset
     settings, vision, conditioning = _adapter(configs, train)
     preset = dataclasses.replace(preset, **conditioning)
     if preset.local is not None:
@@ -78,15 +78,14 @@ def hollow_pipeline(configs: Mapping[str, Mapping[str, Any]], train: Mapping[str
         sample_size=configs["unet"].get("sample_size") or 64, preset=preset)
 
 
-def _adapter(configs, train) -> tuple[Mapping[str, Any], VisionSettings, Mapping[str, Any]]:
+def _adapter(configs, train: PublishedConfig) -> tuple[Mapping[str, Any], VisionSettings, Mapping[str, Any]]:
     """(`image_prompt_settings`, vision settings, choices of a preset) of the adapter that the training begins with."""
-    if train["adapter"]:
-        given = find_adapter(train["adapter"])
+    if train.adapter:
+        given = find_adapter(train.adapter)
         return given.settings, given.vision, given.conditioning
-    fresh = train["fresh"]
     width = sum(VitConfig.from_config(configs[f"image_encoder_{name}"]).embed_dim for name in ("siglip", "dinov2"))
-    settings = image_prompt_settings(fresh, width, configs["unet"]["cross_attention_dim"])
-    return settings, VisionSettings.from_config(fresh["vision_settings"]), {}
+    settings = image_prompt_settings(train.fresh, width, configs["unet"]["cross_attention_dim"])
+    return settings, train.fresh.vision_settings, {}
 
 
 def _network(module: nn.Module, *args, **kwargs) -> Network:
@@ -94,15 +93,15 @@ def _network(module: nn.Module, *args, **kwargs) -> Network:
     return Network(module, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, module.dtype), shapes))
 
 
-def hollow_task(pipeline: Pipeline, train: Mapping[str, Any]) -> tuple[PublishedTask, dict[str, Any]]:
-    """(task, shapes of a batch of square pictures) of a configuration's `train` on a hollow pipeline."""
-    encoders, rows, limit = Encoders(pipeline), train["optimization"]["batch_size"], train["snr_limit"] or None
-    side, reference_side = train["side"], pipeline.vision_settings.size
+def hollow_task(pipeline: Pipeline, train: PublishedConfig) -> tuple[PublishedTask, dict[str, Any]]:
+    """(task, shapes of a batch of square pictures) of a configuration on a hollow pipeline."""
+    encoders, rows, limit = Encoders(pipeline), train.optimization.batch_size, train.snr_limit or None
+    side, reference_side = train.side, pipeline.vision_settings.size
     texts = pipeline.text_encoders
     ids = _array(len(texts), texts[0].network.module.config.max_position_embeddings, dtype=jnp.int32)
     target, reference = (_array(size, size, 3, dtype=jnp.uint8) for size in (side, reference_side))
     time_ids = _array(6, dtype=jnp.float32)
-    if not train["precomputed"]:
+    if not train.precomputed:
         batch = {"target": target, "reference": reference, "ids": ids, "empty_ids": ids, "time_ids": time_ids}
         return PublishedTask(pipeline, None, limit), _rows(batch, rows)
     text, features, targets = (

@@ -9,17 +9,16 @@ the end `adapter/`, for `sample.py --adapter`.
 import contextlib
 import dataclasses
 import functools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
 from tqdm import tqdm
 
-from realcustom_jax.choices import check_choice
 from realcustom_jax.conditioning.references import grid
 from realcustom_jax.data.loader import Split
 from realcustom_jax.data.pictures import folder
@@ -31,13 +30,13 @@ from realcustom_jax.model_files import bundle
 from realcustom_jax.model_files.adapter import find_adapter, merge_unet, split_unet
 from realcustom_jax.model_files.adapter import to_torch as adapter_tensors
 from realcustom_jax.model_files.source import ModelSource
-from realcustom_jax.pipeline import DTYPES, Network, Pipeline
-from realcustom_jax.presets import find_preset
+from realcustom_jax.pipeline import Network, Pipeline
 from realcustom_jax.training.checkpoints import check_run
-from realcustom_jax.training.curriculum import Curriculum
-from realcustom_jax.training.loop import TrainSettings, fit
+from realcustom_jax.training.dropout import draw_dropped, replace_dropped
+from realcustom_jax.training.loop import fit
 from realcustom_jax.training.published import features
 from realcustom_jax.training.published.backbone import BackboneLoss
+from realcustom_jax.training.published.config import PublishedConfig
 from realcustom_jax.training.published.features import Encoders, StoredFeatures
 from realcustom_jax.training.published.fresh_adapter import with_tokens_like_text, write_fresh_adapter
 
@@ -52,27 +51,26 @@ def run(config: ConfigDict, workdir: Path) -> None:
     Raises FileNotFoundError, ValueError: the pictures, the model or the settings cannot be used; names which.
     """
     enable_compilation_cache()
-    train = config.train
-    check_choice("dtype", train.dtype, DTYPES[:2])
+    plain = config.train.to_dict()
+    train = PublishedConfig.from_config(plain)
     if not train.data.folder:
         raise ValueError("config.train.data.folder is empty: the folder of your pictures and their manifest.jsonl, "
                          "see docs/scale.md.")
-    settings = TrainSettings(on_existing=train.on_existing, **train.optimization)
-    mesh = sharding.make_mesh(**train.mesh)
-    curriculum = Curriculum(**train.curriculum)
-    find_preset(train.preset.to_dict())
+    settings = train.optimization
+    mesh = sharding.make_mesh(**dataclasses.asdict(train.mesh))
     by_the_first(functools.partial(_find_parts, train))  # before the pictures take their hours
     sizes = {"side": train.side, "reference_side": train.fresh.vision_settings.size}
-    by_the_first(lambda: folder.write(data_dir=workdir / "data", **sizes, **train.data))
-    data = folder.write(data_dir=workdir / "data", **sizes, **train.data)
+    pictures = dataclasses.asdict(train.data)
+    by_the_first(lambda: folder.write(data_dir=workdir / "data", **sizes, **pictures))
+    data = folder.write(data_dir=workdir / "data", **sizes, **pictures)
     start = Path(train.adapter) if train.adapter else workdir / "fresh" / "adapter"
     if not train.adapter:
-        by_the_first(lambda: write_fresh_adapter(start, train.model, train.vision, train.fresh.to_dict()))
+        by_the_first(lambda: write_fresh_adapter(start, train.model, train.vision, train.fresh))
     # The parts lie in the host's memory until `fit` shares them out: no single chip has to hold all of them.
     with jax.default_device(jax.local_devices(backend="cpu")[0]) if _has_cpu() else contextlib.nullcontext():
         pipeline = Pipeline.load(train.model, start, vision=train.vision or None, tokenizer=train.tokenizer or None,
-                                 preset=train.preset.to_dict(), dtype=train.dtype, offload=True, scan_layers=True)
-        identity = _identity(train, pipeline, data)
+                                 preset=train.preset, dtype=train.dtype, offload=True, scan_layers=True)
+        identity = _identity(plain, pipeline, data)
         if train.on_existing == "resume":
             check_run(workdir / "checkpoints", identity)  # before features take their hours
         if not train.adapter:
@@ -82,7 +80,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
                 pipeline, [row["references"][0] for row in rows], [str(row["caption"]) for row in rows])
     shares = sharding.batch_sharding(mesh, settings.batch_size // settings.accumulate)
     batches = BucketBatches(data, batch_size=settings.batch_size, seed=settings.seed, steps=settings.steps,
-                            curriculum=curriculum,
+                            curriculum=train.curriculum,
                             examples=sharding.examples_here(shares, settings.batch_size))
     task = _task(pipeline, data, batches, workdir, train)
     params = fit("adapter", task, settings, workdir, mesh=mesh, run=identity)
@@ -95,27 +93,27 @@ def run(config: ConfigDict, workdir: Path) -> None:
     by_the_first(lambda: bundle.save_part(workdir, "adapter", adapter, tensors))
 
 
-def _identity(train: ConfigDict, pipeline: Pipeline, data: Path) -> dict[str, Any]:
+def _identity(train: Mapping[str, Any], pipeline: Pipeline, data: Path) -> dict[str, Any]:
     """What the run is about. Paths are not: a model may be trained anew at its path, or moved. The precision stands
     beside a part's name, as the same files give other numbers in another precision."""
-    plain = train.to_dict()
-    parts = {f"the content of the {name} in {train.dtype}": found for name, found in pipeline.fingerprints().items()}
-    return {name: plain[name] for name in _THE_RUN} | parts | {"the content of the pictures": data.parent.name}
+    parts = {f"the content of the {name} in {train['dtype']}": found for name, found in pipeline.fingerprints().items()}
+    return {name: train[name] for name in _THE_RUN} | parts | {"the content of the pictures": data.parent.name}
 
 
-def _find_parts(train: ConfigDict) -> None:
+def _find_parts(train: PublishedConfig) -> None:
     """Raises FileNotFoundError or ValueError for what is not where the configuration says."""
     for name in ("model", "vision", "tokenizer"):
         try:
-            if train[name]:
-                ModelSource.open(train[name])
+            if path := getattr(train, name):
+                ModelSource.open(path)
         except FileNotFoundError as error:
             raise FileNotFoundError(f"config.train.{name}: {error}") from None
     if train.adapter:
         find_adapter(train.adapter)
 
 
-def _task(pipeline: Pipeline, data: Path, batches: BucketBatches, workdir: Path, train: ConfigDict) -> "PublishedTask":
+def _task(pipeline: Pipeline, data: Path, batches: BucketBatches, workdir: Path,
+          train: PublishedConfig) -> "PublishedTask":
     limit = train.snr_limit or None
     if not train.precomputed:
         return PublishedTask(pipeline, batches, limit)
@@ -153,10 +151,10 @@ class PublishedTask:
     def loss(self, params, frozen, batch, key):
         text_key, image_key, latents_key, noise_key = jax.random.split(key, 4)
         size = len(batch["target"])
-        no_text = jax.random.bernoulli(text_key, self._loss.text_dropout, (size,))
-        no_image = jax.random.bernoulli(image_key, self._loss.image_dropout, (size,))
-        ids = jnp.where(no_text[:, None, None], batch["empty_ids"], batch["ids"])
-        pictures = jnp.where(no_image[:, None, None, None], 0.0, batch["reference"] / 255.0)
+        no_text = draw_dropped(text_key, self._loss.text_dropout, size)
+        no_image = draw_dropped(image_key, self._loss.image_dropout, size)
+        ids = replace_dropped(no_text, batch["ids"], batch["empty_ids"])
+        pictures = replace_dropped(no_image, batch["reference"] / 255.0, 0.0)
         known = jax.lax.stop_gradient({
             **self._encoders.text(frozen, ids), "features": self._encoders.references(frozen, pictures),
             "latents": self._encoders.latents(self._encoders.targets(frozen, batch["target"]), latents_key)})

@@ -1,6 +1,6 @@
 """Full-size models of random weights, in the published files' layout: do they load, in how much memory, do they run?
 
-    python -m benchmarks.full_size --kind sdxl --folder /tmp/sdxl    # writes 6 GB, loads them, takes a step
+    python -m benchmarks.compiling.full_size --kind sdxl --folder /tmp/sdxl    # writes 6 GB, loads them, takes a step
 
 Nothing can be downloaded on the machines that test this project; shapes, names and sizes of the files are those of the
 published ones all the same: a UNet in sharded float16 safetensors, the adapter as a torch file. Loading and the step
@@ -21,6 +21,7 @@ import numpy as np
 import safetensors.numpy
 from tqdm import tqdm
 
+from benchmarks.common import parser_of, show
 from realcustom_jax.files import write_json
 from realcustom_jax.model_files import adapter, single_file, weights
 from realcustom_jax.model_files.source import FolderSource
@@ -32,7 +33,7 @@ PUBLISHED_PARAMETERS = {"sdxl": 2_567_463_684, "sd15": 859_520_964}  # of the UN
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--kind", choices=sorted(PUBLISHED_PARAMETERS), required=True)
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--side", type=int, default=32, help="of the latents of the step, in latent pixels")
@@ -42,18 +43,16 @@ def main() -> None:
     if options.load:
         print(json.dumps(load_and_step(options.folder, options.side)))
         return
-    seconds, count = write(options.folder, options.kind)
+    seconds, count = write_unet(options.folder, options.kind)
     assert count == PUBLISHED_PARAMETERS[options.kind], f"{count} parameters, torch has {PUBLISHED_PARAMETERS}"
-    command = [sys.executable, "-m", "benchmarks.full_size", "--kind", options.kind, "--folder", str(options.folder),
-               "--load", "--side", str(options.side)]
+    command = [sys.executable, "-m", "benchmarks.compiling.full_size", "--kind", options.kind, "--folder",
+               str(options.folder), "--load", "--side", str(options.side)]
     figures = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
     figures = {"kind": options.kind, "unet_parameters": count, "write_s": round(seconds, 1), **figures}
-    print(json.dumps(figures, indent=2))
-    if options.json:
-        write_json(options.json, figures)
+    show(figures, options.json)
 
 
-def write(folder: Path, kind: str) -> tuple[float, int]:
+def write_unet(folder: Path, kind: str) -> tuple[float, int]:
     """Writes unet/ (shards and index) and adapter.pth; returns (seconds, parameters of the UNet without vision)."""
     import torch
 
@@ -73,11 +72,12 @@ def write(folder: Path, kind: str) -> tuple[float, int]:
     projector = Projector(ProjectorConfig.from_config(settings))
     visual |= weights.torch_shapes(
         weights.parameter_shapes(projector, (feature, feature)), prefix=weights.PROJECTOR_PREFIX)
-    torch.save({name: torch.from_numpy(random(shape)) for name, shape in visual.items()}, folder / "adapter.pth")
+    tensors = {name: torch.from_numpy(random_float16(shape)) for name, shape in visual.items()}
+    torch.save(tensors, folder / "adapter.pth")
     return time.perf_counter() - start, sum(int(np.prod(shape)) for shape in base.values())
 
 
-def random(shape: tuple[int, ...]) -> np.ndarray:
+def random_float16(shape: tuple[int, ...]) -> np.ndarray:
     """float16 numbers of a size that keeps activations finite; a block of random ones, repeated."""
     scale = 0.5 / max(1, np.prod(shape[1:])) ** 0.5
     return np.resize(_BLOCK * np.float16(scale), shape)
@@ -98,7 +98,7 @@ def write_shards(folder: Path, shapes: dict[str, tuple[int, ...]]) -> None:
     index = {}
     for i, names in enumerate(tqdm(shards, desc="writing shards", unit="file"), 1):
         file = f"diffusion_pytorch_model-{i:05d}-of-{len(shards):05d}.safetensors"
-        safetensors.numpy.save_file({name: random(shapes[name]) for name in names}, folder / file)
+        safetensors.numpy.save_file({name: random_float16(shapes[name]) for name in names}, folder / file)
         index |= dict.fromkeys(names, file)
     write_json(folder / "diffusion_pytorch_model.safetensors.index.json", {"weight_map": index})
 

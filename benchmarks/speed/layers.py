@@ -1,22 +1,19 @@
 """Where a UNet evaluation's time goes on a CPU: each kind of layer alone, by XLA and by torch, at a model's own shapes.
 
-    python -m benchmarks.layers --kind sdxl50m
+    python -m benchmarks.speed.layers --kind sdxl50m
 
 Times are of one layer for the three rows of a fused step, times how many such layers an evaluation has. Alone, a layer
 neither overlaps nor fuses with its neighbours, so that the sum is not the time of the evaluation.
 """
 
-import argparse
 import functools
-import statistics
-import time
 from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.speed import CONFIGS, TOKENS, latent_side
+from benchmarks.common import CONFIGS, TOKENS, latent_side, measure, parser_of
 from realcustom_jax.devices.platform import Platform
 from realcustom_jax.models.attend import attend
 from realcustom_jax.models.norm import GroupNorm
@@ -29,7 +26,7 @@ def main() -> None:
     import torch
     import torch.nn.functional as F
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--kind", choices=sorted(CONFIGS), default="sdxl50m")
     parser.add_argument("--rounds", type=int, default=30)
     options = parser.parse_args()
@@ -54,9 +51,10 @@ def main() -> None:
         arrays = [np.random.default_rng(0).standard_normal(shape, np.float32) for shape in shapes]
         function, *inputs = torchs[name](*arrays)
         ours = jax.jit(functools.partial(_OURS[name], config))
-        pair = [functools.partial(_wait, ours, *map(jnp.asarray, arrays)), functools.partial(function, *inputs)]
+        pair = {"XLA": functools.partial(_wait, ours, *map(jnp.asarray, arrays)),
+                "torch": functools.partial(function, *inputs)}
         with torch.inference_mode():
-            times = count * 1e3 * np.array(interleaved(pair, options.rounds))
+            times = count * 1e3 * np.array([*measure(pair, options.rounds, warm_up=3).values()])
         totals[name] = totals.get(name, 0) + times
         sizes = ", ".join("×".join(map(str, shape)) for shape in shapes[:2])
         print(f"| {name:16} | {sizes:36} | {count} | {times[0]:.2f} | {times[1]:.2f} | {times[0] / times[1]:.2f} |")
@@ -142,17 +140,6 @@ def _walk(c: UNetConfig, tokens: tuple[int, int], side: int) -> Iterator[tuple]:
         if level:
             yield conv(side >> level - 1, channels, channels)
     yield conv(side, channels, c.out_channels)
-
-
-def interleaved(functions: list[Callable], rounds: int) -> list[float]:
-    """The median seconds of each, run in turns."""
-    times = [[] for _ in functions]
-    for _ in range(rounds + 3):
-        for function, record in zip(functions, times, strict=True):
-            start = time.perf_counter()
-            function()
-            record.append(time.perf_counter() - start)
-    return [statistics.median(record[3:]) for record in times]
 
 
 def _wait(function, *args) -> None:

@@ -1,8 +1,8 @@
 """How fast the denoising loop is: fused, sequential, and torch doing the same number of UNet evaluations.
 
-    python -m benchmarks.speed --kind mini                          # the bundled miniature, as it is
-    python -m benchmarks.speed --kind sdxl50m                       # SDXL's shape at about 50 million parameters
-    python -m benchmarks.speed --kind sdxl --dtype bfloat16 --side 1024 --compile --peak-tflops 989   # on a GPU
+    python -m benchmarks.speed.loop --kind mini                          # the bundled miniature, as it is
+    python -m benchmarks.speed.loop --kind sdxl50m                       # SDXL's shape at about 50 million parameters
+    python -m benchmarks.speed.loop --kind sdxl --dtype bfloat16 --side 1024 --compile --peak-tflops 989   # on a GPU
 
 All contenders run in this process on the same device, one after the other in every round, so that what slows the
 machine slows them all; the figures are medians over the rounds after a warm-up. Weights are random: no time depends
@@ -16,39 +16,19 @@ import argparse
 import concurrent.futures
 import functools
 import importlib.metadata
-import json
-import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
+from benchmarks.common import CONFIGS, TOKENS, latent_side, make_unet, measure, parser_of, show
 from realcustom_jax.devices.compilation import enable_compilation_cache
 from realcustom_jax.devices.operations import flops
-from realcustom_jax.files import write_json
-from realcustom_jax.model_files import single_file, weights
-from realcustom_jax.model_files.locate import ASSETS
-from realcustom_jax.models.context import for_platform
-from realcustom_jax.models.unet import UNet, UNetConfig
+from realcustom_jax.models.unet import UNet
 from realcustom_jax.sampling.sampler import BRANCHES, Conditioning, sample_latents
 from realcustom_jax.sampling.solvers import make_solver
-
-_SDXL = single_file.CONFIGS["sdxl"]["unet"]
-CONFIGS = {
-    "mini": weights.read_config(ASSETS / "mini" / "unet" / "config.json"),
-    "sdxl50m": _SDXL | {
-        "block_out_channels": [40, 80, 160], "attention_head_dim": [1, 2, 4], "cross_attention_dim": 512,
-        "norm_num_groups": 20, "transformer_layers_per_block": [1, 2, 10], "addition_time_embed_dim": 32,
-        "projection_class_embeddings_input_dim": 6 * 32 + 128},
-    "sdxl": _SDXL,
-    "sd15": single_file.CONFIGS["sd15"]["unet"],
-}
-_LATENT_SIDES = {"mini": 16, "sdxl50m": 32, "sdxl": 128, "sd15": 64}
-TOKENS = {"mini": (24, 128), "sdxl50m": (77, 729), "sdxl": (77, 729), "sd15": (77, 729)}  # of text, of vision
 
 
 def main() -> None:
@@ -64,7 +44,7 @@ def main() -> None:
 
     unet, params = make_unet(options.kind, options.dtype)
     program, arguments, figures = ours(unet, params, options, side)
-    contenders = {branches: lambda branches=branches: run(program(branches), arguments) for branches in BRANCHES}
+    contenders = {branches: lambda branches=branches: run_once(program(branches), arguments) for branches in BRANCHES}
     if not options.no_torch:
         contenders |= torchs(options, side)
     with concurrent.futures.ThreadPoolExecutor() as pool:  # compilers keep one thread busy each
@@ -80,14 +60,12 @@ def main() -> None:
     figures["fused_tflops"] = round(figures["flop"]["fused"] / seconds["fused"] / 1e12, 4)
     if options.peak_tflops:
         figures["share_of_peak"] = round(figures["fused_tflops"] / options.peak_tflops, 3)
-    print(json.dumps(figures, indent=2))
-    if options.json:
-        write_json(options.json, figures)
+    show(figures, options.json)
 
 
 def loop_parser(description: str) -> argparse.ArgumentParser:
     """The options of every benchmark of the denoising loop."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(description)
     add = parser.add_argument
     add("--kind", choices=sorted(CONFIGS), default="mini")
     add("--dtype", choices=("float32", "bfloat16"), default="float32")
@@ -101,41 +79,6 @@ def one_size(parser: argparse.ArgumentParser) -> None:
     """The options of what is measured at one size."""
     parser.add_argument("--side", type=int, help="of the picture, in pixels (what the model was made for)")
     parser.add_argument("--batch", type=int, default=1)
-
-
-def latent_side(kind: str, side: int | None) -> int:
-    """Of latents for pictures of `side` pixels; None: what the model was made for."""
-    return side // (4 if kind == "mini" else 8) if side else _LATENT_SIDES[kind]
-
-
-def measure(contenders: dict[str, Callable[[], None]], rounds: int) -> dict[str, float]:
-    """The median seconds of each contender; every round runs each of them once."""
-    for run in tqdm(contenders.values(), desc="warming up (compiles)", unit="contender"):
-        run()
-    seconds = {name: [] for name in contenders}
-    for _ in tqdm(range(rounds), unit="round"):
-        for name, run in contenders.items():
-            start = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in seconds.items()}
-
-
-def make_unet(kind: str, dtype: str, scanned: bool = False):
-    """(UNet with visual attention, for this machine; random parameters of a size that keeps activations finite)."""
-    config = UNetConfig.from_config(CONFIGS[kind] | {"image_prompt_settings": {"vision_projection_type": "custom"}})
-    unet = UNet(config, jnp.dtype(dtype))
-    args, kwargs = weights.unet_inputs(config)
-    shapes = weights.parameter_shapes(unet, *args, **kwargs)
-    if not scanned:
-        shapes = jax.eval_shape(lambda params: for_platform(params, unet.platform), shapes)
-    noise = np.random.default_rng(0).standard_normal(999_983, np.float32)  # prime: what repeats it never lines up
-
-    def draw(shape):
-        scale = 1 / max(1, np.prod(shape.shape[:-1])) ** 0.5
-        return jnp.asarray(np.resize((scale * noise).astype(dtype), shape.shape))
-
-    return unet, jax.tree.map(draw, shapes)
 
 
 def ours(unet: UNet, params, options: argparse.Namespace, side: int):
@@ -175,8 +118,8 @@ def ours(unet: UNet, params, options: argparse.Namespace, side: int):
     return program, (params, inputs), figures
 
 
-def run(program, arguments) -> None:
-    """Once, to the end."""
+def run_once(program, arguments) -> None:
+    """Runs a compiled program to its end, and makes sure that what it makes is finite."""
     assert np.isfinite(np.asarray(program(*arguments))).all()
 
 

@@ -1,6 +1,6 @@
 """Where a picture's time goes on a GPU: the kernels of the fused denoising loop, by the layer that they compute.
 
-    python -m benchmarks.kernels --kind sdxl --dtype bfloat16 --side 1024 --json FILE
+    python -m benchmarks.speed.kernels --kind sdxl --dtype bfloat16 --side 1024 --json FILE
 
 One picture after a warm-up, under JAX's profiler. A fused kernel counts for the layer of its last operation. What XLA
 records into command buffers has no name but the kernel's; XLA_FLAGS=--xla_gpu_enable_command_buffer= prevents that.
@@ -13,7 +13,8 @@ from pathlib import Path
 
 import jax
 
-from benchmarks.speed import latent_side, loop_parser, make_unet, one_size, ours
+from benchmarks.common import latent_side, make_unet
+from benchmarks.speed.loop import loop_parser, one_size, ours
 from realcustom_jax.devices.compilation import enable_compilation_cache
 from realcustom_jax.files import write_json
 

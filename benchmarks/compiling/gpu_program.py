@@ -1,7 +1,7 @@
 """The fused sampler's program for an NVIDIA H100 that is not there: how many kernels it has, and its memory.
 
     pip install --no-deps jax-cuda12-pjrt jax-cuda12-plugin    # of jax's own version; no CUDA library is needed
-    JAX_PLATFORMS=cpu python -m benchmarks.gpu_program --kind sdxl --side 1024
+    JAX_PLATFORMS=cpu python -m benchmarks.compiling.gpu_program --kind sdxl --side 1024
 
 XLA compiles for a GPU from its description, but tunes nothing, so that a kernel more or less is what this tells, and no
 time. Between two kernels of an H100 lie 1.7 µs (RESULTS.md). One picture, 25 steps, the mask frozen at the 12th.
@@ -15,8 +15,9 @@ import jax
 from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 
-from benchmarks.absent_cudnn import absent_cudnn
-from benchmarks.compile_sampler import parse, report
+from benchmarks.common import show
+from benchmarks.compiling.absent_cudnn import absent_cudnn
+from benchmarks.compiling.sampler import parse_size
 from realcustom_jax.devices.ahead_of_time import Sampler, computations, executions
 from realcustom_jax.devices.platform import Platform
 from realcustom_jax.model_files import single_file
@@ -41,7 +42,7 @@ _OF_A_LAYER = 100
 
 
 def main() -> None:
-    options, device = parse(__doc__), h100()
+    options, device = parse_size(__doc__), h100()
     platform = Platform.of("gpu")
     sampler = Sampler(single_file.CONFIGS[options.kind]["unet"], options.side, platform=platform)
     start = time.monotonic()
@@ -52,10 +53,10 @@ def main() -> None:
         untuned = dict(platform.compiler_options) | {"xla_gpu_autotune_level": 0}
         compiled = sampler.function(None).lower(*arguments).compile(compiler_options=untuned)
     memory = compiled.memory_analysis()
-    report({
+    show({
         "kind": options.kind, "side": options.side, "jax": jax.__version__, **kernels(compiled.as_text()),
         "arguments": memory.argument_size_in_bytes, "temporaries": memory.temp_size_in_bytes,
-        "seconds": round(time.monotonic() - start, 1)}, options)
+        "seconds": round(time.monotonic() - start, 1)}, options.json)
 
 
 def h100():
@@ -64,7 +65,7 @@ def h100():
         return topologies.get_topology_desc(platform="cuda", topology="1x1x1", target_config=H100).devices[0]
     except Exception as error:  # of many kinds, by what is missing
         raise SystemExit(f"XLA for CUDA is not there ({str(error).splitlines()[0]}): install it as the help of "
-                         "benchmarks.gpu_program says") from None
+                         "benchmarks.compiling.gpu_program says") from None
 
 
 def kernels(program: str) -> dict[str, Any]:

@@ -1,9 +1,9 @@
 """What collecting the target word's maps costs in memory: the sampler's step compiled for one chip.
 
     pip install libtpu
-    python -m benchmarks.map_memory --kind sdxl --side 1024 --json FILE            # for a TPU v5e, on any machine
-    python -m benchmarks.map_memory --kind sdxl --side 1024 --topology here        # for this machine's own
-    python -m benchmarks.map_memory --kind sdxl --side 1024 --topology h100        # see benchmarks.gpu_program
+    python -m benchmarks.compiling.map_memory --kind sdxl --side 1024 --json FILE     # for a TPU v5e, on any machine
+    python -m benchmarks.compiling.map_memory --kind sdxl --side 1024 --topology here # for this machine's own
+    python -m benchmarks.compiling.map_memory --kind sdxl --side 1024 --topology h100 # see `gpu_program`
 
 Nothing is run and no weight is made. The step is the three-lane one; compared are temporaries and outputs
 
@@ -23,9 +23,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import SingleDeviceSharding
 
-from benchmarks.absent_cudnn import absent_cudnn
-from benchmarks.gpu_program import h100
-from benchmarks.speed import CONFIGS, TOKENS, latent_side
+from benchmarks.common import CONFIGS, TOKENS, latent_side, parser_of
+from benchmarks.compiling.absent_cudnn import absent_cudnn
+from benchmarks.compiling.gpu_program import h100
 from realcustom_jax.devices.platform import Platform
 from realcustom_jax.devices.topology import tpu_devices
 from realcustom_jax.files import write_json
@@ -37,7 +37,7 @@ from realcustom_jax.models.unet import UNet, UNetConfig
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--kind", choices=sorted(CONFIGS), default="sdxl")
     parser.add_argument("--side", type=int, help="of the picture, in pixels (what the model was made for)")
     parser.add_argument("--topology", default="v5e:2x2", help="whose first chip to compile for; here: this one's; h100")
@@ -50,10 +50,10 @@ def main() -> None:
     else:
         device = (jax.devices() if options.topology == "here" else tpu_devices(options.topology))[0]
     with machine:  # an H100 that is only described does not say that it can do cuDNN's attention
-        compare(options, side, device, Platform.of("gpu" if options.topology == "h100" else device))
+        compare_maps(options, side, device, Platform.of("gpu" if options.topology == "h100" else device))
 
 
-def compare(options: argparse.Namespace, side: int, device, platform: Platform) -> None:
+def compare_maps(options: argparse.Namespace, side: int, device, platform: Platform) -> None:
     """Prints and writes the figures of the step on `device`, of a platform."""
     figures = {"kind": options.kind, "side": side, "chip": device.device_kind}
     for name, target, collect in (

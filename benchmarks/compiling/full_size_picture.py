@@ -1,12 +1,11 @@
 """A picture by a full-size model: every part of SDXL or SD-1.5, from files of published names and shapes to PNG.
 
-    python -m benchmarks.full_size_picture --kind sd15 --folder /tmp/sd15 --steps 4
+    python -m benchmarks.compiling.full_size_picture --kind sd15 --folder /tmp/sd15 --steps 4
 
 Weights are random, so the picture is noise; that all parts load, run and fit each other is the point, and how long and
 how much memory that takes. The files are those of `full_size_memory`, filled.
 """
 
-import argparse
 import json
 import time
 from pathlib import Path
@@ -15,16 +14,16 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from benchmarks.full_size import WatchedMemory, random
-from benchmarks.full_size_memory import write
+from benchmarks.common import parser_of, show
+from benchmarks.compiling.full_size import WatchedMemory, random_float16
+from benchmarks.compiling.full_size_memory import write_hollow_model
 from realcustom_jax.devices.platform import Platform
-from realcustom_jax.files import write_json
 from realcustom_jax.model_files import single_file
 from realcustom_jax.pipeline import Pipeline
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     add = parser.add_argument
     add("--kind", choices=sorted(single_file.CONFIGS), required=True)
     add("--folder", type=Path, required=True, help="for the model (SDXL: 8.9 GB) and picture.png")
@@ -35,14 +34,12 @@ def main() -> None:
     options = parser.parse_args()
     if options.folder.exists() and any(options.folder.iterdir()):
         parser.error(f"{options.folder} is not empty, and what it holds would be overwritten; give a new folder.")
-    write(options.folder, options.kind)
+    write_hollow_model(options.folder, options.kind)
     for file in tqdm(sorted(options.folder.rglob("*.safetensors")), desc="filling", unit="file"):
         fill(file)
     figures = {"kind": options.kind, "dtype": options.dtype, "steps": options.steps, "backend": Platform.of().name}
     figures |= make(options.folder, options.side, options.steps, options.dtype)
-    print(json.dumps(figures, indent=2))
-    if options.json:
-        write_json(options.json, figures)
+    show(figures, options.json)
 
 
 def fill(file: Path) -> None:
@@ -53,7 +50,7 @@ def fill(file: Path) -> None:
     content = np.memmap(file, np.float16, "r+", 8 + size)
     for entry in header.values():
         start, end = (offset // 2 for offset in entry["data_offsets"])
-        content[start:end] = random(tuple(entry["shape"])).ravel()
+        content[start:end] = random_float16(tuple(entry["shape"])).ravel()
     content.flush()
 
 

@@ -1,13 +1,12 @@
 """SDXL's blocks alone, at 1024² in bfloat16: seconds to try what takes minutes to compile in the whole sampler.
 
-    python -m benchmarks.blocks                                              # with the sampler's compiler options
-    python -m benchmarks.blocks --option xla_gpu_enable_triton_gemm=true     # with others
+    python -m benchmarks.speed.blocks                                              # with the sampler's compiler options
+    python -m benchmarks.speed.blocks --option xla_gpu_enable_triton_gemm=true     # with others
 
 A transformer block at 32 × 32 as the steps before and after the mask is frozen evaluate it (three lanes with maps, two
 without), and residual blocks of each size; a few of them in a row, in a loop of steps. On a CPU much smaller ones.
 """
 
-import argparse
 import statistics
 import time
 
@@ -15,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.common import parser_of
 from realcustom_jax.devices.platform import Platform
 from realcustom_jax.models import context
 from realcustom_jax.models.attention import TransformerBlock
@@ -25,7 +25,7 @@ TEXT, VISION, WIDTH = 77, 729, 2048
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--option", action="append", default=[], help="name=value of the compiler's, instead")
     options = parser.parse_args()
     given = dict(option.split("=") for option in options.option) or dict(Platform.of().compiler_options)
@@ -42,10 +42,10 @@ def main() -> None:
 def transformer(rows: int, guided: int, side: int, width: int, options: dict) -> float:
     """Microseconds of a block, the first `guided` rows with a map, the others with a visual term."""
     block = TransformerBlock(max(1, width // 64), True, False, jnp.bfloat16, Platform.of())
-    text, vision = random(rows, TEXT, WIDTH), random(rows - guided, 1, VISION, WIDTH)
+    text, vision = random_bfloat16(rows, TEXT, WIDTH), random_bfloat16(rows - guided, 1, VISION, WIDTH)
     mask = jnp.ones((rows - guided, 1, side * side))
     target = jnp.zeros((guided, 1, TEXT)).at[:, :, 2].set(1) if guided else None
-    x = random(rows, side * side, width)
+    x = random_bfloat16(rows, side * side, width)
 
     def evaluate(layer):
         known = context.project_tokens(block, layer, text, vision)
@@ -56,7 +56,7 @@ def transformer(rows: int, guided: int, side: int, width: int, options: dict) ->
 
 def residual(rows: int, side: int, width: int, options: dict) -> float:
     block = ResnetBlock(width, 32, 1e-5, jnp.bfloat16, Platform.of())
-    x, known = random(rows, side, side, width), {"shift": random(rows, width)}
+    x, known = random_bfloat16(rows, side, side, width), {"shift": random_bfloat16(rows, width)}
 
     def evaluate(layer):
         return lambda x: (block.apply({"params": layer, "context": known}, x), ())
@@ -64,7 +64,7 @@ def residual(rows: int, side: int, width: int, options: dict) -> float:
     return microseconds(lambda key: block.init(key, x)["params"], evaluate, x, options)
 
 
-def random(*shape: int) -> jax.Array:
+def random_bfloat16(*shape: int) -> jax.Array:
     return jnp.asarray(np.random.default_rng(0).standard_normal(shape, np.float32), jnp.bfloat16)
 
 

@@ -1,18 +1,18 @@
 """How much arithmetic a picture takes, counted in the traced programs, and how long that is on devices of known speed.
 
-    python -m benchmarks.flops --kind sdxl --side 1024
+    python -m benchmarks.compiling.flops --kind sdxl --side 1024
 
 Counted are matrix products and convolutions, two operations for each multiply-add: of the fused sampler (25 steps, mask
 frozen at step 12, one reference), the image encoders (reference and zero picture) and the decoder. The times are
 computed, not measured: counted operations / (published dense peak of bfloat16, on a T4 of float16 × EFFICIENCY).
 """
 
-import argparse
 import functools
 
 import jax
 import jax.numpy as jnp
 
+from benchmarks.common import parser_of
 from realcustom_jax.devices.ahead_of_time import Sampler
 from realcustom_jax.devices.operations import flops
 from realcustom_jax.model_files import single_file, weights
@@ -27,7 +27,7 @@ VIEWS = 2 * (1 + 2 * 2)  # the reference and the zero picture, each whole and in
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--kind", choices=sorted(single_file.CONFIGS), default="sdxl")
     parser.add_argument("--side", type=int, default=1024, help="of the picture, in pixels")
     options = parser.parse_args()

@@ -1,7 +1,7 @@
 """What each optimisation of the fused step is worth: one three-lane step, with one of them switched off at a time.
 
-    python -m benchmarks.ablation --kind sdxl50m
-    python -m benchmarks.ablation --kind sdxl --dtype bfloat16 --side 1024       # on a GPU or TPU
+    python -m benchmarks.speed.ablation --kind sdxl50m
+    python -m benchmarks.speed.ablation --kind sdxl --dtype bfloat16 --side 1024       # on a GPU or TPU
 
     as it is                    guidance, generation and negative as rows of one UNet call
     without the maps            what the target word's maps cost
@@ -12,25 +12,22 @@
     layers scanned              one program for all layers of a stack (elsewhere than on a GPU they always are)
 """
 
-import argparse
 import dataclasses
 import functools
-import json
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.speed import CONFIGS, TOKENS, latent_side, make_unet, measure
-from realcustom_jax.files import write_json
+from benchmarks.common import CONFIGS, TOKENS, latent_side, make_unet, measure, parser_of, show
 from realcustom_jax.models import context
 
 TIMESTEP = 500
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     add = parser.add_argument
     add("--kind", choices=sorted(CONFIGS), default="mini")
     add("--side", type=int, help="of the picture, in pixels (what the model was made for)")
@@ -46,9 +43,7 @@ def main() -> None:
         "device": jax.devices()[0].device_kind, "kind": options.kind, "side": side, "dtype": options.dtype,
         "seconds": {name: round(value, 5) for name, value in seconds.items()},
         "relative": {name: round(value / seconds["as it is"], 3) for name, value in seconds.items()}}
-    print(json.dumps(figures, indent=2))
-    if options.json:
-        write_json(options.json, figures)
+    show(figures, options.json)
 
 
 def variants(unet, params, tokens, side: int) -> dict:

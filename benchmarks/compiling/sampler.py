@@ -1,24 +1,23 @@
 """How long the full-size sampler takes to trace, lower and compile, and what memory it needs; no weights are made.
 
-    python -m benchmarks.compile_sampler --kind sdxl --side 1024
+    python -m benchmarks.compiling.sampler --kind sdxl --side 1024
 
 The whole fused sampler, bfloat16, 25 steps, mask frozen at step 12, one reference, one picture, for this machine's
 backend.
 """
 
 import argparse
-import json
 import time
 from pathlib import Path
 
+from benchmarks.common import parser_of, show
 from realcustom_jax.devices.ahead_of_time import Sampler
-from realcustom_jax.files import write_json
 from realcustom_jax.memory import temporary_bytes
 from realcustom_jax.model_files import single_file
 
 
 def main() -> None:
-    options = parse(__doc__)
+    options = parse_size(__doc__)
     sampler = Sampler(single_file.CONFIGS[options.kind]["unet"], options.side)
     params, inputs = sampler.arguments()
 
@@ -34,22 +33,16 @@ def main() -> None:
     figures["compile_s"] = round(time.perf_counter() - start, 1)
     memory = compiled.memory_analysis()
     figures |= {"argument_bytes": memory.argument_size_in_bytes, "temporary_bytes": memory.temp_size_in_bytes}
-    report(figures, options)
+    show(figures, options.json)
 
 
-def parse(description: str) -> argparse.Namespace:
+def parse_size(description: str) -> argparse.Namespace:
     """The options of what compiles a whole sampler."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(description)
     parser.add_argument("--kind", choices=("sdxl", "sd15"), default="sdxl")
     parser.add_argument("--side", type=int, default=1024, help="of the picture, in pixels")
     parser.add_argument("--json", type=Path, help="where to write the figures")
     return parser.parse_args()
-
-
-def report(figures: dict, options: argparse.Namespace) -> None:
-    print(json.dumps(figures, indent=2))
-    if options.json:
-        write_json(options.json, figures)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The fused denoising loop over batch sizes and picture sizes, as a table and a plot.
 
-    python -m benchmarks.grid --kind mini --sides 64 96 128 --plot docs/speed.png
-    python -m benchmarks.grid --kind sdxl --dtype bfloat16 --sides 512 768 1024 --peak-tflops 989     # on a GPU
+    python -m benchmarks.speed.grid --kind mini --sides 64 96 128 --plot docs/speed.png
+    python -m benchmarks.speed.grid --kind sdxl --dtype bfloat16 --sides 512 768 1024 --peak-tflops 989     # on a GPU
 
 Each figure is the median of several runs after a warm-up; operations are counted in the traced program.
 """
@@ -12,7 +12,8 @@ from pathlib import Path
 import jax
 import matplotlib.pyplot as plt
 
-from benchmarks.speed import latent_side, loop_parser, make_unet, measure, ours, run
+from benchmarks.common import latent_side, make_unet, measure
+from benchmarks.speed.loop import loop_parser, ours, run_once
 from realcustom_jax.devices.compilation import enable_compilation_cache
 from realcustom_jax.files import write_json
 
@@ -49,7 +50,7 @@ def point(model, options: argparse.Namespace, side: int, batch: int) -> dict:
     inputs = argparse.Namespace(**vars(options) | {"batch": batch})
     program, arguments, figures = ours(*model, inputs, latent_side(options.kind, side))
     fused = program("fused")
-    seconds = measure({"fused": lambda: run(fused, arguments)}, options.rounds)["fused"]
+    seconds = measure({"fused": lambda: run_once(fused, arguments)}, options.rounds)["fused"]
     return {"side": side, "batch": batch, "seconds": round(seconds, 4),
             "tflops": round(figures["flop"]["fused"] / seconds / 1e12, 4),
             "temporary_bytes": fused.memory_analysis().temp_size_in_bytes}

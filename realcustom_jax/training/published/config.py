@@ -1,0 +1,117 @@
+"""What a configuration says of the training of an adapter on a published model: `train` of configs/sdxl.py.
+
+The defaults are those of both published models; their files say only in what they differ.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from realcustom_jax.conditioning.references import VisionSettings
+from realcustom_jax.errors import check_choice
+from realcustom_jax.model_files import single_file
+from realcustom_jax.models.projector import VARIANTS
+from realcustom_jax.presets import Preset
+from realcustom_jax.training.checkpoints import ON_EXISTING
+from realcustom_jax.training.config import read_settings
+from realcustom_jax.training.curriculum import Curriculum
+from realcustom_jax.training.loop import TrainSettings
+
+TRAINED_DTYPES = ("float32", "bfloat16")
+"""Of everything frozen, and of computation; float16's range is too small for gradients."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PicturesConfig:
+    """Your own pictures, see docs/scale.md."""
+
+    folder: str = ""  # of the pictures and their manifest.jsonl
+    max_broken: int = 0  # how many rows of the manifest may be unusable
+    seed: int = 0  # of how references are changed
+
+
+@dataclasses.dataclass(frozen=True)
+class FreshAdapterConfig:
+    """What a new adapter is; one that is continued brings its own."""
+
+    variant: str = "paper"  # of the projector: highres (released), shallow (released) or paper
+    dim_head: int = 64  # channels of one attention head of the projector
+    vision_settings: VisionSettings = VisionSettings(
+        local="tiles", siglip_layers=(7, 13, 19, 25), dino_layers=(4, 10, 16, 22))
+
+    def __post_init__(self):
+        check_choice("projector variant", self.variant, VARIANTS)
+        if self.dim_head < 1:
+            raise ValueError(f"dim_head is {self.dim_head}; expected a whole number, at least 1.")
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """How many devices lie along each axis of the mesh; one of them may be -1, as many as are left."""
+
+    data: int = 1  # each has a part of the batch, and copies of the parameters
+    fsdp: int = -1  # each has a part of the batch, and a part of the parameters
+    tensor: int = 1  # each has a part of every layer
+
+    def __post_init__(self):
+        for name, count in dataclasses.asdict(self).items():
+            if count != -1 and count < 1:
+                raise ValueError(f"{name} is {count}; expected a number of devices, or -1 for as many as are left.")
+
+
+@dataclasses.dataclass(frozen=True)
+class PublishedConfig:
+    """`train` of a configuration; a path that is "" is not given."""
+
+    kind: str = "sdxl"  # sdxl or sd15: whose shapes --compile_only and --print_sharding take
+    model: str = ""  # a folder, a single file or a name on the hub
+    vision: str = "ckpts"  # folder of the image encoders, where the model does not bring them
+    tokenizer: str = ""  # a folder, where the model is a single file
+    adapter: str = ""  # one to continue from; none: a fresh one, as `fresh` says
+    dtype: str = "bfloat16"  # of everything frozen, and of computation
+    on_existing: str = "resume"  # what to do with checkpoints in the workdir; or overwrite, refuse
+    side: int = 1024  # of a square target in pixels; others have about its area
+    precomputed: bool = False  # whether latents, texts and image features are computed once, to WORKDIR/features
+    data: PicturesConfig = PicturesConfig()
+    preset: Preset = Preset()  # what the base model is conditioned with; an adapter remembers it
+    fresh: FreshAdapterConfig = FreshAdapterConfig()
+    curriculum: Curriculum = Curriculum()
+    snr_limit: float = 0.0  # of min-SNR weights (arXiv 2303.09556), e.g. 5.0; 0: all timesteps count alike
+    mesh: MeshConfig = MeshConfig()
+    optimization: TrainSettings = TrainSettings(
+        steps=100_000, batch_size=16, learning_rate=1e-5, warmup=1000, decay=0.1, weight_decay=0.01, ema=0.9999,
+        save_every=1000, sample_every=1000, keep_every=10_000)
+
+    def __post_init__(self):
+        check_choice("kind", self.kind, single_file.CONFIGS)
+        check_choice("dtype", self.dtype, TRAINED_DTYPES)
+        check_choice("on_existing", self.on_existing, ON_EXISTING)
+        if self.side < 1:
+            raise ValueError(f"side is {self.side}; expected a whole number of pixels, at least 1.")
+        if not (math.isfinite(self.snr_limit) and self.snr_limit >= 0):
+            raise ValueError(f"snr_limit is {self.snr_limit}; expected a number, 0 (no weights) or more.")
+
+    @classmethod
+    def from_config(cls, train: Mapping[str, Any]) -> "PublishedConfig":
+        """Reads a configuration's `train`, plain dicts. `on_existing` is said once, for the optimization too.
+
+        Raises ValueError that names the key whose name or value cannot be used.
+        """
+        config = read_settings(cls, train, "config.train")
+        settings = dataclasses.replace(config.optimization, on_existing=config.on_existing)
+        return dataclasses.replace(config, optimization=settings)
+
+
+def published_defaults(**given: Any) -> dict[str, Any]:
+    """`train` of a configuration file: the defaults with what is `given`, as plain values that a `ConfigDict` takes.
+
+    The preset holds only what is given, because what a preset leaves out is the preset's own business.
+    """
+    config = dataclasses.asdict(PublishedConfig(**{name: x for name, x in given.items() if name != "preset"}))
+    config["preset"] = given.get("preset", {})
+    for name in ("on_existing", "optimizer"):
+        config["optimization"].pop(name)  # the first is said above, the second is not for published models
+    vision = config["fresh"]["vision_settings"]
+    return config | {"fresh": config["fresh"] | {"vision_settings": {
+        name: list(x) if isinstance(x, tuple) else x for name, x in vision.items()}}}
