@@ -11,7 +11,7 @@ from PIL import Image
 
 from realcustom_jax.data.loader import Split
 from realcustom_jax.data.pictures import manifest
-from realcustom_jax.data.pictures.cutouts import cut_out, recontextualised
+from realcustom_jax.data.pictures.cutouts import cut_out_subject, recontextualised
 from realcustom_jax.data.pictures.folder import (
     AUGMENTED,
     OTHER_VIEW,
@@ -234,7 +234,7 @@ def test_cutouts_show_the_subject_and_only_the_changed_ones_lose_the_background(
     picture.paste("red", (5, 20, 45, 60))
     mask = np.zeros((80, 100), bool)
     mask[20:60, 5:45] = True
-    plain = np.asarray(cut_out(picture, mask))
+    plain = np.asarray(cut_out_subject(picture, mask))
     assert plain.shape[0] == plain.shape[1] and (plain == [255, 0, 0]).all(-1).mean() > 0.6
     assert (plain == [0, 0, 255]).all(-1).any()
     changed = [np.asarray(recontextualised(picture, mask, np.random.default_rng(i), 64)) for i in range(4)]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from realcustom_jax.contact_sheet import fit, mask_overlay
+from realcustom_jax.contact_sheet import in_square, mask_overlay
 from realcustom_jax.evaluation.cases import Case
 from realcustom_jax.evaluation.metrics import quality
 from realcustom_jax.evaluation.scores import METRICS, Generated
@@ -110,7 +110,7 @@ def _sheet(rows: Sequence[_Row]) -> Image.Image:
         cells = [*_padded(row.references, references), *row.pictures.values(), *_padded(row.masks, masks)]
         for column, picture in enumerate(cells):
             if picture is not None:
-                sheet.paste(fit(picture, _CELL), (_LABEL + (_CELL + _GAP) * column, y))
+                sheet.paste(in_square(picture, _CELL), (_LABEL + (_CELL + _GAP) * column, y))
     return sheet
 
 
