@@ -55,14 +55,14 @@ def _run(options: argparse.Namespace) -> int:
             choices, {name: getattr(options, name) for name in _LOADED}))
         # A model may have been trained anew at its path, so its content is compared, and how its preset uses it.
         loaded = {"content": pipeline.fingerprints(), "preset": dataclasses.asdict(pipeline.preset)}
-        summary = batch.run(pipeline, rows, options.out, options=given, loaded=loaded, source=source, report=say)
+        summary = batch.run_batch(pipeline, rows, options.out, options=given, loaded=loaded, source=source, report=say)
         say(f"{summary.made} made, {summary.skipped} there already, {summary.failed} failed: {options.out}")
         return 2 if summary.failed else 0
     with tqdm(total=options.steps, desc="Sampling (the first step compiles)", unit="step", leave=False) as bar:
         result = pipeline(
             options.image or ASSETS / "references" / "dog.png", _prompt(options), options.target or "dog",
             **choices, on_step=lambda step: bar.update())
-    files = contact_sheet.save(result, options.out)
+    files = contact_sheet.save_pictures(result, options.out)
     say(f"Wrote {len(files)} pictures; look at {files[-1]}")
     return 0
 
@@ -145,7 +145,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--debug", action="store_true", help="show the traceback of whatever goes wrong")
     known = parser.parse_args(arguments)
     if known.config:
-        values = read_config(known.config, parser)
+        values = read_sample_options(known.config, parser)
         if unknown := sorted(set(values) - set(vars(known))):
             parser.error(f"{known.config}: {', '.join(unknown)} is no option of this program")
         parser.set_defaults(**values)
@@ -153,7 +153,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return known
 
 
-def read_config(file: Path, parser: argparse.ArgumentParser) -> dict:
+def read_sample_options(file: Path, parser: argparse.ArgumentParser) -> dict:
     """The `sample` part of what the file's `get_config()` returns."""
     if not file.is_file():
         parser.error(f"--config {file} does not exist")

@@ -73,7 +73,7 @@ def _run(config) -> None:
         elif "train" in config:
             from realcustom_jax.training.published import run as published
 
-            published.run(config, Path(_WORKDIR.value))
+            published.train_adapter(config, Path(_WORKDIR.value))
         else:
             from realcustom_jax.training.miniature import stages
 
@@ -143,9 +143,9 @@ def _look_ahead(config) -> None:
                          "configs/sd15.py.")
     program, mesh = ahead_of_time.from_config(config.train, _TOPOLOGY.value, _PROGRAM.value)
     if _PRINT_SHARDING.value:
-        print(ahead_of_time.describe(program, mesh))
+        print(ahead_of_time.describe_program(program, mesh))
     if _COMPILE_ONLY.value:
-        ahead_of_time.report(program, mesh, _JSON.value)
+        ahead_of_time.report_compilation(program, mesh, _JSON.value)
 
 
 if __name__ == "__main__":

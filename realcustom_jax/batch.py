@@ -84,7 +84,7 @@ def read_rows(file: str | Path) -> tuple[Row, ...]:
     return tuple(rows)
 
 
-def run(
+def run_batch(
     pipeline: Callable, rows: Sequence[Row], out: Path, *, options: Mapping[str, Any],
     loaded: Mapping[str, Any] = MappingProxyType({"model": "mini"}), source: Mapping[str, Any] = MappingProxyType({}),
     report: Callable[[str], None] = tqdm.write,
@@ -114,7 +114,7 @@ def run(
 
 
 def _run(pipeline, rows, requests, out: Path, report) -> Summary:
-    """`run` in a folder that is there, and in use by nobody else."""
+    """`run_batch` in a folder that is there, and in use by nobody else."""
     todo = [(row, request) for row, request in zip(rows, requests, strict=True) if not _is_complete(out, row, request)]
     for file in [file for file in out.iterdir() if _TEMPORARY.fullmatch(file.name)]:
         file.unlink()

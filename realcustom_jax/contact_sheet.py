@@ -23,7 +23,7 @@ _COLOURS = ((230, 50, 50), (40, 110, 240), (220, 150, 0), (0, 160, 100), (160, 7
 _OPACITY = 0.75
 
 
-def fit(image: Image.Image, cell: int = CELL) -> Image.Image:
+def in_square(image: Image.Image, cell: int = CELL) -> Image.Image:
     """The picture in a square of `cell`: enlarged by a whole factor with hard pixels, or reduced smoothly."""
     longest = max(image.size)
     if longest > cell:
@@ -59,9 +59,9 @@ def contact_sheet(result: Result, columns: int = 5) -> Image.Image:
             for step in steps:
                 mask = result.masks[step, b, r : r + 1]
                 cells.append((f"mask, step {step + 1}: {mask.min():.1f} to {mask.max():.1f}",
-                              fit(mask_overlay(image, mask, first=r))))
+                              in_square(mask_overlay(image, mask, first=r))))
             if r == 0:
-                cells.append((f"result image_{b}", fit(image)))
+                cells.append((f"result image_{b}", in_square(image)))
             rows.append(cells)
     return _sheet(result.prompt, f"{len(result.masks)} steps, seed {result.seed}", rows)
 
@@ -73,14 +73,14 @@ def check_folder(folder: Path) -> None:
         raise ValueError(f"Pictures cannot be written to {folder}: {existing} is not a folder that you may write to.")
 
 
-def save(result: Result, folder: Path) -> list[Path]:
+def save_pictures(result: Result, folder: Path) -> list[Path]:
     """Writes `image_N.png`, `mask_N.png` (the last step's masks) and `contact_sheet.png`, each whole or not at all.
 
     Returns the files, the contact sheet last.
     """
     pictures = {f"image_{b}.png": image for b, image in enumerate(result.images)}
     for b, image in enumerate(result.images):
-        pictures[f"mask_{b}.png"] = fit(mask_overlay(image, result.masks[-1, b]))
+        pictures[f"mask_{b}.png"] = in_square(mask_overlay(image, result.masks[-1, b]))
     pictures["contact_sheet.png"] = contact_sheet(result)
     # All pictures exist before the first one is written.
     contents = {folder / name: png(picture) for name, picture in pictures.items()}
@@ -97,7 +97,7 @@ def _telling_steps(masks: np.ndarray, count: int) -> list[int]:
 
 
 def _framed(image: Image.Image, reference: int) -> Image.Image:
-    cell, colour = fit(image), _COLOURS[reference % len(_COLOURS)]
+    cell, colour = in_square(image), _COLOURS[reference % len(_COLOURS)]
     ImageDraw.Draw(cell).rectangle((0, 0, CELL - 1, CELL - 1), outline=colour, width=_FRAME)
     return cell
 

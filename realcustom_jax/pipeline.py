@@ -32,7 +32,7 @@ from realcustom_jax.devices.compilation import enable_compilation_cache, jit_sam
 from realcustom_jax.devices.platform import Platform
 from realcustom_jax.errors import check_choice
 from realcustom_jax.model_files import fingerprint
-from realcustom_jax.model_files.adapter import find_adapter, load_projector, split_unet
+from realcustom_jax.model_files.adapter import find_adapter, load_adapter_projector, split_unet
 from realcustom_jax.model_files.source import ModelSource
 from realcustom_jax.models.clip_text import TextOutput
 from realcustom_jax.models.resize import resize_bilinear
@@ -167,7 +167,7 @@ class Pipeline:
                 scan_layers=platform.scan_layers if scan_layers is None else scan_layers)),
             siglip=encoder(encoders, "image_encoder_siglip"),
             dino=encoder(encoders, "image_encoder_dinov2"),
-            projector=Network(*load_projector(given, dtype=dtype, platform=platform)),
+            projector=Network(*load_adapter_projector(given, dtype=dtype, platform=platform)),
             vision_settings=given.vision if preset.local is None else dataclasses.replace(
                 given.vision, local=preset.local),
             betas=betas, prediction=prediction, sample_size=model.config("unet").get("sample_size") or 64,

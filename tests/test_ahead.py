@@ -67,7 +67,7 @@ def test_a_mesh_divides_the_sampler():
 
 
 def test_the_parameters_of_the_sampler_are_described():
-    text = ahead_of_time.describe(SAMPLER, make_mesh(devices=jax.devices()[:1]))
+    text = ahead_of_time.describe_program(SAMPLER, make_mesh(devices=jax.devices()[:1]))
     assert "frozen" in text and "to_k_vision" in text
 
 

@@ -62,7 +62,8 @@ def contents(folder):
 
 
 def run(pipeline, file, out, **changes):
-    return batch.run(pipeline, batch.read_rows(file), out, **{"options": OPTIONS, "report": pytest.fail, **changes})
+    options = {"options": OPTIONS, "report": pytest.fail, **changes}
+    return batch.run_batch(pipeline, batch.read_rows(file), out, **options)
 
 
 # -------------------- the file
@@ -294,7 +295,7 @@ def stopping(source, target):
     rename(source, target)
 
 files.os.replace = stopping
-batch.run(FakePipeline(), batch.read_rows(sys.argv[1]), Path(sys.argv[2]), options=OPTIONS)
+batch.run_batch(FakePipeline(), batch.read_rows(sys.argv[1]), Path(sys.argv[2]), options=OPTIONS)
 """
 
 

@@ -12,7 +12,15 @@ from PIL import Image
 from realcustom_jax.data.loader import Split
 from realcustom_jax.data.pictures import manifest
 from realcustom_jax.data.pictures.cutouts import cut_out, recontextualised
-from realcustom_jax.data.pictures.folder import AUGMENTED, OTHER_VIEW, RECONSTRUCTION, bucket_of, buckets, fit, write
+from realcustom_jax.data.pictures.folder import (
+    AUGMENTED,
+    OTHER_VIEW,
+    RECONSTRUCTION,
+    bucket_of,
+    buckets,
+    cover,
+    make_dataset,
+)
 from realcustom_jax.data.pictures.manifest import read_manifest
 
 
@@ -55,7 +63,7 @@ GOOD = [
 
 def test_rows_become_targets_and_references(pictures, tmp_path):
     write_manifest(pictures, *GOOD)
-    dataset = Split(write(pictures, tmp_path / "data", side=256, reference_side=64), "train")
+    dataset = Split(make_dataset(pictures, tmp_path / "data", side=256, reference_side=64), "train")
     rows, sizes = [dataset[i] for i in range(len(dataset))], buckets(256)
     assert [str(row["caption"]) for row in rows] == [row["caption"] for row in GOOD]
     for row in rows:
@@ -88,28 +96,28 @@ def test_rows_become_targets_and_references(pictures, tmp_path):
 def test_broken_rows_are_named_by_their_lines_and_skipped_up_to_a_limit(pictures, tmp_path, row, words, capsys):
     write_manifest(pictures, GOOD[0], "", row)
     with pytest.raises(ValueError, match=f"1 broken row.*max_broken is 0: line 3: .*{words}.* Mend them"):
-        write(pictures, tmp_path / "data", side=128, reference_side=64)
+        make_dataset(pictures, tmp_path / "data", side=128, reference_side=64)
     assert not list((tmp_path / "data").rglob("*array_record*"))
-    dataset = Split(write(pictures, tmp_path / "data", side=128, reference_side=64, max_broken=1), "train")
+    dataset = Split(make_dataset(pictures, tmp_path / "data", side=128, reference_side=64, max_broken=1), "train")
     assert len(dataset) == 1
     assert "skipped, line 3" in capsys.readouterr().out
 
 
 def test_a_made_dataset_is_found_and_a_changed_manifest_makes_another(pictures, tmp_path):
     write_manifest(pictures, GOOD[0])
-    first = write(pictures, tmp_path, side=128, reference_side=64)
+    first = make_dataset(pictures, tmp_path, side=128, reference_side=64)
     before = (first / "dataset_info.json").stat().st_mtime_ns
-    assert write(pictures, tmp_path, side=128, reference_side=64) == first
+    assert make_dataset(pictures, tmp_path, side=128, reference_side=64) == first
     assert (first / "dataset_info.json").stat().st_mtime_ns == before
     write_manifest(pictures, *GOOD)
-    assert write(pictures, tmp_path, side=128, reference_side=64) != first
-    second = write(pictures, tmp_path, side=128, reference_side=64)
+    assert make_dataset(pictures, tmp_path, side=128, reference_side=64) != first
+    second = make_dataset(pictures, tmp_path, side=128, reference_side=64)
     save(pictures, "other.png", (50, 60), "yellow")
-    assert write(pictures, tmp_path, side=128, reference_side=64) not in (first, second)
+    assert make_dataset(pictures, tmp_path, side=128, reference_side=64) not in (first, second)
     with pytest.raises(ValueError, match="into its own pictures"):
-        write(pictures, pictures / "data")
+        make_dataset(pictures, pictures / "data")
     with pytest.raises(FileNotFoundError, match="no manifest.jsonl"):
-        write(tmp_path, tmp_path)
+        make_dataset(tmp_path, tmp_path)
     with pytest.raises(FileNotFoundError, match="needs a manifest.jsonl"):
         read_manifest(tmp_path / "manifest.jsonl")
 
@@ -117,7 +125,7 @@ def test_a_made_dataset_is_found_and_a_changed_manifest_makes_another(pictures, 
 @pytest.mark.parametrize("damage", ["no info", "no shard", "cut shard", "temporary folder only"])
 def test_a_half_written_dataset_is_rebuilt(pictures, tmp_path, damage):
     write_manifest(pictures, *GOOD)
-    folder = write(pictures, tmp_path / "data", side=128, reference_side=64)
+    folder = make_dataset(pictures, tmp_path / "data", side=128, reference_side=64)
     before = Split(folder, "train")[1]
     shard = next(folder.glob("*array_record*"))
     if damage == "no info":
@@ -128,7 +136,7 @@ def test_a_half_written_dataset_is_rebuilt(pictures, tmp_path, damage):
         shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])
     else:
         folder.rename(folder.with_name("incomplete.XYZ_1.0.0"))
-    assert write(pictures, tmp_path / "data", side=128, reference_side=64) == folder
+    assert make_dataset(pictures, tmp_path / "data", side=128, reference_side=64) == folder
     again = Split(folder, "train")
     assert len(again) == len(GOOD) and all(np.array_equal(again[1][field], value) for field, value in before.items())
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
@@ -136,7 +144,7 @@ def test_a_half_written_dataset_is_rebuilt(pictures, tmp_path, damage):
 
 def test_what_is_not_in_a_dataset_is_named(pictures, tmp_path):
     write_manifest(pictures, GOOD[0])
-    folder = write(pictures, tmp_path / "data", side=128, reference_side=64)
+    folder = make_dataset(pictures, tmp_path / "data", side=128, reference_side=64)
     some = Split(folder, "train", fields=["word", "caption"])[0]
     assert {name: str(value) for name, value in some.items()} == {"word": "toy", "caption": "a toy in the jungle"}
     with pytest.raises(FileNotFoundError, match="no finished dataset"):
@@ -154,7 +162,7 @@ def test_writing_and_reading_need_no_tensorflow(pictures, tmp_path):
 import sys
 from realcustom_jax.data import loader
 from realcustom_jax.data.pictures import folder
-made = folder.write({str(pictures)!r}, {str(tmp_path / "data")!r}, side=128, reference_side=64)
+made = folder.make_dataset({str(pictures)!r}, {str(tmp_path / "data")!r}, side=128, reference_side=64)
 loader.Split(made, "train")[0]
 assert "tensorflow" not in sys.modules
 """
@@ -167,15 +175,15 @@ def test_a_changed_picture_is_noticed_wherever_it_lies(pictures, tmp_path):
     outside.mkdir()
     Image.new("RGB", (40, 40), "red").save(outside / "view.bmp")
     write_manifest(pictures, GOOD[1], GOOD[0] | {"reference": "../elsewhere/view.bmp"})
-    first = write(pictures, tmp_path / "data", side=128, reference_side=64)
+    first = make_dataset(pictures, tmp_path / "data", side=128, reference_side=64)
     save(pictures, "nobody.png", (9, 9), "red")
-    assert write(pictures, tmp_path / "data", side=128, reference_side=64) == first
+    assert make_dataset(pictures, tmp_path / "data", side=128, reference_side=64) == first
     Image.new("RGB", (40, 40), "blue").save(outside / "view.bmp")
-    second = write(pictures, tmp_path / "data", side=128, reference_side=64)
+    second = make_dataset(pictures, tmp_path / "data", side=128, reference_side=64)
     assert second != first
     np.testing.assert_array_equal(Split(second, "train")[1]["references"][0, 0, 0], [0, 0, 255])
     save_mask(pictures, "mask.png", (90, 180), (10, 20, 60, 71))
-    assert write(pictures, tmp_path / "data", side=128, reference_side=64) not in (first, second)
+    assert make_dataset(pictures, tmp_path / "data", side=128, reference_side=64) not in (first, second)
 
 
 def test_a_folder_that_was_only_moved_is_the_same_and_is_not_read_again(pictures, tmp_path, monkeypatch):
@@ -184,13 +192,13 @@ def test_a_folder_that_was_only_moved_is_the_same_and_is_not_read_again(pictures
     for path in pictures.iterdir():
         os.utime(path, ns=(long_ago, long_ago))
     monkeypatch.setattr(manifest, "_SETTLED", -10**12)
-    first = write(pictures, tmp_path / "data", side=128, reference_side=64)
+    first = make_dataset(pictures, tmp_path / "data", side=128, reference_side=64)
     moved = pictures.rename(tmp_path / "moved")
     with monkeypatch.context() as patch:
         patch.setattr(manifest.hashlib, "file_digest", lambda *_: pytest.fail("read again"))
-        assert write(moved, tmp_path / "data", side=128, reference_side=64) == first
+        assert make_dataset(moved, tmp_path / "data", side=128, reference_side=64) == first
     (tmp_path / "data" / "seen.json").write_text("{")
-    assert write(moved, tmp_path / "data", side=128, reference_side=64) == first
+    assert make_dataset(moved, tmp_path / "data", side=128, reference_side=64) == first
 
 
 def test_a_file_that_was_written_a_moment_ago_is_not_trusted(pictures, tmp_path):
@@ -214,10 +222,10 @@ def test_buckets_have_about_the_area_and_the_nearest_shape_is_taken():
 def test_crops_keep_the_focus():
     picture = Image.new("RGB", (400, 100), "black")
     picture.paste("white", (360, 40, 380, 60))
-    cropped, (top, left) = fit(picture, (128, 128), focus=(370, 50))
+    cropped, (top, left) = cover(picture, (128, 128), focus=(370, 50))
     assert cropped.size == (128, 128) and top == 0 and left == 512 - 128
     assert np.asarray(cropped).max() == 255
-    cropped, corner = fit(picture, (128, 128), focus=(200, 50))
+    cropped, corner = cover(picture, (128, 128), focus=(200, 50))
     assert corner == (0, 192) and np.asarray(cropped).max() == 0
 
 
@@ -240,5 +248,5 @@ def test_cutouts_show_the_subject_and_only_the_changed_ones_lose_the_background(
 def test_a_folder_without_a_good_row_is_one_sentence(pictures, tmp_path, rows):
     write_manifest(pictures, *rows)
     with pytest.raises(ValueError, match="manifest.jsonl has no row that can be used"):
-        write(pictures, tmp_path / "data", side=128, reference_side=64, max_broken=5)
+        make_dataset(pictures, tmp_path / "data", side=128, reference_side=64, max_broken=5)
     assert not list((tmp_path / "data").rglob("*array_record*"))

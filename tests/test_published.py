@@ -28,7 +28,7 @@ from realcustom_jax.training.loop import TrainSettings, init_state, make_train_s
 from realcustom_jax.training.published import features
 from realcustom_jax.training.published import run as published
 from realcustom_jax.training.published.config import PublishedConfig
-from realcustom_jax.training.published.fresh_adapter import with_tokens_like_text, write_fresh_adapter
+from realcustom_jax.training.published.initial_adapter import with_tokens_like_text, write_fresh_adapter
 
 import fresh_process
 from mini_bundle import ENCODER_SIDE, SIDE, train_anew, write_mini_bundle
@@ -75,7 +75,7 @@ def run(request, tmp_path_factory, pictures):
     workdir = tmp_path_factory.mktemp(request.param)
     model = write_mini_bundle(workdir / "model", request.param)
     config = get_config(request.param, model, pictures)
-    published.run(config, workdir / "run")
+    published.train_adapter(config, workdir / "run")
     return request.param, model, config, workdir / "run"
 
 
@@ -154,8 +154,8 @@ def test_training_that_stopped_goes_on_to_the_same_bytes(run, tmp_path, monkeypa
 
     monkeypatch.setattr(published.PublishedTask, "batch", batch)
     with pytest.raises(KeyboardInterrupt):
-        published.run(config, tmp_path)
-    published.run(config, tmp_path)
+        published.train_adapter(config, tmp_path)
+    published.train_adapter(config, tmp_path)
     assert asked == [0, 1, 2, 2], "the checkpoint after two steps was taken"
     first, second = (next((at / "adapter").glob("*.safetensors")).read_bytes() for at in (workdir, tmp_path))
     assert first == second
@@ -172,7 +172,7 @@ config = get_config("sdxl", model, pictures)
 config.train.precomputed = sys.argv[4] == "precomputed"
 config.train.mesh.update(data=1, fsdp=-1)
 config.train.optimization.sample_every = 0
-published.run(config, workdir)
+published.train_adapter(config, workdir)
 """
 
 
@@ -198,7 +198,7 @@ def test_stored_features_are_those_of_the_step(run, tmp_path, monkeypatch):
     data = next(path.parent for path in (workdir / "data").rglob("dataset_info.json"))
     batches = BucketBatches(data, batch_size=2, seed=0, curriculum=Curriculum(), steps=8)
     encoders = features.Encoders(pipeline)
-    stored = features.write(encoders, data, batches, tmp_path)
+    stored = features.compute_features(encoders, data, batches, tmp_path)
     assert (stored.folder / "pooled.npy").is_file() == (kind == "sdxl")
     for step in range(8):
         whole, read = batches[step], stored.batch(*batches.chosen(step))
@@ -211,7 +211,8 @@ def test_stored_features_are_those_of_the_step(run, tmp_path, monkeypatch):
         assert read.keys() == expected.keys()
         jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=4e-3, rtol=4e-3), read, expected)
     time = stored.folder.stat().st_mtime_ns
-    assert features.write(encoders, data, batches, tmp_path).folder.stat().st_mtime_ns == time, "it was found"
+    again = features.compute_features(encoders, data, batches, tmp_path)
+    assert again.folder.stat().st_mtime_ns == time, "it was found"
 
 
 @pytest.mark.parametrize("part", ["vae", "unet"])
@@ -234,16 +235,16 @@ def test_a_run_goes_on_when_its_files_were_moved_and_not_on_another_base(run, tm
     config.train.update(model=str(moved), data={"folder": str(pictures)})
     fresh = next((workdir / "fresh/adapter").glob("*.safetensors"))
     times = [path.stat().st_mtime_ns for path in (fresh, next((workdir / "data").rglob("dataset_info.json")))]
-    published.run(config, workdir)
+    published.train_adapter(config, workdir)
     assert len(list((workdir / "data").rglob("dataset_info.json"))) == 1
     assert times == [path.stat().st_mtime_ns for path in (fresh, next((workdir / "data").rglob("dataset_info.json")))]
     train_anew(moved, "vae")
     with pytest.raises(ValueError, match="belongs to another run: the content of the autoencoder in float32 is '"):
-        published.run(config, workdir)
+        published.train_adapter(config, workdir)
     assert fresh.stat().st_mtime_ns == times[0]
     train_anew(moved, "unet")
     config.train.on_existing = "overwrite"
-    published.run(config, workdir)
+    published.train_adapter(config, workdir)
 
 
 def test_a_fresh_adapter_is_made_anew_for_keys_that_were_trained_anew(mini_folder, pictures, tmp_path):
@@ -272,7 +273,7 @@ def test_features_computed_ahead_train_the_same(run, tmp_path):
     _, _, config, workdir = run
     config = config.copy_and_resolve_references()
     config.train.precomputed = True
-    published.run(config, tmp_path)
+    published.train_adapter(config, tmp_path)
     ahead, within = ([json.loads(line)["loss"] for line in (at / "metrics.jsonl").read_text().splitlines()]
                      for at in (tmp_path, workdir))
     np.testing.assert_allclose(ahead, within, rtol=2e-3)
@@ -292,7 +293,8 @@ def test_the_step_compiled_ahead_for_a_tpu_is_the_one_that_runs_there(run, tmp_p
     task = published.PublishedTask(pipeline, batches)
     if precomputed:
         encoders = features.Encoders(pipeline)
-        task = published.PrecomputedTask(pipeline, batches, features.write(encoders, data, batches, tmp_path))
+        stored = features.compute_features(encoders, data, batches, tmp_path)
+        task = published.PrecomputedTask(pipeline, batches, stored)
     settings = TrainSettings(**train["optimization"])
     state, batch = init_state(task.init(None), settings), task.batch(square)
     live = make_train_step(task.loss, settings).trace(state, task.frozen, batch).jaxpr
@@ -318,11 +320,11 @@ def test_features_that_the_disk_cannot_hold_are_refused_before_they_are_computed
     full = SimpleNamespace(rmtree=shutil.rmtree, disk_usage=lambda path: SimpleNamespace(free=10))
     monkeypatch.setattr(features, "shutil", full)
     with pytest.raises(OSError, match="features of 7 rows and 12 references take .* 0.0 GB free"):
-        published.run(config, tmp_path)
+        published.train_adapter(config, tmp_path)
 
 
 def test_a_part_of_the_examples_is_read_and_drawn_like_the_whole(pictures, tmp_path):
-    dataset = folder.write(pictures, tmp_path / "data", side=256, reference_side=16)
+    dataset = folder.make_dataset(pictures, tmp_path / "data", side=256, reference_side=16)
     settings = {"batch_size": 4, "seed": 0, "curriculum": Curriculum(), "steps": 10}
     whole = BucketBatches(dataset, **settings)
     part = BucketBatches(dataset, examples=np.array([1, 3]), **settings)
@@ -332,7 +334,7 @@ def test_a_part_of_the_examples_is_read_and_drawn_like_the_whole(pictures, tmp_p
 
 
 def test_an_epoch_shows_every_row_in_batches_of_one_size(pictures, tmp_path):
-    dataset = folder.write(pictures, tmp_path / "data", side=256, reference_side=16)
+    dataset = folder.make_dataset(pictures, tmp_path / "data", side=256, reference_side=16)
     batches = BucketBatches(dataset, batch_size=2, seed=0, curriculum=Curriculum(), steps=10)
     assert len(batches) == 4  # 3 wide rows and 4 square ones
     seen = [batches[step] for step in range(len(batches))]
@@ -379,6 +381,6 @@ def test_what_cannot_be_used_is_named(change, words, pictures, tmp_path):
     for key, value in change.items():
         config.update_from_flattened_dict({f"train.{key}": value})
     with pytest.raises((ValueError, OSError), match=words):
-        published.run(config, tmp_path / "run")
+        published.train_adapter(config, tmp_path / "run")
     assert not (tmp_path / "run" / "adapter").exists()
     assert not (tmp_path / "run" / "data").exists(), "before the pictures"

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 import sample
-from realcustom_jax.contact_sheet import CELL, contact_sheet, fit, mask_overlay, save
+from realcustom_jax.contact_sheet import CELL, contact_sheet, in_square, mask_overlay, save_pictures
 from realcustom_jax.files import write_json
 from realcustom_jax.memory import Memory
 from realcustom_jax.model_files import bundle, weights
@@ -246,17 +246,17 @@ def test_the_overlay_tints_where_the_mask_is():
 
 @pytest.mark.parametrize("size", [(16, 16), (100, 60), (300, 200), (2000, 1)])
 def test_pictures_of_any_size_fit_a_cell(size):
-    assert fit(Image.new("RGB", size)).size == (CELL, CELL)
+    assert in_square(Image.new("RGB", size)).size == (CELL, CELL)
 
 
 def test_small_pictures_are_enlarged_without_blur():
     pixels = np.random.default_rng(0).integers(0, 255, (SIDE, SIDE, 3), dtype=np.uint8)
     factor = CELL // SIDE
-    np.testing.assert_array_equal(np.asarray(fit(Image.fromarray(pixels)))[::factor, ::factor], pixels)
+    np.testing.assert_array_equal(np.asarray(in_square(Image.fromarray(pixels)))[::factor, ::factor], pixels)
 
 
 def test_written_pictures_are_whole(tmp_path):
-    files = save(made(images=2, references=2), tmp_path / "new" / "folder")
+    files = save_pictures(made(images=2, references=2), tmp_path / "new" / "folder")
     assert [file.name for file in files] == [
         "image_0.png", "image_1.png", "mask_0.png", "mask_1.png", "contact_sheet.png"]
     for file in files:

@@ -114,6 +114,6 @@ def test_mesh_sizes():
 
 def test_description_adds_up():
     tree = {"to_q": {"kernel": jnp.zeros((8, 4))}, "norm": {"bias": jnp.zeros(4)}}
-    text = sharding.describe(tree, shardings(tree, mesh(fsdp=4)), "adapter")
+    text = sharding.describe_tree(tree, shardings(tree, mesh(fsdp=4)), "adapter")
     assert text.startswith("adapter: 48 bytes on each device")
     assert "(8, 4)" in text and "(fsdp, tensor)" in text

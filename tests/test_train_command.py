@@ -45,7 +45,8 @@ ASKED = """
 import runpy, sys
 from realcustom_jax.training.miniature import stages as miniature
 from realcustom_jax.training.published import run as published
-miniature.run = published.run = lambda config, workdir: print("asked", config.get("train", config).on_existing)
+miniature.run = lambda config, workdir: print("asked", config.get("train", config).on_existing)
+published.train_adapter = miniature.run
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """

@@ -24,11 +24,11 @@ from realcustom_jax.devices.sharding import (  # noqa: F401  (of the scripts bel
 )
 from realcustom_jax.training.loop import (  # noqa: F401
     TrainSettings,
+    choose_shardings,
     fit,
     init_state,
     make_optimizer,
     make_train_step,
-    place,
 )
 
 from fresh_process import run, start
@@ -288,7 +288,7 @@ def test_a_divided_step_is_compiled_once_and_its_state_stays_in_place(tmp_path):
     run_on_four_devices("""
 settings, task, mesh = dataclasses.replace(SETTINGS, optimizer='adamw'), Layered(), make_mesh(fsdp=2, tensor=2)
 make = lambda: init_state({'to_q': {'kernel': jnp.ones((8, 4)), 'bias': jnp.ones(4)}}, settings)
-placed = place(jax.eval_shape(make), mesh, AxisRules())
+placed = choose_shardings(jax.eval_shape(make), mesh, AxisRules())
 state = jax.jit(make, out_shardings=placed)()
 loss = lambda p, f, b, k: (((b['x'] @ p['to_q']['kernel'] + p['to_q']['bias']) ** 2).mean(), {})
 step = make_train_step(loss, settings, placed)

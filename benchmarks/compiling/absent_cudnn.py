@@ -12,7 +12,7 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 
-from realcustom_jax.models import attend
+from realcustom_jax.models import attention_kernels
 
 _ELEMENTS = {"bfloat16": "BF16", "float16": "F16"}
 
@@ -20,7 +20,7 @@ _ELEMENTS = {"bfloat16": "BF16", "float16": "F16"}
 @contextlib.contextmanager
 def absent_cudnn() -> Iterator[None]:
     """Within it, the UNet's attention by cuDNN is traced without a GPU."""
-    with mock.patch.object(attend, "_cudnn", attention):
+    with mock.patch.object(attention_kernels, "_cudnn", attention):
         yield
 
 

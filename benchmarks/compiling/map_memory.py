@@ -31,7 +31,7 @@ from realcustom_jax.devices.topology import tpu_devices
 from realcustom_jax.files import write_json
 from realcustom_jax.model_files import weights
 from realcustom_jax.models import attention
-from realcustom_jax.models.attend import attention_weights, target_maps
+from realcustom_jax.models.attention_kernels import attention_weights, target_maps
 from realcustom_jax.models.context import for_platform
 from realcustom_jax.models.unet import UNet, UNetConfig
 

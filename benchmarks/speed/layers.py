@@ -15,7 +15,7 @@ import numpy as np
 
 from benchmarks.common import CONFIGS, TOKENS, latent_side, measure, parser_of
 from realcustom_jax.devices.platform import Platform
-from realcustom_jax.models.attend import attend
+from realcustom_jax.models.attention_kernels import attend
 from realcustom_jax.models.norm import GroupNorm
 from realcustom_jax.models.unet import UNetConfig
 

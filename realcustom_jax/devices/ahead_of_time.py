@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from realcustom_jax.devices import sharding
-from realcustom_jax.devices.operations import flops
+from realcustom_jax.devices.flops import flops
 from realcustom_jax.devices.platform import Platform
 from realcustom_jax.devices.sharding import AxisRules
 from realcustom_jax.devices.topology import tpu_devices
@@ -32,7 +32,7 @@ from realcustom_jax.pipeline import Pipeline
 from realcustom_jax.presets import Preset
 from realcustom_jax.sampling.sampler import Conditioning, sample_latents
 from realcustom_jax.sampling.solvers import make_solver
-from realcustom_jax.training.loop import init_state, make_train_step, place
+from realcustom_jax.training.loop import choose_shardings, init_state, make_train_step
 from realcustom_jax.training.published.config import PublishedConfig
 from realcustom_jax.training.published.hollow import hollow_pipeline, hollow_task, published_configs
 
@@ -202,17 +202,18 @@ def from_config(config: Any, topology: str | None, program: str = "step") -> tup
                    train.dtype, devices[0], step.pipeline.preset), mesh
 
 
-def describe(program: Program, mesh: Mesh, rules: AxisRules = AxisRules()) -> str:
+def describe_program(program: Program, mesh: Mesh, rules: AxisRules = AxisRules()) -> str:
     """Where every parameter lies, and its bytes on each device."""
     *parameters, _ = program.arguments()
     parts = dict(zip(program.parameters, parameters, strict=True))
     if state := parts.pop("state", None):
         parts = {"trained parameters": state.params, "optimizer": state.opt_state,
                  "averaged parameters": state.ema} | parts
-    return "\n\n".join(sharding.describe(tree, place(tree, mesh, rules), title) for title, tree in parts.items())
+    return "\n\n".join(sharding.describe_tree(tree, choose_shardings(tree, mesh, rules), title)
+                       for title, tree in parts.items())
 
 
-def report(program: Program, mesh: Mesh, path: str | None) -> None:
+def report_compilation(program: Program, mesh: Mesh, path: str | None) -> None:
     """Compiles, prints what `compile_ahead` finds and writes it to `path`, whose folder must be there beforehand."""
     if path and not Path(path).absolute().parent.is_dir():
         raise FileNotFoundError(f"{path} cannot be written: its folder does not exist.")
@@ -230,7 +231,7 @@ def compile_ahead(program: Program, mesh: Mesh, rules: AxisRules = AxisRules()) 
     Raises ValueError where the mesh does not fit, or the program does not fit into the devices' memory.
     """
     *parameters, batch = program.arguments()
-    placed = [place(tree, mesh, rules) for tree in parameters]
+    placed = [choose_shardings(tree, mesh, rules) for tree in parameters]
     rows = sharding.batch_sharding(mesh, program.rows, rules)
     arguments = [sharding.shapes(tree, where) for tree, where in zip(
         (*parameters, batch), (*placed, jax.tree.map(lambda _: rows, batch)), strict=True)]

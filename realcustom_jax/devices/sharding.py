@@ -220,7 +220,7 @@ def collect(tree, mesh: Mesh):
     return jax.device_get(tree)
 
 
-def describe(tree, placed, title: str) -> str:
+def describe_tree(tree, placed, title: str) -> str:
     """A line for every array of a tree and its shardings: name, shape, where it lies, bytes on each device."""
     lines, total = [], 0
     for (path, leaf), sharding in zip(jax.tree_util.tree_leaves_with_path(tree), jax.tree.leaves(placed), strict=True):

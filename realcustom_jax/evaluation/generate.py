@@ -79,7 +79,7 @@ class Generator:
         kind = "text_only" if method == "described" else method
         latents, used = _generate(*inputs, target, kind=kind, solver=solver, **options)
         # The mask of the finished picture, noised again to the last step before the freeze.
-        time = int(solver.timesteps[options["freeze_mask_step"] - 1]) if options["freeze_mask_step"] < _STEPS else 0
+        time = int(solver.timesteps[min(options["freeze_mask_step"], _STEPS) - 1])
         signal = float(np.sqrt(np.cumprod(1 - np.asarray(self.pipeline.betas, np.float64))[time]))
         masks, maps = _masks_of(unet.module, unet.params, latents, noise, positive, target, time, signal,
                                 mask=options["mask"])

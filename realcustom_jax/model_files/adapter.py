@@ -117,7 +117,7 @@ def check_backbone(adapter: Adapter, unet_config: Mapping[str, Any]) -> None:
                          f"{given}, this UNet takes {expected} (SD-1.5 has 768, SDXL 2048).")
 
 
-def load_projector(adapter: Adapter, **options):
+def load_adapter_projector(adapter: Adapter, **options):
     """(module, params) of an adapter's projector, by `weights.load_projector`, which takes the options."""
     with naming(adapter.where):
         return weights.load_projector(adapter.settings, adapter.tensors, **options)
@@ -158,6 +158,6 @@ def vision_from_text_tensors(unet: Mapping[str, np.ndarray]) -> dict[str, np.nda
             for kind in ("to_k", "to_v") for name in unet if f".attn2.{kind}." in name}
 
 
-def to_torch(projector, vision) -> dict[str, np.ndarray]:
+def adapter_tensors(projector, vision) -> dict[str, np.ndarray]:
     """The adapter's tensors in torch names, as the released file holds them."""
     return weights.to_torch(projector, weights.PROJECTOR_PREFIX) | weights.to_torch(vision)

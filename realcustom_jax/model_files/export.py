@@ -17,8 +17,7 @@ import safetensors.numpy
 from realcustom_jax import errors
 from realcustom_jax.files import write_file
 from realcustom_jax.model_files import bundle, weights
-from realcustom_jax.model_files.adapter import find_adapter, load_projector, split_unet
-from realcustom_jax.model_files.adapter import to_torch as adapter_tensors
+from realcustom_jax.model_files.adapter import adapter_tensors, find_adapter, load_adapter_projector, split_unet
 from realcustom_jax.model_files.source import ModelSource
 
 
@@ -30,7 +29,7 @@ def export_adapter(model: str | Path, adapter: str | Path | None, out: Path) -> 
     source = ModelSource.open(model)
     given = find_adapter(adapter) if adapter else source.adapter()
     _, params = source.load_unet(given)
-    _, projector = load_projector(given)
+    _, projector = load_adapter_projector(given)
     tensors = adapter_tensors(projector, split_unet(params)[0])
     _write(out, _as_stored(tensors, given.tensors))
     return len(tensors)

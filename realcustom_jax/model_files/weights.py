@@ -37,7 +37,7 @@ _VISION_LAYER = re.compile(r"\.to_[kv]_vision\.")
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
+class PartKeys:
     """Which keys of a file are this network's, and which are another part's or a known head that is not used."""
 
     own: re.Pattern
@@ -50,19 +50,19 @@ class Part:
 _UNET_KEYS = r"(conv_in|time_embedding|add_embedding|down_blocks|mid_block|up_blocks|conv_norm_out|conv_out)\."
 _OLD_VAE = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 _PARTS = {
-    "UNet": Part(re.compile(_UNET_KEYS), re.compile(re.escape(PROJECTOR_PREFIX))),
-    "projector": Part(re.compile(re.escape(PROJECTOR_PREFIX)), re.compile(_UNET_KEYS), prefix=PROJECTOR_PREFIX),
-    "text encoder": Part(
+    "UNet": PartKeys(re.compile(_UNET_KEYS), re.compile(re.escape(PROJECTOR_PREFIX))),
+    "projector": PartKeys(re.compile(re.escape(PROJECTOR_PREFIX)), re.compile(_UNET_KEYS), prefix=PROJECTOR_PREFIX),
+    "text encoder": PartKeys(
         re.compile(r"(text_model|text_projection|embeddings|encoder|final_layer_norm)\."),
         re.compile(r"(vision_model|visual_projection)\.|logit_scale$"),
         ignored=re.compile(r"(text_model\.)?embeddings\.position_ids$"),
         # transformers 5 saves a CLIPTextModel without the prefix that all published files have.
         rename=lambda name: re.sub(r"^(?!text_model\.|text_projection\.)", "text_model.", name)),
-    "autoencoder": Part(
+    "autoencoder": PartKeys(
         re.compile(r"(encoder|decoder|quant_conv|post_quant_conv)\."), re.compile(r"$^"),
         rename=lambda name: re.sub(
             r"(attentions\.\d+\.)(query|key|value|proj_attn)\.", lambda m: m[1] + _OLD_VAE[m[2]] + ".", name)),
-    "vision encoder": Part(
+    "vision encoder": PartKeys(
         re.compile(r"(cls_token|pos_embed|reg_token)$|(patch_embed|blocks)\."),
         re.compile(r"(text|token_embedding|transformer|ln_final)\.|(text_projection|positional_embedding|logit_\w+)$"),
         ignored=re.compile(r"(attn_pool|norm|fc_norm|head)\.|mask_token$")),

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from realcustom_jax.devices.platform import Platform
-from realcustom_jax.models.attend import attend, attention_weights, target_maps
+from realcustom_jax.models.attention_kernels import attend, attention_weights, target_maps
 from realcustom_jax.models.conv import Conv
 from realcustom_jax.models.norm import GroupNorm
 from realcustom_jax.models.resize import resize_bilinear

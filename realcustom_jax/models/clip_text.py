@@ -115,7 +115,7 @@ class TextTransformer(nn.Module):
     @nn.compact
     def __call__(self, input_ids):
         x = Embeddings(self.config, self.dtype, name="embeddings")(input_ids)
-        x, penultimate = Encoder(self.config, self.dtype, self.platform, name="encoder")(x)
+        x, penultimate = TextLayers(self.config, self.dtype, self.platform, name="encoder")(x)
         norm = nn.LayerNorm(self.config.layer_norm_eps, use_fast_variance=False, dtype=self.dtype,
                             name="final_layer_norm")
         return norm(x), penultimate
@@ -136,7 +136,7 @@ class Embeddings(nn.Module):
         return tokens + positions(jnp.arange(input_ids.shape[1]))
 
 
-class Encoder(nn.Module):
+class TextLayers(nn.Module):
     """The stack of layers. [B, T, D] → (output, input of the last layer)."""
 
     config: ClipTextConfig
@@ -165,7 +165,7 @@ class EncoderLayer(nn.Module):
                                  dtype=self.dtype)
         attention = CausalSelfAttention(config.num_attention_heads, self.dtype, self.platform, name="self_attn")
         x = x + attention(norm(name="layer_norm1")(x))
-        mlp = Mlp(config.intermediate_size, config.hidden_act, self.dtype, name="mlp")
+        mlp = TextMlp(config.intermediate_size, config.hidden_act, self.dtype, name="mlp")
         return x + mlp(norm(name="layer_norm2")(x))
 
 
@@ -186,7 +186,7 @@ class CausalSelfAttention(nn.Module):
         return project(name="out_proj")(out.reshape(x.shape))
 
 
-class Mlp(nn.Module):
+class TextMlp(nn.Module):
     """Two linear layers. [B, T, D] → [B, T, D]."""
 
     width: int

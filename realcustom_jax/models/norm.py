@@ -5,8 +5,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from realcustom_jax.devices.operations import largest_divisor
 from realcustom_jax.devices.platform import Platform
+from realcustom_jax.models.parts import largest_divisor
 
 _AT_ONCE = 256
 """Pixels that are summed at once where a GPU sums many."""

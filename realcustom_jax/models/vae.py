@@ -88,7 +88,7 @@ class MidBlock(nn.Module):
         return block(name="resnets_1")(x)
 
 
-class Stage(nn.Module):
+class ResnetStack(nn.Module):
     """Resnets at one resolution, then the resampler (diffusers `DownEncoderBlock2D`, `UpDecoderBlock2D`)."""
 
     channels: int
@@ -109,7 +109,7 @@ class Stage(nn.Module):
         return x
 
 
-class Encoder(nn.Module):
+class ImageEncoder(nn.Module):
     """images [B,H,W,3] → moments [B,h,w,2·latent_channels]."""
 
     config: VAEConfig
@@ -123,14 +123,14 @@ class Encoder(nn.Module):
         x = conv(c.block_out_channels[0], name="conv_in")(x)
         for i, channels in enumerate(c.block_out_channels):
             resample = "down" if i + 1 < len(c.block_out_channels) else None
-            x = Stage(channels, c.layers_per_block, c.norm_num_groups, resample, self.dtype, self.platform,
+            x = ResnetStack(channels, c.layers_per_block, c.norm_num_groups, resample, self.dtype, self.platform,
                       name=f"down_blocks_{i}")(x)
         x = MidBlock(c.norm_num_groups, c.mid_block_add_attention, self.dtype, self.platform, name="mid_block")(x)
         x = GroupNorm(c.norm_num_groups, 1e-6, self.dtype, self.platform, name="conv_norm_out")(x)
         return conv(2 * c.latent_channels, name="conv_out")(nn.silu(x))
 
 
-class Decoder(nn.Module):
+class ImageDecoder(nn.Module):
     """latents [B,h,w,latent_channels] → images [B,H,W,3]."""
 
     config: VAEConfig
@@ -145,7 +145,7 @@ class Decoder(nn.Module):
         x = MidBlock(c.norm_num_groups, c.mid_block_add_attention, self.dtype, self.platform, name="mid_block")(x)
         for i, channels in enumerate(reversed(c.block_out_channels)):
             resample = "up" if i + 1 < len(c.block_out_channels) else None
-            x = Stage(channels, c.layers_per_block + 1, c.norm_num_groups, resample, self.dtype, self.platform,
+            x = ResnetStack(channels, c.layers_per_block + 1, c.norm_num_groups, resample, self.dtype, self.platform,
                       name=f"up_blocks_{i}")(x)
         x = GroupNorm(c.norm_num_groups, 1e-6, self.dtype, self.platform, name="conv_norm_out")(x)
         return conv(c.out_channels, name="conv_out")(nn.silu(x))
@@ -166,8 +166,8 @@ class Autoencoder(nn.Module):
 
     def setup(self):
         c = self.config
-        self.encoder = Encoder(c, self.dtype, self.platform)
-        self.decoder = Decoder(c, self.dtype, self.platform)
+        self.encoder = ImageEncoder(c, self.dtype, self.platform)
+        self.decoder = ImageDecoder(c, self.dtype, self.platform)
         if c.use_quant_conv:
             self.quant_conv = nn.Conv(2 * c.latent_channels, (1, 1), dtype=self.dtype)
         if c.use_post_quant_conv:

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from realcustom_jax.devices.processes import by_the_first, everywhere
+from realcustom_jax.devices.shared_disk import all_agree, on_first_process
 from realcustom_jax.errors import check_choice
 from realcustom_jax.files import write_json
 
@@ -61,9 +61,9 @@ class Checkpoints:
             if on_existing == "refuse":
                 raise FileExistsError(f"{self.folder} holds checkpoints of an earlier run: resume or overwrite it "
                                       "(on_existing), or choose another folder.")
-            by_the_first(lambda: shutil.rmtree(self.folder))
+            on_first_process(lambda: shutil.rmtree(self.folder))
         check_run(self.folder, run or {})
-        by_the_first(lambda: write_json(self.folder / "run.json", run or {}))
+        on_first_process(lambda: write_json(self.folder / "run.json", run or {}))
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, keep_period=keep_every or None)
         self._manager = ocp.CheckpointManager(self.folder, options=options)
 
@@ -101,7 +101,7 @@ class Checkpoints:
                 if isinstance(caught, MemoryError) or "RESOURCE_EXHAUSTED" in str(caught):
                     raise
                 error = caught
-            if everywhere(error is None):
+            if all_agree(error is None):
                 return restored
             self._set_aside(step, error)
         if steps:
@@ -147,7 +147,7 @@ class Checkpoints:
         first_line = (str(error).splitlines() or [type(error).__name__])[0]
         warnings.warn(f"The checkpoint {damaged} cannot be read ({first_line[:200]}); it is kept as {aside.name}, and "
                       "the one before it is looked at.", stacklevel=3)
-        by_the_first(lambda: damaged.rename(aside))
+        on_first_process(lambda: damaged.rename(aside))
         self._manager.reload()
 
 

@@ -28,7 +28,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from realcustom_jax.devices import sharding
-from realcustom_jax.devices.operations import flops
+from realcustom_jax.devices.flops import flops
 from realcustom_jax.devices.platform import Platform
 from realcustom_jax.devices.sharding import AxisRules
 from realcustom_jax.errors import check_choice
@@ -222,12 +222,12 @@ def fit(name: str, task: Task, settings: TrainSettings, workdir: Path, *, mesh: 
         begin = functools.partial(init_state, settings=settings)
         key = jax.random.key(settings.seed)
         fresh = jax.eval_shape(begin, jax.eval_shape(task.init, key))
-        placed = place(fresh, mesh, rules)
+        placed = choose_shardings(fresh, mesh, rules)
         state = checkpoints.restore(sharding.shapes(fresh, placed))
         if state is None:
             params = sharding.distribute(jax.device_get(task.init(key)), placed.params)
             state = jax.jit(begin, out_shardings=placed)(params)
-        frozen = sharding.distribute(jax.tree.map(np.asarray, task.frozen), place(task.frozen, mesh, rules))
+        frozen = sharding.distribute(jax.tree.map(np.asarray, task.frozen), choose_shardings(task.frozen, mesh, rules))
         start = int(state.step)
         train_step = make_train_step(task.loss, settings, placed)
         first = jax.process_index() == 0  # the process that writes and shows; the others only compute
@@ -276,7 +276,7 @@ def fit(name: str, task: Task, settings: TrainSettings, workdir: Path, *, mesh: 
         return sharding.collect(state.ema, mesh)
 
 
-def place(tree, mesh: Mesh, rules: AxisRules):
+def choose_shardings(tree, mesh: Mesh, rules: AxisRules):
     """Shardings of a tree: by the rules, or, on a mesh that divides no parameter, a copy on every device."""
     if mesh.shape["fsdp"] * mesh.shape["tensor"] == 1:
         return jax.tree.map(lambda _: sharding.replicated(mesh), tree)

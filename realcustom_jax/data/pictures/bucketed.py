@@ -17,7 +17,7 @@ class BucketBatches:
     beginning, and the batches of all buckets are shuffled. Each row's reference is drawn as the curriculum says.
 
     Args:
-        folder: of the dataset, as `folder.write` returns it.
+        folder: of the dataset, as `folder.make_dataset` returns it.
         steps: of the whole training, along which the curriculum moves.
         examples: those of every batch that are served, as indices; None: all. Pictures of others are not read.
     Raises:

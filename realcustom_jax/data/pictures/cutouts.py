@@ -8,7 +8,7 @@ _TURN = 25.0  # degrees to either side
 _SIZES = (0.45, 0.9)  # of the subject in its new square
 
 
-def cut_out(picture: Image.Image, mask: np.ndarray) -> Image.Image:
+def cut_out_subject(picture: Image.Image, mask: np.ndarray) -> Image.Image:
     """The square round a subject's mask [H, W], with its background; what leaves the picture is grey."""
     left, top, side = _square(mask)
     square = Image.new("RGB", (side, side), (127, 127, 127))
@@ -19,7 +19,7 @@ def cut_out(picture: Image.Image, mask: np.ndarray) -> Image.Image:
 def recontextualised(picture: Image.Image, mask: np.ndarray, rng: np.random.Generator, side: int) -> Image.Image:
     """The subject alone, of another size, turned, perhaps mirrored, somewhere on a plain background: [side, side]."""
     left, top, length = _square(mask)
-    subject = cut_out(picture, mask).convert("RGBA")
+    subject = cut_out_subject(picture, mask).convert("RGBA")
     alpha = Image.new("L", (length, length), 0)
     alpha.paste(Image.fromarray(np.uint8(255 * mask)), (-left, -top))
     subject.putalpha(alpha)

@@ -17,8 +17,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from realcustom_jax.conditioning.references import load_image
-from realcustom_jax.data.pictures.cutouts import cut_out, recontextualised
-from realcustom_jax.data.pictures.manifest import Row, fingerprint, read_manifest
+from realcustom_jax.data.pictures.cutouts import cut_out_subject, recontextualised
+from realcustom_jax.data.pictures.manifest import ManifestRow, fingerprint, read_manifest
 from realcustom_jax.files import png
 
 RECONSTRUCTION, AUGMENTED, OTHER_VIEW = 0.0, 0.5, 1.0
@@ -41,7 +41,9 @@ def bucket_of(width: int, height: int, sizes: list[tuple[int, int]]) -> int:
     return int(np.argmin([abs(np.log(width / height) - np.log(w / h)) for w, h in sizes]))
 
 
-def fit(picture: Image.Image, size: tuple[int, int], focus: tuple[float, float]) -> tuple[Image.Image, tuple[int, int]]:
+def cover(
+    picture: Image.Image, size: tuple[int, int], focus: tuple[float, float]
+) -> tuple[Image.Image, tuple[int, int]]:
     """(the picture scaled to cover `size` and cropped to it, the crop's top and left in the scaled picture); `focus`
     (x, y in pixels of the picture) is as near to the middle as the picture allows."""
     scale = max(size[0] / picture.width, size[1] / picture.height)
@@ -117,7 +119,7 @@ def _check(broken: list[str], limit: int) -> None:
                          "Mend them or raise max_broken.")
 
 
-def example(row: Row, sizes: list[tuple[int, int]], reference_side: int, rng: np.random.Generator) -> dict:
+def example(row: ManifestRow, sizes: list[tuple[int, int]], reference_side: int, rng: np.random.Generator) -> dict:
     """The fields of one row. Raises OSError, ValueError: a picture that cannot be read, or a mask that does not fit."""
     picture = _open(row.target)
     mask = _mask(row, picture.size)
@@ -126,11 +128,11 @@ def example(row: Row, sizes: list[tuple[int, int]], reference_side: int, rng: np
         ys, xs = np.nonzero(mask)
         focus = ((xs.min() + xs.max() + 1) / 2, (ys.min() + ys.max() + 1) / 2)
     bucket = bucket_of(*picture.size, sizes)
-    target, corner = fit(picture, sizes[bucket], focus)
+    target, corner = cover(picture, sizes[bucket], focus)
     square = (reference_side, reference_side)
     references = [(_open(path).resize(square, Image.Resampling.BILINEAR), OTHER_VIEW) for path in row.references]
     if mask is not None:
-        references.append((cut_out(picture, mask).resize(square, Image.Resampling.BILINEAR), RECONSTRUCTION))
+        references.append((cut_out_subject(picture, mask).resize(square, Image.Resampling.BILINEAR), RECONSTRUCTION))
     if row.mask is not None:
         references.append((recontextualised(picture, mask, rng, reference_side), AUGMENTED))
     pictures, difficulty = zip(*references, strict=True)
@@ -145,7 +147,7 @@ def _open(path: Path) -> Image.Image:
     return Image.fromarray(np.uint8(np.round(load_image(path) * 255)))
 
 
-def _mask(row: Row, size: tuple[int, int]) -> np.ndarray | None:
+def _mask(row: ManifestRow, size: tuple[int, int]) -> np.ndarray | None:
     """Where the subject is, bool [H, W], or None where the row does not say."""
     if row.mask is not None:
         mask = load_image(row.mask).mean(axis=-1) > 0.5
@@ -178,7 +180,7 @@ def finished(folder: Path) -> bool:
         return False
 
 
-def write(folder: str | os.PathLike, data_dir: str | os.PathLike, *, side: int = 1024, reference_side: int = 768,
+def make_dataset(folder: str | os.PathLike, data_dir: str | os.PathLike, *, side: int = 1024, reference_side: int = 768,
           max_broken: int = 0, seed: int = 0) -> Path:
     """Makes the dataset of a folder under `data_dir`, or finds it made, and returns its own folder in there. A picture
     that changed, wherever it lies, makes another dataset; a folder that was only moved does not. `data_dir` lies

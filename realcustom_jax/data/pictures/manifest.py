@@ -30,7 +30,7 @@ _KEYS = {"target", "caption", "word", "reference", "mask", "box"}
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class ManifestRow:
     """One line. `where` is its number, for messages; box is (left, top, right, bottom)."""
 
     where: str
@@ -42,7 +42,7 @@ class Row:
     box: tuple[float, float, float, float] | None = None
 
 
-def read_manifest(file: Path) -> tuple[list[Row], list[str]]:
+def read_manifest(file: Path) -> tuple[list[ManifestRow], list[str]]:
     """(good rows, one sentence for each broken line), in the file's order; pictures are not opened.
 
     Raises:
@@ -93,7 +93,7 @@ def fingerprint(folder: Path, seen: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def _parse(line: bytes, folder: Path, where: str) -> Row:
+def _parse(line: bytes, folder: Path, where: str) -> ManifestRow:
     try:
         given: Any = json.loads(line)
     except (ValueError, RecursionError) as error:  # of JSON, of its encoding, of its depth
@@ -120,7 +120,8 @@ def _parse(line: bytes, folder: Path, where: str) -> Row:
     files = [folder / given["target"], *(folder / name for name in references), *([mask] if mask else [])]
     if missing := next((path for path in files if not path.is_file()), None):
         raise ValueError(f"the file {missing} does not exist")
-    return Row(where, files[0], caption, word, tuple(files[1:1 + len(references)]), mask, _box(given.get("box")))
+    references = tuple(files[1:1 + len(references)])
+    return ManifestRow(where, files[0], caption, word, references, mask, _box(given.get("box")))
 
 
 def _box(given: Sequence[float] | None) -> tuple[float, float, float, float] | None:

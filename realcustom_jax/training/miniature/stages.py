@@ -23,13 +23,18 @@ from realcustom_jax.data.sprites.bank import paint_bank
 from realcustom_jax.data.sprites.captions import VOCABULARY, Spelling
 from realcustom_jax.data.sprites.world import HELD_OUT_NOUNS, NOUNS, SCENES
 from realcustom_jax.devices.compilation import enable_compilation_cache
-from realcustom_jax.devices.processes import by_the_first
+from realcustom_jax.devices.shared_disk import on_first_process
 from realcustom_jax.errors import check_choice
 from realcustom_jax.evaluation.judge import JudgeConfig, save_judge
 from realcustom_jax.files import write_json
 from realcustom_jax.model_files import bundle, weights
-from realcustom_jax.model_files.adapter import find_adapter, scaled_tokens, split_unet, vision_from_text
-from realcustom_jax.model_files.adapter import to_torch as adapter_tensors
+from realcustom_jax.model_files.adapter import (
+    adapter_tensors,
+    find_adapter,
+    scaled_tokens,
+    split_unet,
+    vision_from_text,
+)
 from realcustom_jax.model_files.source import FolderSource
 from realcustom_jax.models.clip_text import ClipText, ClipTextConfig
 from realcustom_jax.training.loop import fit
@@ -46,7 +51,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     names = tuple(STAGES) if read.stage == "all" else tuple(read.stage.split(","))
     for name in names:
         check_choice("stage", name, ("all", *STAGES))
-    by_the_first(lambda: _bank(read, workdir))
+    on_first_process(lambda: _bank(read, workdir))
     for name in names:
         STAGES[name](read, workdir)
 
@@ -56,7 +61,7 @@ def _bank(config: MiniatureConfig, workdir: Path):
 
 
 def _save_part(workdir: Path, part: str, config: Mapping, tensors: Mapping[str, np.ndarray]) -> None:
-    by_the_first(lambda: bundle.save_part(workdir / "bundle", part, config, bundle.to_half(tensors)))
+    on_first_process(lambda: bundle.save_part(workdir / "bundle", part, config, bundle.to_half(tensors)))
 
 
 _THE_RUN = {"base": ("base",), "adapter": ("curriculum", "adapter")}
@@ -110,7 +115,7 @@ def _encoders(config: MiniatureConfig, workdir: Path) -> None:
 def _judge(config: MiniatureConfig, workdir: Path) -> None:
     model = config.models.judge
     params = _fit("judge", judge.JudgeTask(model, _batches("judge", config, workdir)), config, workdir)
-    by_the_first(lambda: save_judge(workdir / "bundle", JudgeConfig.from_config(model), params))
+    on_first_process(lambda: save_judge(workdir / "bundle", JudgeConfig.from_config(model), params))
 
 
 def _base(config: MiniatureConfig, workdir: Path) -> None:
@@ -122,7 +127,7 @@ def _base(config: MiniatureConfig, workdir: Path) -> None:
         empty_ids=_empty(tokenizer), **_latents(workdir), prediction=config.prediction,
         start=_trained_base(config) if config.warm_start else None, **dataclasses.asdict(config.base))
     params = _fit("base", task, config, workdir)
-    by_the_first(lambda: tokenizer.save_pretrained(workdir / "bundle" / "tokenizer"))
+    on_first_process(lambda: tokenizer.save_pretrained(workdir / "bundle" / "tokenizer"))
     _save_part(workdir, "text_encoder", text_config, weights.to_torch(params["text_encoder"]))
     _save_part(workdir, "unet", unet_config, weights.to_torch(params["unet"]))
 
@@ -167,7 +172,7 @@ def _adapter(config: MiniatureConfig, workdir: Path) -> None:
         latent_size=config.models.unet["sample_size"], preset=config.preset, **options)
     params = _fit("adapter", task, config, workdir)
     _save_part(workdir, "adapter", adapter_config, adapter_tensors(params["projector"], params["vision"]))
-    by_the_first(lambda: _describe(folder, config))
+    on_first_process(lambda: _describe(folder, config))
 
 
 def _empty(tokenizer) -> np.ndarray:

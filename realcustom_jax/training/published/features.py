@@ -90,7 +90,7 @@ class Encoders:
 
 @dataclasses.dataclass(frozen=True)
 class StoredFeatures:
-    """Features on disk; see `write`."""
+    """Features on disk; see `compute_features`."""
 
     folder: Path
 
@@ -119,7 +119,7 @@ class StoredFeatures:
         return np.load(self.folder / f"{name}.npy", mmap_mode="r")
 
 
-def write(encoders: Encoders, data: Path, batches: BucketBatches, parent: Path) -> StoredFeatures:
+def compute_features(encoders: Encoders, data: Path, batches: BucketBatches, parent: Path) -> StoredFeatures:
     """Computes the features of every row of the dataset `data`, which `batches` serve, or finds them computed, in a
     folder within `parent`.
 

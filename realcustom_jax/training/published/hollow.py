@@ -25,7 +25,7 @@ from realcustom_jax.pipeline import Network, Pipeline, TextEncoder
 from realcustom_jax.sampling.solvers import betas
 from realcustom_jax.training.published.config import PublishedConfig
 from realcustom_jax.training.published.features import Encoders
-from realcustom_jax.training.published.fresh_adapter import image_prompt_settings
+from realcustom_jax.training.published.initial_adapter import image_prompt_settings
 from realcustom_jax.training.published.run import PrecomputedTask, PublishedTask
 
 

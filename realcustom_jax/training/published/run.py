@@ -25,27 +25,26 @@ from realcustom_jax.data.pictures import folder
 from realcustom_jax.data.pictures.bucketed import BucketBatches
 from realcustom_jax.devices import sharding
 from realcustom_jax.devices.compilation import enable_compilation_cache
-from realcustom_jax.devices.processes import by_the_first
+from realcustom_jax.devices.shared_disk import on_first_process
 from realcustom_jax.model_files import bundle
-from realcustom_jax.model_files.adapter import find_adapter, merge_unet, split_unet
-from realcustom_jax.model_files.adapter import to_torch as adapter_tensors
+from realcustom_jax.model_files.adapter import adapter_tensors, find_adapter, merge_unet, split_unet
 from realcustom_jax.model_files.source import ModelSource
 from realcustom_jax.pipeline import Network, Pipeline
 from realcustom_jax.training.checkpoints import check_run
 from realcustom_jax.training.dropout import draw_dropped, replace_dropped
 from realcustom_jax.training.loop import fit
 from realcustom_jax.training.published import features
-from realcustom_jax.training.published.backbone import BackboneLoss
 from realcustom_jax.training.published.config import PublishedConfig
 from realcustom_jax.training.published.features import Encoders, StoredFeatures
-from realcustom_jax.training.published.fresh_adapter import with_tokens_like_text, write_fresh_adapter
+from realcustom_jax.training.published.initial_adapter import with_tokens_like_text, write_fresh_adapter
+from realcustom_jax.training.published.loss import AdapterLoss
 
 _PREVIEWS, _LOOKED_AT = 4, 4
 _THE_RUN = ("kind", "side", "preset", "fresh", "curriculum", "snr_limit")
 """What of a configuration may not change while its run goes on; nor may the content of what its paths name."""
 
 
-def run(config: ConfigDict, workdir: Path) -> None:
+def train_adapter(config: ConfigDict, workdir: Path) -> None:
     """Trains `config.train` (see configs/sdxl.py) in `workdir`; the same command resumes.
 
     Raises FileNotFoundError, ValueError: the pictures, the model or the settings cannot be used; names which.
@@ -58,14 +57,14 @@ def run(config: ConfigDict, workdir: Path) -> None:
                          "see docs/scale.md.")
     settings = train.optimization
     mesh = sharding.make_mesh(**dataclasses.asdict(train.mesh))
-    by_the_first(functools.partial(_find_parts, train))  # before the pictures take their hours
+    on_first_process(functools.partial(_find_parts, train))  # before the pictures take their hours
     sizes = {"side": train.side, "reference_side": train.fresh.vision_settings.size}
     pictures = dataclasses.asdict(train.data)
-    by_the_first(lambda: folder.write(data_dir=workdir / "data", **sizes, **pictures))
-    data = folder.write(data_dir=workdir / "data", **sizes, **pictures)
+    on_first_process(lambda: folder.make_dataset(data_dir=workdir / "data", **sizes, **pictures))
+    data = folder.make_dataset(data_dir=workdir / "data", **sizes, **pictures)
     start = Path(train.adapter) if train.adapter else workdir / "fresh" / "adapter"
     if not train.adapter:
-        by_the_first(lambda: write_fresh_adapter(start, train.model, train.vision, train.fresh))
+        on_first_process(lambda: write_fresh_adapter(start, train.model, train.vision, train.fresh))
     # The parts lie in the host's memory until `fit` shares them out: no single chip has to hold all of them.
     with jax.default_device(jax.local_devices(backend="cpu")[0]) if _has_cpu() else contextlib.nullcontext():
         pipeline = Pipeline.load(train.model, start, vision=train.vision or None, tokenizer=train.tokenizer or None,
@@ -90,7 +89,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     adapter = {"image_prompt_settings": find_adapter(start).settings, "conditioning": conditioning,
                "vision_settings": dataclasses.asdict(pipeline.vision_settings)}
     tensors = bundle.to_half(adapter_tensors(params["projector"], params["vision"]))
-    by_the_first(lambda: bundle.save_part(workdir, "adapter", adapter, tensors))
+    on_first_process(lambda: bundle.save_part(workdir, "adapter", adapter, tensors))
 
 
 def _identity(train: Mapping[str, Any], pipeline: Pipeline, data: Path) -> dict[str, Any]:
@@ -117,15 +116,15 @@ def _task(pipeline: Pipeline, data: Path, batches: BucketBatches, workdir: Path,
     limit = train.snr_limit or None
     if not train.precomputed:
         return PublishedTask(pipeline, batches, limit)
-    found = functools.partial(features.write, Encoders(pipeline), data, batches, workdir / "features")
-    by_the_first(found)
+    found = functools.partial(features.compute_features, Encoders(pipeline), data, batches, workdir / "features")
+    on_first_process(found)
     return PrecomputedTask(pipeline, batches, found(), limit)
 
 
 class PublishedTask:
-    """The task of `loop.fit`: {"projector", "vision"} of a pipeline, everything else frozen; see `BackboneLoss`.
+    """The task of `loop.fit`: {"projector", "vision"} of a pipeline, everything else frozen; see `AdapterLoss`.
 
-    Conditions are dropped, for classifier-free guidance, before they are encoded, as often as `BackboneLoss` says.
+    Conditions are dropped, for classifier-free guidance, before they are encoded, as often as `AdapterLoss` says.
     """
 
     def __init__(self, pipeline: Pipeline, batches: BucketBatches, snr_limit: float | None = None):
@@ -133,7 +132,7 @@ class PublishedTask:
         vision, base = split_unet(pipeline.unet.params)
         self.trained = {"projector": pipeline.projector.params, "vision": vision}
         self.frozen = {"unet": base, **self._encoders.params}
-        self._loss = BackboneLoss(pipeline.unet.module, pipeline.projector.module, pipeline.prediction,
+        self._loss = AdapterLoss(pipeline.unet.module, pipeline.projector.module, pipeline.prediction,
                                   snr_limit=snr_limit, betas=pipeline.betas)
 
     def init(self, key):

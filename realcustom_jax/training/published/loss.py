@@ -19,7 +19,7 @@ from realcustom_jax.training.losses import denoising_loss
 
 
 @dataclasses.dataclass(frozen=True)
-class BackboneLoss:
+class AdapterLoss:
     """The loss of {"projector", "vision"}, the projector and the UNet's visual keys and values, with M = 1.
 
     A batch gives latents [B,h,w,C] of unit variance, text [B,T,D], features (a tuple of [B,L,C], see

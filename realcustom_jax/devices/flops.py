@@ -1,4 +1,4 @@
-"""Counting: how much arithmetic a traced program does, and how a length divides."""
+"""How much arithmetic a traced program does."""
 
 import numpy as np
 from jax.extend import core
@@ -22,8 +22,3 @@ def flops(jaxpr: core.Jaxpr) -> int:
         else:
             total += (eqn.params["length"] if eqn.primitive.name == "scan" else 1) * sum(inner)
     return total
-
-
-def largest_divisor(length: int, at_most: int) -> int:
-    """The largest number up to `at_most` that divides `length`: how many of them go at once, in equal parts."""
-    return max(part for part in range(1, at_most + 1) if length % part == 0)

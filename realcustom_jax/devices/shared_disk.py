@@ -7,7 +7,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 
-def by_the_first(change: Callable[[], object]) -> None:
+def on_first_process(change: Callable[[], object]) -> None:
     """A change of the shared disk: the first process makes it once all are here, the others wait until it is made.
 
     What it raises, the first process raises; the others then raise a ValueError that points to it.
@@ -19,13 +19,13 @@ def by_the_first(change: Callable[[], object]) -> None:
             change()
         except Exception as caught:
             error = caught
-    fine = everywhere(error is None)
+    fine = all_agree(error is None)
     if error is not None:
         raise error
     if not fine:
         raise ValueError("the first process could not write what all need; its message says why.")
 
 
-def everywhere(fine: bool) -> bool:
+def all_agree(fine: bool) -> bool:
     """Whether all processes say so."""
     return bool(np.all(multihost_utils.process_allgather(np.array(fine))))

@@ -10,8 +10,8 @@ from jax.experimental.pallas import tpu as pltpu
 
 from realcustom_jax.devices.platform import Platform
 from realcustom_jax.model_files import weights
-from realcustom_jax.models import attend
-from realcustom_jax.models.attend import attention_weights, target_maps, tpu_attention
+from realcustom_jax.models import attention_kernels
+from realcustom_jax.models.attention_kernels import attention_weights, target_maps, tpu_attention
 from realcustom_jax.models.unet import UNet, UNetConfig
 from realcustom_jax.sampling.sampler import Conditioning, sample_latents
 from realcustom_jax.sampling.solvers import make_solver
@@ -44,7 +44,7 @@ def test_the_tpu_kernel_and_its_gradient(tokens):
 def kernels(platform, query, key=None, dtype=jnp.bfloat16):
     """The attention that a platform is given, as a jaxpr's text."""
     query, key = (jax.ShapeDtypeStruct(shape, dtype) for shape in (query, key or query))
-    jaxpr = jax.make_jaxpr(functools.partial(attend.attend, platform=Platform.of(platform)))(query, key, key)
+    jaxpr = jax.make_jaxpr(functools.partial(attention_kernels.attend, platform=Platform.of(platform)))(query, key, key)
     return str(jaxpr)
 
 
@@ -54,7 +54,7 @@ def test_the_platform_chooses_the_kernel_where_the_shapes_suit_it(monkeypatch):
     for plain in (kernels("cpu", long), *(kernels("tpu", shape) for shape in (short, wide, odd))):
         assert "dot_general" in plain and "pallas_call" not in plain
     asked = []
-    monkeypatch.setattr(attend, "_cudnn", lambda query, key, value: asked.append(query) or value)
+    monkeypatch.setattr(attention_kernels, "_cudnn", lambda query, key, value: asked.append(query) or value)
     for dtype, size in ((jnp.bfloat16, 64), (jnp.float16, 40), (jnp.float32, 64), (jnp.bfloat16, 160)):
         kernels("gpu", (1, 8, 2, size), dtype=dtype)
     assert [(x.dtype, x.shape[-1]) for x in asked] == [(jnp.bfloat16, 64), (jnp.float16, 40)]
@@ -68,7 +68,7 @@ def test_the_sampler_asks_cudnn_for_what_it_takes(monkeypatch):
     def kernel(query, key, value):
         assert query.ndim == key.ndim == value.ndim == 4 and query.dtype == jnp.bfloat16
         asked.append(len(query))
-        return attend.plain_attention(query, key, value)
+        return attention_kernels.plain_attention(query, key, value)
 
     @kernel.def_vmap
     def _(size, batched, *inputs):
@@ -78,7 +78,7 @@ def test_the_sampler_asks_cudnn_for_what_it_takes(monkeypatch):
         return out.reshape(size, -1, *out.shape[1:]), True
 
     asked = []
-    monkeypatch.setattr(attend, "_cudnn", kernel)
+    monkeypatch.setattr(attention_kernels, "_cudnn", kernel)
     config = UNetConfig(
         block_out_channels=(16,), layers_per_block=1, cross_attention=(True,), transformer_layers=(2,), heads=(2,),
         cross_attention_dim=8, norm_num_groups=4, use_linear_projection=True, vision=True)
@@ -112,7 +112,7 @@ def test_maps_are_the_mean_over_heads_of_the_targets_weights(pixels, batch):
 @pytest.mark.parametrize("batch", [2, 3])
 def test_maps_by_attending_to_marks(monkeypatch, batch):
     """As on NVIDIA GPUs, of half precision; cuDNN's part is XLA's here."""
-    monkeypatch.setattr(attend, "_cudnn", attend.plain_attention)
+    monkeypatch.setattr(attention_kernels, "_cudnn", attention_kernels.plain_attention)
     query, key, _ = (x.astype(jnp.bfloat16) for x in inputs(12, 5, batch=batch))
     maps = jax.jit(functools.partial(target_maps, platform=Platform.of("gpu")))(query, key, TARGET)
     weights = attention_weights(query, key).mean(axis=1)[:2]

@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from realcustom_jax.devices.operations import largest_divisor
 from realcustom_jax.devices.platform import Platform
 from realcustom_jax.devices.sharding import AxisRules
+from realcustom_jax.models.parts import largest_divisor
 
 _LONG = 2**18
 """N·L from which a TPU's fused kernel pays; the weights of less are small."""
