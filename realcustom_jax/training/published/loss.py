@@ -1,4 +1,8 @@
-"""What trains an adapter on a published model (SD-1.5, SDXL), from features that were computed ahead."""
+"""The loss that trains an adapter on a published model (SD-1.5, SDXL), from what the frozen encoders made of a batch.
+
+Whether they made it within the step or once, ahead of all steps, is the business of the task that calls it (module
+`run`).
+"""
 
 import dataclasses
 
