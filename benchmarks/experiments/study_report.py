@@ -7,13 +7,14 @@ from typing import Any
 import numpy as np
 
 from realcustom_jax.evaluation.metrics import mean_with_interval
+from realcustom_jax.evaluation.report import number_cells
 from realcustom_jax.evaluation.scores import METRICS
 from realcustom_jax.files import write_file
 
 Row = dict[str, Any]
 
 TITLES = {
-    "methods": "The plane: similarity against controllability",
+    "baseline": "What the others are compared with",
     "scope": "How much of the picture a mask keeps",
     "mask": "How maps become masks",
     "freeze": "When the mask is frozen",
@@ -22,6 +23,9 @@ TITLES = {
     "sharing": "How two masks share a picture",
     "training": "Adapters that were trained in other ways",
 }
+
+
+_IN_THE_PLANE = ("baseline", "scope", "guidance", "strength")
 
 
 def write_report(rows: Sequence[Row], file: Path) -> None:
@@ -37,7 +41,7 @@ def write_report(rows: Sequence[Row], file: Path) -> None:
                          if any(row["group"] == group for row in rows))
     before, after = page[: page.index(start) + len(start)], page[page.index(end) :]
     write_file(file, f"{before}\n\n{tables}\n\n{after}".encode())
-    _plot_plane([row for row in rows if row["group"] == "methods"], file.with_name("evidence_plane.png"))
+    _plot_plane([row for row in rows if row["group"] in _IN_THE_PLANE], file.with_name("evidence_plane.png"))
     _plot_scope([row for row in rows if row["group"] == "scope"], file.with_name("evidence_scope.png"))
 
 
@@ -47,17 +51,12 @@ def _section(group: str, rows: Sequence[Row]) -> str:
         of_task = [row for row in rows if row["task"] == task]
         if of_task:
             metrics = METRICS[task]
-            titles = " | ".join(name.replace("_", " ") for name in metrics)
-            lines = [f"| {task} | {titles} |", "|---|" + "--:|" * len(metrics)]
-            lines += [f"| {row['name']} | {' | '.join(_cell(row, name) for name in metrics)} |" for row in of_task]
+            titles = " | ".join(f"{name.replace('_', ' ')} | ±" for name in metrics)
+            lines = [f"| {task} | {titles} |", "|---|" + "--:|" * 2 * len(metrics)]
+            lines += [f"| {row['name']} | {' | '.join(number_cells(_mean(row, name)) for name in metrics)} |"
+                      for row in of_task]
             parts.append("\n".join(lines))
     return "\n\n".join(parts)
-
-
-def _cell(row: Row, metric: str) -> str:
-    entry = _mean(row, metric)
-    low, high = entry["ci95"]
-    return f"{entry['value']:.3f} [{low:.2f}, {high:.2f}]"
 
 
 def _mean(row: Row, metric: str) -> dict[str, Any]:

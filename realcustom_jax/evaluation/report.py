@@ -31,31 +31,27 @@ class TaskResult:
 
 
 def markdown_table(task: str, entry: Mapping[str, Any]) -> str:
-    """Value, interval and the two groups of each metric and method of a task, and `SHOWN`'s paired differences."""
+    """Each metric of each method of a task and of its paired differences, a number a cell: the value and, in a column
+    of its own, how far its 95 % interval reaches to the farther side."""
     metrics = METRICS[task]
-    lines = [f"| method | {' | '.join(name.replace('_', ' ') for name in metrics)} |", "|---|" + "---|" * len(metrics)]
+    titles = [name.replace("_", " ") for name in metrics]
+    lines = [f"| {task} | {' | '.join(f'{name} | ±' for name in titles)} |",
+             "|---|" + "--:|" * 2 * len(metrics)]
     rows = {METHOD_TITLES[method]: scores for method, scores in entry["methods"].items()}
     rows |= {f"painted, {name.replace('_', ' ')}": scores for name, scores in entry["bounds"].items()}
+    rows |= {name.replace("_", " "): scores for name, scores in entry["differences"].items()}
     for title, scores in rows.items():
-        lines.append(f"| {title} | {' | '.join(_cell(scores.get(name)) for name in metrics)} |")
-    for name, scores in entry["differences"].items():
-        lines.append(f"| {name.replace('_', ' ')} | {' | '.join(_difference(scores[name]) for name in metrics)} |")
-    lines += ["", "value [95 % interval over subjects], unseen identities / unseen nouns; differences are paired"]
+        sign = "+" if title.startswith("fused minus") else ""
+        lines.append(f"| {title} | {' | '.join(number_cells(scores.get(name), sign) for name in metrics)} |")
     return "\n".join(lines)
 
 
-def _cell(score: Mapping[str, Any] | None) -> str:
+def number_cells(score: Mapping[str, Any] | None, sign: str = "") -> str:
+    """Two cells of a table: a score's value and the farther side of its interval. `sign` "+" shows a value's sign."""
     if score is None:
-        return "–"
-    low, high = score["ci95"]
-    groups = (score["held_out_identities"], score["held_out_nouns"])
-    shown = " / ".join("–" if x is None else f"{x:.2f}" for x in groups)
-    return f"{score['value']:.3f} [{low:.2f}, {high:.2f}], {shown}"
-
-
-def _difference(score: Mapping[str, Any]) -> str:
-    low, high = score["ci95"]
-    return f"{score['value']:+.3f} [{low:+.2f}, {high:+.2f}]"
+        return "– | –"
+    reach = max(abs(end - score["value"]) for end in score["ci95"])
+    return f"{score['value']:{sign}.3f} | {reach:.2f}"
 
 
 def task_sheet(result: TaskResult) -> Image.Image:
