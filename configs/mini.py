@@ -2,6 +2,10 @@
 
     python train.py --config=configs/mini.py --workdir=runs/mini                    # all stages, in order
     python train.py --config=configs/mini.py --workdir=runs/mini --config.stage=base   # one stage
+
+The bundled miniature was trained with these settings on 2026-11-27, on one NVIDIA H200 with jax 0.11.2: 1480 s in all,
+compiling included, in three calls with the same workdir. The autoencoder, the encoders and the judge need nothing of
+each other; there they ran side by side, in 300 s.
 """
 
 import ml_collections
@@ -62,7 +66,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.models.judge = {"widths": [32, 64, 96], "hidden": 192, "groups": 8}
     config.prediction = "v_prediction"
     # How the trained model is used, see `presets.Preset`.
-    config.preset = {"refine": 2}
+    config.preset = {"scope": 0.25, "binary": True, "refine": 2, "overlap": "argmax_mean"}
     config.base = {
         "placed": 0.05,  # weight of drawing a noun's attention to its thing
         "pooled_told": 0.25,  # how often the pooled text, too, tells what things look like
@@ -79,9 +83,9 @@ def get_config() -> ml_collections.ConfigDict:
         "autoencoder": {"steps": 4000, "batch_size": 32, "learning_rate": 2e-3, "decay": 0.6},
         "encoders": {"steps": 4000, "batch_size": 128, "learning_rate": 2e-3, "decay": 0.6, "optimizer": "muon"},
         "judge": {"steps": 4000, "batch_size": 64, "learning_rate": 2e-3, "decay": 0.5, "ema": 0.995},
-        "base": {"steps": 18_000, "batch_size": 256, "learning_rate": 1.5e-3, "decay": 0.6, "ema": 0.9985,
+        "base": {"steps": 8000, "batch_size": 256, "learning_rate": 1.5e-3, "decay": 0.6, "ema": 0.9985,
                  "optimizer": "muon"},
-        "adapter": {"steps": 10_000, "batch_size": 128, "learning_rate": 2e-3, "decay": 0.6, "ema": 0.9985,
+        "adapter": {"steps": 6000, "batch_size": 128, "learning_rate": 2e-3, "decay": 0.6, "ema": 0.9985,
                     "optimizer": "muon"},
     }
     for settings in config.optimization.values():

@@ -37,3 +37,20 @@ def mini_pipeline(mini_folder):
     from realcustom_jax.pipeline import Pipeline
 
     return Pipeline.load(mini_folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_bank():
+    """Two identities of each noun in two poses and two views of each scene, as small as they can be told apart."""
+    from realcustom_jax.data.sprites.bank import BankConfig, paint_bank
+
+    return paint_bank(BankConfig(identities=36, poses=2, scenes=2, side=32, cut_out=36))
+
+
+@pytest.fixture(scope="session")
+def sprite_tokenizer():
+    """The painted world's, with prompts of 32 tokens."""
+    from realcustom_jax.conditioning.prompts import build_tokenizer
+    from realcustom_jax.data.sprites.captions import VOCABULARY
+
+    return build_tokenizer(VOCABULARY, max_length=32)

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -43,14 +44,14 @@ _ADAPTER = {
         size=SIDE, encoder_size=ENCODER_SIDE, split=2, local="tiles", siglip_layers=(0, 1), dino_layers=(0, 1)))}
 
 
-def write_mini_bundle(folder: Path, kind: str = "mini") -> Path:
+def write_mini_bundle(folder: Path, kind: str = "mini", *, words: Sequence[str] = WORDS, length: int = LENGTH) -> Path:
     """Writes the model to `folder` and returns it; the same numbers every time.
 
     `kind`: "mini", or the conditioning of "sdxl" (two text encoders, the second with a projection) or "sd15" (one, and
-    no pooled text).
+    no pooled text). Prompts have `length` tokens and are made of `words`.
     """
     rng = np.random.default_rng(0)
-    tokenizer = build_tokenizer(WORDS, max_length=LENGTH)
+    tokenizer = build_tokenizer(words, max_length=length)
     tokenizer.save_pretrained(folder / "tokenizer")
     width = 2 * WIDTH if kind == "sdxl" else WIDTH
     base = {**_UNET, "cross_attention_dim": width}
@@ -59,7 +60,7 @@ def write_mini_bundle(folder: Path, kind: str = "mini") -> Path:
     adapter = copy.deepcopy(_ADAPTER)
     adapter["image_prompt_settings"]["vision_projection_config"]["params"]["out_dim"] = width
     text = {"vocab_size": len(tokenizer), "hidden_size": WIDTH, "intermediate_size": 32, "num_hidden_layers": 1,
-            "num_attention_heads": 2, "max_position_embeddings": LENGTH, "eos_token_id": tokenizer.eos_token_id}
+            "num_attention_heads": 2, "max_position_embeddings": length, "eos_token_id": tokenizer.eos_token_id}
     bundle.save_part(folder, "text_encoder", text, _weights(
         rng, ClipText(ClipTextConfig.from_config(text)), jnp.zeros((1, 2), jnp.int32)))
     if kind == "sdxl":
@@ -85,7 +86,7 @@ def write_mini_bundle(folder: Path, kind: str = "mini") -> Path:
     write_json(folder / "scheduler" / "scheduler_config.json", {"beta_schedule": "scaled_linear"})
     write_json(folder / "model_index.json", {"_class_name": "StableDiffusionXLPipeline"})
     write_json(folder / "vocabulary.json", {
-        "nouns": NOUNS, "held_out_nouns": HELD_OUT_NOUNS, "scenes": SCENES, "words": WORDS})
+        "nouns": NOUNS, "held_out_nouns": HELD_OUT_NOUNS, "scenes": SCENES, "words": list(words)})
     return folder
 
 

@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -118,6 +120,53 @@ def test_a_made_dataset_is_found_and_a_changed_manifest_makes_another(pictures, 
         make_dataset(tmp_path, tmp_path)
     with pytest.raises(FileNotFoundError, match="needs a manifest.jsonl"):
         read_manifest(tmp_path / "manifest.jsonl")
+
+
+@pytest.mark.parametrize("damage", ["no info", "no shard", "cut shard", "temporary folder only"])
+def test_a_half_written_dataset_is_rebuilt(pictures, tmp_path, damage):
+    write_manifest(pictures, *GOOD)
+    folder = make_dataset(pictures, tmp_path / "data", side=128, reference_side=64)
+    before = Split(folder, "train")[1]
+    shard = next(folder.glob("*array_record*"))
+    if damage == "no info":
+        (folder / "dataset_info.json").unlink()
+    elif damage == "no shard":
+        shard.unlink()
+    elif damage == "cut shard":
+        shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])
+    else:
+        folder.rename(folder.with_name("incomplete.XYZ_1.0.0"))
+    assert make_dataset(pictures, tmp_path / "data", side=128, reference_side=64) == folder
+    again = Split(folder, "train")
+    assert len(again) == len(GOOD) and all(np.array_equal(again[1][field], value) for field, value in before.items())
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
+def test_what_is_not_in_a_dataset_is_named(pictures, tmp_path):
+    write_manifest(pictures, GOOD[0])
+    folder = make_dataset(pictures, tmp_path / "data", side=128, reference_side=64)
+    some = Split(folder, "train", fields=["word", "caption"])[0]
+    assert {name: str(value) for name, value in some.items()} == {"word": "toy", "caption": "a toy in the jungle"}
+    with pytest.raises(FileNotFoundError, match="no finished dataset"):
+        Split(tmp_path, "train")
+    with pytest.raises(ValueError, match="validation.*train"):
+        Split(folder, "validation")
+    with pytest.raises(ValueError, match="words'.*word"):
+        Split(folder, "train", fields=["words"])
+
+
+@pytest.mark.slow
+def test_writing_and_reading_need_no_tensorflow(pictures, tmp_path):
+    write_manifest(pictures, *GOOD)
+    code = f"""
+import sys
+from realcustom_jax.data import loader
+from realcustom_jax.data.pictures import folder
+made = folder.make_dataset({str(pictures)!r}, {str(tmp_path / "data")!r}, side=128, reference_side=64)
+loader.Split(made, "train")[0]
+assert "tensorflow" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=120)
 
 
 def test_a_changed_picture_is_noticed_wherever_it_lies(pictures, tmp_path):

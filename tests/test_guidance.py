@@ -244,7 +244,7 @@ def test_every_way_of_sharing_gives_each_place_to_one_reference(way):
 
 
 def test_two_things_of_equal_size_share_the_picture_however_flat_a_map_is():
-    """Each map is highest on its own half; the second one is nearly flat, and normalised by its maximum it would win."""
+    """Each map is highest on its own half; the second is nearly flat and, normalised by its maximum, would win."""
     left = jnp.linspace(1, 0.05, 8)
     maps = [jnp.stack([jnp.tile(left, (8, 1)), 0.9 + 0.1 * jnp.tile(left[::-1], (8, 1))])[None]]
     shares = {way: (np.asarray(rc.subject_mask(maps, size=(8, 8), scope=1.0, overlap=way)) > 0).mean((0, 2, 3))

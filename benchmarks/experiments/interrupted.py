@@ -2,8 +2,9 @@
 
     python -m benchmarks.experiments.interrupted --workdir runs/mini
 
-Trains the miniature's adapter with train.py for a few steps, on the frozen parts and the data of WORKDIR, in the ways
-below, and compares losses and the bytes of the adapter with those of the first. All is written to a temporary folder.
+Trains the miniature's adapter with train.py for a few steps, on the frozen parts in WORKDIR/bundle (the bundled
+miniature's where there is none) and a small bank of paintings, in the ways below, and compares losses and the bytes of
+the adapter with those of the first. All is written to a temporary folder.
 
     one            one device
     one | one      killed (SIGKILL) once half of the steps are saved, and started again
@@ -15,6 +16,7 @@ below, and compares losses and the bytes of the adapter with those of the first.
 import argparse
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -25,7 +27,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from benchmarks.common import parser_of
-from benchmarks.experiments.branch import branch
+from realcustom_jax.model_files.locate import ASSETS
 
 WAYS = {"one": (1,), "eight": (8,), "four+four": (4, 4)}
 RUNS = [("one",), ("one", "one"), ("eight",), ("four+four",), ("eight", "four+four"), ("four+four", "eight")]
@@ -40,7 +42,7 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for run in tqdm(RUNS, unit="run"):
-            place = branch(options.workdir, Path(folder) / str(len(rows)), options.workdir / "cache")
+            place = branch(options.workdir, Path(folder) / str(len(rows)), Path(folder) / "bank")
             for way in run[:-1]:
                 train(place, WAYS[way], options, kill=True)
             train(place, WAYS[run[-1]], options)
@@ -56,10 +58,20 @@ def main() -> None:
         print(f"| {name} | {found[options.steps - 1]:.8f} | {difference:.1e} | {same} |")
 
 
+def branch(workdir: Path, place: Path, bank: Path) -> Path:
+    """Makes `place`, with a copy of the parts of `workdir` and the paintings in `bank`, which serve all runs."""
+    bank.mkdir(exist_ok=True)
+    trained = workdir / "bundle"
+    shutil.copytree(trained if trained.is_dir() else ASSETS / "mini", place / "bundle")
+    (place / "bank").symlink_to(bank)
+    return place
+
+
 def train(place: Path, devices: tuple[int, ...], options: argparse.Namespace, kill: bool = False) -> None:
     """train.py, a process for each of `devices`; with `kill` only until half of the steps are saved."""
     adapter, half = "--config.optimization.adapter", options.steps // 2
     command = [sys.executable, "train.py", "--config=configs/mini.py", f"--workdir={place}", "--config.stage=adapter",
+               "--config.data.identities=360", "--config.data.scenes=8",
                f"{adapter}.steps={options.steps}", f"{adapter}.batch_size={options.batch_size}",
                f"{adapter}.save_every={half}", f"{adapter}.sample_every=0", f"{adapter}.log_every=1"]
     if len(devices) > 1:

@@ -1,1 +1,1 @@
-"""Data: the painted sprite world, its dataset and the loader."""
+"""Data: the painted sprite world, folders of your own pictures, and the reader of their datasets."""

@@ -1,19 +1,11 @@
-"""Reads a written dataset and serves it in batches whose order is a pure function of (seed, step).
+"""Reads a written dataset: random access to its rows, without TensorFlow."""
 
-Batch `s` is `batches(...)[s]`: nothing has to be replayed to resume a run at any step, and the order does not depend
-on what was read before.
-"""
-
-import functools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-import grain
 import numpy as np
 import tensorflow_datasets as tfds
-
-Arrays = Mapping[str, np.ndarray]
 
 
 class _Skip(tfds.decode.SkipDecoding):
@@ -57,59 +49,3 @@ def _as_array(value) -> np.ndarray:
     if isinstance(value, list):
         return np.stack([_as_array(item) for item in value])
     return np.asarray(value)
-
-
-def _stack(rows: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    # Each field leaves the rows as it is stacked, so that a whole split is never in memory twice.
-    return {field: np.stack([row.pop(field) for row in rows]) for field in tuple(rows[0])}
-
-
-def load_arrays(
-    folder: str | os.PathLike, split: str, *, fields: Sequence[str] | None = None
-) -> dict[str, np.ndarray]:
-    """Reads a whole split (or some fields of it) into memory; every array has the rows on its first axis."""
-    rows = Split(folder, split, fields=fields)
-    return _stack([rows[i] for i in range(len(rows))])
-
-
-def rows_without(nouns: np.ndarray, excluded: Sequence[int]) -> np.ndarray:
-    """Indices of the rows none of whose `nouns` [N, subjects] is in `excluded`."""
-    return np.flatnonzero(~np.isin(nouns, excluded).any(1))
-
-
-def batches(
-    source: Split | Arrays,
-    *,
-    batch_size: int,
-    seed: int,
-    rows: np.ndarray | None = None,
-) -> grain.MapDataset:
-    """Shuffled batches of `source` without end, indexable by step.
-
-    Args:
-      source: a `Split`, or a dict of arrays with the rows on their first axis.
-      batch_size: rows of a batch.
-      seed: of the order; every epoch has its own, and serves each row once.
-      rows: indices of the rows to serve; all by default.
-
-    Returns:
-      A Grain dataset of dicts of arrays [batch_size, ...].
-    """
-    if isinstance(source, Mapping):
-        gather = functools.partial(_gather, source)
-        length = len(next(iter(source.values())))
-    else:
-        gather = functools.partial(_read, source)
-        length = len(source)
-    rows = np.arange(length) if rows is None else np.asarray(rows)
-    if not len(rows):
-        raise ValueError("There are no rows to make batches of.")
-    return grain.MapDataset.source(rows).shuffle(seed).repeat().batch(batch_size, drop_remainder=True).map(gather)
-
-
-def _gather(arrays: Arrays, indices: np.ndarray) -> dict[str, np.ndarray]:
-    return {field: array[indices] for field, array in arrays.items()}
-
-
-def _read(split: Split, indices: np.ndarray) -> dict[str, np.ndarray]:
-    return _stack([split[i] for i in indices])

@@ -73,10 +73,7 @@ def make_cases(task: str, num_subjects: int, seed: int, config: BankConfig = Ban
     The same numbers give the same cases, and the first things, scenes and noise are the same in all tasks.
     Raises ValueError for fewer than one subject or a negative seed.
     """
-    if num_subjects < 1:
-        raise ValueError(f"The number of subjects is {num_subjects}; at least 1 is needed.")
-    if seed < 0:
-        raise ValueError(f"The seed is {seed}; give a number from 0 on.")
+    check_request(num_subjects, seed)
     rng = np.random.default_rng((seed, 0))
     cases = []
     for subject, noun in enumerate(_nouns(rng, num_subjects)):
@@ -93,6 +90,14 @@ def make_cases(task: str, num_subjects: int, seed: int, config: BankConfig = Ban
         targets = (0,) if task in ("one", "bystander") else (0, 1)
         cases += [Case(task, subject, things, references, targets, scene, noise) for scene in scenes]
     return cases
+
+
+def check_request(num_subjects: int, seed: int) -> None:
+    """Raises ValueError for numbers of which no cases can be made."""
+    if num_subjects < 1:
+        raise ValueError(f"The number of subjects is {num_subjects}; at least 1 is needed.")
+    if seed < 0:
+        raise ValueError(f"The seed is {seed}; give a number from 0 on.")
 
 
 def photograph(rng: np.random.Generator, things: Sequence[Identity], scenes: Sequence[str],

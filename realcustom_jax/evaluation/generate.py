@@ -56,6 +56,11 @@ class Generator:
         pipeline = Pipeline.load(model, adapter)
         return cls(pipeline, load_judge(ModelSource.open(model).root))
 
+    @property
+    def picture_size(self) -> int:
+        """The side of the pictures that it makes, in pixels."""
+        return self.pipeline.picture_size(None, None)[0]
+
     def sampler(self, phrases: int) -> dict[str, Any]:
         """How sequential and fused sample: the pipeline's defaults."""
         preset, side = self.pipeline.preset, self.pipeline.sample_size
@@ -74,7 +79,7 @@ class Generator:
         kind = "text_only" if method == "described" else method
         latents, used = _generate(*inputs, target, kind=kind, solver=solver, **options)
         # The mask of the finished picture, noised again to the last step before the freeze.
-        time = int(solver.timesteps[options["freeze_mask_step"] - 1]) if options["freeze_mask_step"] < _STEPS else 0
+        time = int(solver.timesteps[min(options["freeze_mask_step"], _STEPS) - 1])
         signal = float(np.sqrt(np.cumprod(1 - np.asarray(self.pipeline.betas, np.float64))[time]))
         masks, maps = _masks_of(unet.module, unet.params, latents, noise, positive, target, time, signal,
                                 mask=options["mask"])

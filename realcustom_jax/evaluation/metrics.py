@@ -1,13 +1,9 @@
 """Scores of single pictures and what to say of many: pure numpy, nothing here knows of networks or files."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-
-
-def agreement(predicted: np.ndarray, true: np.ndarray) -> np.ndarray:
-    """The share of equal entries in each row: [N,K] class indices twice → float [N] in [0, 1]."""
-    return (np.asarray(predicted) == np.asarray(true)).mean(axis=1)
 
 
 def roc_area(values: np.ndarray, positive: np.ndarray) -> float:
@@ -72,6 +68,13 @@ def summarize(values: np.ndarray, subjects: np.ndarray, held_out_noun: np.ndarra
         **mean_with_interval(values, subjects),
         **{name: _rounded(group.mean()) if group.size else None for name, group in groups.items()},
     }
+
+
+def quality(scores: Mapping[str, np.ndarray], metrics: Sequence[str]) -> np.ndarray:
+    """How good pictures are on the whole, to sort them: the mean [N] of what is reported of their contents, where
+    `swapped` counts against them; masks do not count."""
+    return np.mean([1 - scores[name] if name == "swapped" else scores[name]
+                    for name in metrics if name != "mask_auc"], axis=0)
 
 
 def _rounded(x: float) -> float:

@@ -1,4 +1,4 @@
-"""The scores as a table and the pictures behind them as contact sheets."""
+"""The scores as tables and the pictures behind them as contact sheets."""
 
 import dataclasses
 import textwrap
@@ -8,67 +8,111 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from realcustom_jax.contact_sheet import in_square, mask_overlay
 from realcustom_jax.evaluation.cases import Case
+from realcustom_jax.evaluation.metrics import quality
 from realcustom_jax.evaluation.scores import METRICS, Generated
-from realcustom_jax.models.resize import resize_bilinear
 
 METHOD_TITLES = {"text_only": "text only", "described": "described", "no_mask": "no mask",
                  "sequential": "sequential", "fused": "fused"}
-_CELL, _GAP, _LABEL = 128, 6, 150
+SHOWN = "fused"
+"""The method whose masks the sheets show and whose worst cases are looked for."""
+_CELL, _GAP, _LABEL, _TITLE = 128, 6, 176, 20
+_SHEET_ROWS, _FAILURES = 12, 8
 
 
-def markdown_table(report: Mapping[str, Any]) -> str:
-    """Value, interval and the two groups of each metric and method, as a Markdown table."""
-    lines = [
-        f"| method | {' | '.join(name.replace('_', ' ') for name in METRICS)} |",
-        "|---|" + "---|" * len(METRICS),
-    ]
-    rows = {METHOD_TITLES[method]: entry for method, entry in report["methods"].items()}
-    rows |= {f"painted, {name.replace('_', ' ')}": entry for name, entry in report["bounds"].items()}
-    for title, entry in rows.items():
-        lines.append(f"| {title} | {' | '.join(_cell(entry.get(name)) for name in METRICS)} |")
-    lines += ["", "value [95 % interval over subjects], unseen identities / unseen nouns"]
+@dataclasses.dataclass(frozen=True)
+class TaskResult:
+    """The N cases of a task, what each method made of them, and each method's scores [N]."""
+
+    cases: Sequence[Case]
+    outputs: Mapping[str, Generated]
+    scores: Mapping[str, Mapping[str, np.ndarray]]
+
+
+def markdown_table(task: str, entry: Mapping[str, Any]) -> str:
+    """Each metric of each method of a task and of its paired differences, a number a cell: the value and, in a column
+    of its own, how far its 95 % interval reaches to the farther side."""
+    metrics = METRICS[task]
+    titles = [name.replace("_", " ") for name in metrics]
+    lines = [f"| {task} | {' | '.join(f'{name} | ±' for name in titles)} |",
+             "|---|" + "--:|" * 2 * len(metrics)]
+    rows = {METHOD_TITLES[method]: scores for method, scores in entry["methods"].items()}
+    rows |= {f"painted, {name.replace('_', ' ')}": scores for name, scores in entry["bounds"].items()}
+    rows |= {name.replace("_", " "): scores for name, scores in entry["differences"].items()}
+    for title, scores in rows.items():
+        sign = "+" if title.startswith("fused minus") else ""
+        lines.append(f"| {title} | {' | '.join(number_cells(scores.get(name), sign) for name in metrics)} |")
     return "\n".join(lines)
 
 
-def _cell(score: Mapping[str, Any] | None) -> str:
+def number_cells(score: Mapping[str, Any] | None, sign: str = "") -> str:
+    """Two cells of a table: a score's value and the farther side of its interval. `sign` "+" shows a value's sign."""
     if score is None:
-        return "–"
-    low, high = score["ci95"]
-    groups = (score["held_out_identities"], score["held_out_nouns"])
-    shown = " / ".join("–" if x is None else f"{x:.2f}" for x in groups)
-    return f"{score['value']:.3f} [{low:.2f}, {high:.2f}], {shown}"
+        return "– | –"
+    reach = max(abs(end - score["value"]) for end in score["ci95"])
+    return f"{score['value']:{sign}.3f} | {reach:.2f}"
 
 
-def contact_sheet(cases: Sequence[Case], outputs: Mapping[str, Generated], rows: Sequence[int],
-                  similarity: np.ndarray) -> Image.Image:
-    """One row for each case in `rows`: prompt, reference, each method's output, and where the last method's mask lay.
+def task_sheet(result: TaskResult) -> Image.Image:
+    """One row for the first case of each of the first subjects."""
+    cases = result.cases
+    first = [i for i, case in enumerate(cases) if i == 0 or case.subject != cases[i - 1].subject]
+    return _sheet([_Row.of(result, i) for i in first[:_SHEET_ROWS]])
 
-    similarity: [N], of the last method, is written below the prompt.
-    """
-    titles = ["reference", *(METHOD_TITLES[method] for method in outputs), "mask"]
-    font = ImageFont.load_default(size=13)
-    width = _LABEL + (_CELL + _GAP) * len(titles)
-    sheet = Image.new("RGB", (width, _GAP + 20 + (_CELL + _GAP) * len(rows)), "white")
+
+def worst_cases(results: Sequence[TaskResult]) -> Image.Image:
+    """The cases of all tasks with which `SHOWN` does worst, the worst first (see `metrics.quality`)."""
+    scored = [(value, number, i) for number, result in enumerate(results)
+              for i, value in enumerate(quality(result.scores[SHOWN], METRICS[result.cases[0].task]))]
+    return _sheet([_Row.of(results[number], i) for _, number, i in sorted(scored)[:_FAILURES]])
+
+
+@dataclasses.dataclass(frozen=True)
+class _Row:
+    """What a sheet says and shows of one case: the references, a picture of each method, an overlay of each mask."""
+
+    label: str
+    references: Sequence[Image.Image]
+    pictures: Mapping[str, Image.Image]
+    masks: Sequence[Image.Image]
+
+    @classmethod
+    def of(cls, result: TaskResult, index: int) -> "_Row":
+        case, scores = result.cases[index], result.scores[SHOWN]
+        label = [case.task, *textwrap.wrap(str(case.prompt), 24), ""]
+        label += [f"{name.replace('_', ' ')} {scores[name][index]:.2f}" for name in METRICS[case.task]]
+        pictures = {method: Image.fromarray(made.images[index]) for method, made in result.outputs.items()}
+        masks = result.outputs[SHOWN].masks[index]
+        overlays = [mask_overlay(pictures[SHOWN], mask[None], first=i) for i, mask in enumerate(masks)]
+        return cls("\n".join(label), [Image.fromarray(reference) for reference in case.references], pictures, overlays)
+
+
+def _sheet(rows: Sequence[_Row]) -> Image.Image:
+    """The rows below the titles of their columns; where a row has fewer references or masks, its cell stays empty."""
+    references, masks = (max(len(getattr(row, name)) for row in rows) for name in ("references", "masks"))
+    methods = list(rows[0].pictures)
+    titles = [*_numbered("reference", references), *(METHOD_TITLES[method] for method in methods),
+              *_numbered("mask", masks)]
+    font, small = ImageFont.load_default(size=13), ImageFont.load_default(size=11)
+    top = _GAP + _TITLE
+    sheet = Image.new("RGB", (_LABEL + (_CELL + _GAP) * len(titles), top + (_CELL + _GAP) * len(rows)), "white")
     draw = ImageDraw.Draw(sheet)
     for column, title in enumerate(titles):
         draw.text((_LABEL + (_CELL + _GAP) * column, _GAP), title, fill="black", font=font)
-    last = list(outputs.values())[-1]
-    for line, index in enumerate(rows):
-        case, top = cases[index], _GAP + 20 + (_CELL + _GAP) * line
-        _, *attributes = dataclasses.astuple(case.identity)
-        label = [*textwrap.wrap(case.prompt, 20), "", *textwrap.wrap(", ".join(attributes), 22), "",
-                 f"similarity {similarity[index]:.1f}"]
-        draw.multiline_text((_GAP, top), "\n".join(label), fill="black", font=font)
-        pictures = [case.reference, *(made.images[index] for made in outputs.values()),
-                    mask_overlay(last.images[index], last.masks[index])]
-        for column, picture in enumerate(pictures):
-            cell = Image.fromarray(picture).resize((_CELL, _CELL), Image.Resampling.BICUBIC)
-            sheet.paste(cell, (_LABEL + (_CELL + _GAP) * column, top))
+    for line, row in enumerate(rows):
+        y = top + (_CELL + _GAP) * line
+        draw.multiline_text((_GAP, y), row.label, fill="black", font=small, spacing=2)
+        cells = [*_padded(row.references, references), *row.pictures.values(), *_padded(row.masks, masks)]
+        for column, picture in enumerate(cells):
+            if picture is not None:
+                sheet.paste(in_square(picture, _CELL), (_LABEL + (_CELL + _GAP) * column, y))
     return sheet
 
 
-def mask_overlay(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """The picture uint8 [H,W,3], darkened where the mask [h,w] in [0, 1] is low."""
-    strength = np.asarray(resize_bilinear(np.asarray(mask, np.float32)[None, ..., None], image.shape[:2]))[0]
-    return np.round(image * (0.25 + 0.75 * np.clip(strength, 0, 1))).astype(np.uint8)
+def _numbered(title: str, count: int) -> list[str]:
+    return [title] if count == 1 else [f"{title} {i + 1}" for i in range(count)]
+
+
+def _padded(pictures: Sequence[Image.Image], count: int) -> list[Image.Image | None]:
+    return [*pictures, *[None] * (count - len(pictures))]

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import tensorflow_datasets as tfds
+from array_record.python.array_record_module import ArrayRecordReader
 from PIL import Image
 from tqdm import tqdm
 
 from realcustom_jax.conditioning.references import load_image
 from realcustom_jax.data.pictures.cutouts import cut_out_subject, recontextualised
 from realcustom_jax.data.pictures.manifest import ManifestRow, fingerprint, read_manifest
-from realcustom_jax.data.sprites.builder import finished
 from realcustom_jax.files import png
 
 RECONSTRUCTION, AUGMENTED, OTHER_VIEW = 0.0, 0.5, 1.0
@@ -165,6 +165,19 @@ def _mask(row: ManifestRow, size: tuple[int, int]) -> np.ndarray | None:
     if not mask.any():
         raise ValueError(f"the box {list(row.box)} lies outside its target of {size[0]} x {size[1]}")
     return mask
+
+
+def finished(folder: Path) -> bool:
+    """Whether every file of a dataset is there, whole, and holds the rows that the dataset says it has."""
+    if not (folder / "dataset_info.json").is_file():
+        return False
+    splits = tfds.builder_from_directory(folder).info.splits.values()
+    try:
+        return all(
+            sum(ArrayRecordReader(str(path)).num_records() for path in split.filepaths) == split.num_examples
+            for split in splits)
+    except (FileNotFoundError, RuntimeError, ValueError):
+        return False
 
 
 def make_dataset(folder: str | os.PathLike, data_dir: str | os.PathLike, *, side: int = 1024, reference_side: int = 768,

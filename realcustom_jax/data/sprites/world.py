@@ -1,8 +1,7 @@
-"""The sprite world: identities, placements, captions, and the painter that turns them into pictures.
+"""The sprite world: identities, placements, and the painter that turns them into pictures.
 
-A *noun* is what a caption names; an *identity* (two colours, a pattern, an accessory, a build) is what it does not,
-and what a reference image has to tell. A *description* names both, as the captions of real pictures often do: what a
-text-to-image model learns from. Everything is deterministic by seed.
+A *noun* is what every caption names; an *identity* (two colours, a pattern, an accessory, a build) is what a caption
+may leave out (module `captions`), and what a reference image then has to tell. Everything is deterministic by seed.
 """
 
 import hashlib
@@ -57,7 +56,6 @@ FRAME = 1.7
 """Side of a cut-out, in heights of the thing in it."""
 _BUILD_WIDTH = {"slim": 0.78, "stout": 1.2}
 _WIDEST = 1.35  # a figure's width in units of its size; wider ones shrink to fit
-_STUDIO = (232, 230, 226)
 # Inks whose colour no identity changes, after the identity's own: index 0 is "nothing painted".
 _FIXED_INKS: dict[str, tuple[int, int, int]] = {
     "dark": (38, 32, 44),
@@ -157,56 +155,6 @@ def random_identity(
             return identity
 
 
-def random_placement(
-    rng: np.random.Generator, *, subjects: int = 1, spread: float = 1.0
-) -> tuple[Placement, ...]:
-    """Draws places for one or two subjects, left to right in random order; a tuple of `subjects` placements.
-
-    `spread` in [0, 1] scales how far place, size and pose leave the canonical middle; the facing is free.
-    """
-    if subjects not in (1, 2):
-        raise ValueError(f"subjects is {subjects}; a scene holds 1 or 2.")
-    if not 0 <= spread <= 1:
-        raise ValueError(f"spread is {spread}; expected a number in [0, 1].")
-    low, high = (0.44, 0.72) if subjects == 1 else (0.34, 0.44)
-    centres = (0.5,) if subjects == 1 else tuple(rng.permutation((0.27, 0.73)))
-    reach = 0.2 if subjects == 1 else 0.04
-    return tuple(
-        Placement(
-            x=float(centre + spread * rng.uniform(-reach, reach)),
-            y=float(0.6 + spread * rng.uniform(-0.1, 0.1)),
-            size=float((low + high) / 2 + spread * rng.uniform(-0.5, 0.5) * (high - low)),
-            facing=("left", "right")[rng.integers(2)],
-            pose=float(spread * rng.uniform(-1, 1)),
-        )
-        for centre in centres
-    )
-
-
-def caption(nouns: Sequence[str], scene: str) -> str:
-    """ "a dog on the beach", "an elephant and a car in space"."""
-    for noun in nouns:
-        _one_of("noun", noun, NOUNS)
-    _one_of("scene", scene, SCENES)
-    named = [f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}" for noun in nouns]
-    return f"{' and '.join(named)} {SCENE_PHRASES[scene]}"
-
-
-def describe(identity: Identity, other_nouns: Sequence[str], scene: str) -> str:
-    """The caption of a scene with `identity` first, its attributes named: "a slim red and blue striped dog with a hat
-    and a car on the beach"."""
-    noun = identity.noun
-    dressed = "" if identity.accessory == "none" else f" with a {identity.accessory}"
-    words = (identity.build, identity.primary, "and", identity.secondary, PATTERN_WORDS[identity.pattern], noun)
-    plain = caption([noun, *other_nouns], scene)
-    return f"a {' '.join(words)}{dressed}" + plain[plain.index(noun) + len(noun):]
-
-
-VOCABULARY: tuple[str, ...] = tuple(sorted({
-    "and", "a", "an", "with", *NOUNS, *" ".join(SCENE_PHRASES.values()).split(), *BUILDS, *COLOURS,
-    *PATTERN_WORDS.values(), *ACCESSORIES[1:]}))
-
-
 def _dressed(identity: Identity, pose: float) -> tuple[list[Part], np.ndarray]:
     """All parts with build and accessory, and the middle [2] of the patterned body, in the figure's frame
     moved so that its centre is (0, 0)."""
@@ -301,7 +249,7 @@ def _paint_over(background: Image.Image, subjects: Sequence[tuple[Identity, Plac
 
 
 def paint(subjects: Sequence[tuple[Identity, Placement]], scene: str, *, seed: int,
-          size: int = 64) -> tuple[np.ndarray, np.ndarray]:
+          size: int = 128) -> tuple[np.ndarray, np.ndarray]:
     """Paints subjects, the first at the back, in a scene whose details follow `seed`.
 
     Returns the picture, uint8 [S, S, 3], and each subject's visible pixels, bool [N, S, S].
@@ -313,19 +261,3 @@ def paint(subjects: Sequence[tuple[Identity, Placement]], scene: str, *, seed: i
     shares = [s.reshape(size, _SUPERSAMPLE, size, _SUPERSAMPLE).sum((1, 3)) for s in stencils]
     masks = np.array([share * 2 > _SUPERSAMPLE**2 for share in shares], bool).reshape(-1, size, size)
     return np.asarray(canvas.image.reduce(_SUPERSAMPLE)), masks
-
-
-def paint_reference(identity: Identity, *, seed: int, pose: float = 0.0, facing: str = "right",
-                    scene: str | None = None, size: int = 64) -> np.ndarray:
-    """A portrait, uint8 [S, S, 3]: the subject fills the picture; `scene` None is a plain light studio."""
-    parts, _ = _dressed(identity, pose)
-    every = np.concatenate([part.points for part in parts])
-    low, high = every.min(0), every.max(0)
-    fill = 0.85 / float((high - low).max())
-    across, up = (high + low) / 2 * fill
-    place = Placement(0.5 - (-across if facing == "left" else across), 0.5 + up, fill, facing, pose)
-    if scene is not None:
-        return paint([(identity, place)], scene, seed=seed, size=size)[0]
-    image = Image.new("RGB", (size * _SUPERSAMPLE,) * 2, _STUDIO)
-    _paint_over(image, [(identity, place)])
-    return np.asarray(image.reduce(_SUPERSAMPLE))

@@ -27,7 +27,7 @@ from realcustom_jax.devices.shared_disk import on_first_process
 from realcustom_jax.errors import check_choice
 from realcustom_jax.evaluation.judge import JudgeConfig, save_judge
 from realcustom_jax.files import write_json
-from realcustom_jax.model_files import bundle, weights
+from realcustom_jax.model_files import bundle, fingerprint, weights
 from realcustom_jax.model_files.adapter import (
     adapter_tensors,
     find_adapter,
@@ -71,7 +71,9 @@ _THE_RUN = {"base": ("base",), "adapter": ("curriculum", "adapter")}
 def _fit(name: str, task, config: MiniatureConfig, workdir: Path):
     settings = getattr(config.optimization, name)
     about = {key: config.said[key] for key in ("seed", "data", *_THE_RUN.get(name, ())) if key in config.said}
-    return fit(name, task, settings, workdir / name, run=about)
+    # What an earlier stage made may have been trained anew since; the paintings follow from `data`.
+    frozen = {part: params for part, params in task.frozen.items() if part != "paintings"}
+    return fit(name, task, settings, workdir / name, run=about | {"frozen": fingerprint.of_parameters(frozen)})
 
 
 def _batches(name: str, config: MiniatureConfig, workdir: Path, **options) -> PictureBatches:

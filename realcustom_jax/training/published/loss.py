@@ -1,4 +1,8 @@
-"""The loss of an adapter on a published model (SD-1.5, SDXL), of conditions that are encoded already."""
+"""The loss that trains an adapter on a published model (SD-1.5, SDXL), from what the frozen encoders made of a batch.
+
+Whether they made it within the step or once, ahead of all steps, is the business of the task that calls it (module
+`run`).
+"""
 
 import dataclasses
 

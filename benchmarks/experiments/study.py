@@ -1,0 +1,165 @@
+"""The study behind docs/evidence.md: what each claim of the paper is worth on the miniature, row by row.
+
+    python -m benchmarks.experiments.study --out runs/study                 # every row, resumable: a row is a file
+    python -m benchmarks.experiments.study --out runs/study --report docs/evidence.md
+
+A row is one way to sample (or one adapter), on the cases of one task; its scores are kept case by case, so that rows
+are compared on the same cases. Adapters that a row needs are trained by train.py (`ADAPTERS` says how) and given as
+`--adapters FOLDER` with a folder for each name; rows whose adapter is not there are left out, and the report says so.
+"""
+
+import argparse
+import dataclasses
+import json
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from realcustom_jax.evaluation.cases import TASKS, Case, make_cases
+from realcustom_jax.evaluation.generate import Generator
+from realcustom_jax.evaluation.scores import METRICS, Generated, score_masks, score_pictures
+from realcustom_jax.files import write_json
+from realcustom_jax.pipeline import Network
+from realcustom_jax.sampling.masks import SHARING
+
+ADAPTERS = {
+    "reconstruction": "--config.curriculum.recipe=reconstruction",
+    "recontextualisation": "--config.curriculum.recipe=recontextualisation",
+    "highres": "--config.models.adapter.image_prompt_settings.vision_projection_config.variant=highres",
+    "shallow": "--config.models.adapter.image_prompt_settings.vision_projection_config.variant=shallow",
+    "bystanders": "--config.adapter.bystanders=0.5",
+    "masked": "--config.adapter.masked=0.9",
+    "taught": "--config.adapter.taught=0.75",
+    "spelled": "--config.adapter.spelled=0.1",
+}
+"""What is added to `python train.py --config=configs/mini.py --workdir=W --config.stage=adapter` for each of them."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """One row: what differs from the model's own preset.
+
+    preset: choices that are replaced. overlap: how several references share a picture. vision: the strength of the
+    visual term. adapter: of `ADAPTERS`, or the bundled one.
+    """
+
+    group: str
+    name: str
+    tasks: tuple[str, ...]
+    method: str = "fused"
+    preset: dict[str, Any] = dataclasses.field(default_factory=dict)
+    overlap: str | None = None
+    vision: float = 1.0
+    adapter: str | None = None
+
+
+_ONE, _TWO, _BOTH = ("one", "bystander"), ("bystander",), ("bystander", "many")
+
+
+def settings() -> list[Setting]:
+    """All rows; the first is what the others differ from."""
+    rows = [Setting("baseline", "the miniature's preset", TASKS),
+            Setting("baseline", "no mask (M = 1)", TASKS, "no_mask"),
+            Setting("baseline", "sequential", _BOTH, "sequential")]
+    rows += [Setting("scope", f"soft {scope}", _ONE, preset={"scope": scope, "binary": False})
+             for scope in (0.1, 0.25, 0.4, 1.0)]
+    rows += [Setting("scope", f"binary {scope}", _ONE, preset={"scope": scope, "binary": True})
+             for scope in (0.1, 0.25, 0.4)]
+    rows += [Setting("mask", f"normalised by {normalize}", _TWO, preset={"normalize": normalize, "binary": False})
+             for normalize in ("max_norm", "min_max_norm", "min_max_per_channel")]
+    rows += [Setting("mask", f"refined at 1/{refine} of the latents" if refine else "not refined", _BOTH,
+                     preset={"refine": refine}) for refine in (0, 1, 2)]
+    rows += [Setting("freeze", f"from step {step}", _TWO, preset={"freeze_mask_step": step}) for step in (1, 6, 12, 25)]
+    rows += [Setting("guidance", f"scale {scale}", _TWO, preset={"guidance_scale": scale})
+             for scale in (1.5, 3.5, 5.0, 7.5)]
+    rows += [Setting("strength", f"visual term x {vision}", _ONE, vision=vision) for vision in (0.5, 1.0, 1.5)]
+    rows += [Setting("sharing", way, ("many",), overlap=way) for way in ("sum", *SHARING)]
+    rows += [Setting("training", name, TASKS[:3], adapter=name) for name in ADAPTERS]
+    return rows
+
+
+def generate(generator: Generator, cases: list[Case], method: str, batch_size: int) -> Generated:
+    """All cases of a task, in batches of one size."""
+    parts = []
+    for start in range(0, len(cases), batch_size):
+        batch = cases[start : start + batch_size]
+        made = generator([*batch, *[batch[-1]] * (batch_size - len(batch))], method)
+        parts.append([np.asarray(value)[: len(batch)] for value in vars(made).values()])
+    return Generated(*map(np.concatenate, zip(*parts, strict=True)))
+
+
+def arranged(generator: Generator, setting: Setting) -> Generator:
+    """The generator of a row."""
+    pipeline = generator.pipeline
+    preset = dataclasses.replace(
+        pipeline.preset, **setting.preset, **({"overlap": setting.overlap} if setting.overlap else {}))
+    unet = pipeline.unet
+    if setting.vision != 1:
+        def scaled(path, leaf):
+            return leaf * setting.vision if any(getattr(p, "key", "") == "to_v_vision" for p in path) else leaf
+
+        unet = Network(unet.module, jax.tree_util.tree_map_with_path(scaled, unet.params))
+    return dataclasses.replace(generator, pipeline=dataclasses.replace(pipeline, preset=preset, unet=unet))
+
+
+def pending(folder: Path, adapters: Path | None) -> Iterator[tuple[Setting, str, Path]]:
+    """(row, task, file) of what has not been made yet."""
+    for setting in settings():
+        if setting.adapter and not (adapters and (adapters / setting.adapter).is_dir()):
+            continue
+        for task in setting.tasks:
+            name = re.sub(r"[^\w.-]+", "_", f"{setting.group}.{setting.name}.{task}")
+            if not (folder / f"{name}.json").is_file():
+                yield setting, task, folder / f"{name}.json"
+
+
+def run(options: argparse.Namespace) -> None:
+    """Makes every row that is not there yet."""
+    options.out.mkdir(parents=True, exist_ok=True)
+    generators = {None: Generator.load(options.model)}
+    cases = {task: make_cases(task, options.num_subjects, options.seed) for task in TASKS}
+    todo = list(pending(options.out, options.adapters))
+    for setting, task, file in tqdm(todo, desc="rows", unit="row"):
+        if setting.adapter not in generators:
+            generators[setting.adapter] = Generator.load(options.model, options.adapters / setting.adapter)
+        generator = arranged(generators[setting.adapter], setting)
+        started = time.monotonic()
+        made = generate(generator, cases[task], setting.method, options.batch_size)
+        scores = score_pictures(generator.judge, cases[task], made.images)
+        scores |= score_masks(generator.judge, cases[task], made)
+        write_json(file, {
+            **{name: getattr(setting, name) for name in ("group", "name", "method", "preset", "overlap", "vision",
+                                                         "adapter")},
+            "task": task, "num_subjects": options.num_subjects, "seed": options.seed,
+            "subjects": [case.subject for case in cases[task]],
+            "scores": {name: np.round(values, 4).tolist() for name, values in scores.items()
+                       if name in METRICS[task] or name in ("primary", "secondary", "pattern", "accessory", "build")},
+            "seconds": round(time.monotonic() - started, 1)})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, help="folder of the rows")
+    parser.add_argument("--model", default="mini")
+    parser.add_argument("--adapters", type=Path, help="folder of adapters that were trained for rows")
+    parser.add_argument("--num-subjects", type=int, default=24)
+    parser.add_argument("--seed", type=int, default=1, help="not the evaluation's 0: choices are made by this table")
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--report", type=Path, help="Markdown file to write from the rows, instead of making any")
+    options = parser.parse_args()
+    if options.report:
+        from benchmarks.experiments.study_report import write_report
+
+        write_report([json.loads(file.read_bytes()) for file in sorted(options.out.glob("*.json"))], options.report)
+    else:
+        run(options)
+
+
+if __name__ == "__main__":
+    main()
