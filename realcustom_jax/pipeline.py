@@ -232,7 +232,7 @@ class Pipeline:
         pictures = [load_image(reference) for reference in references]
         schedule = make_solver(solver, steps, betas=self.betas, prediction=self.prediction)
         shape = self.latent_shape(width, height)
-        mask = choices.mask(*shape[:2], len(targets), overlap)
+        mask = choices.mask_config(*shape[:2], len(targets), overlap)
         noise = _noise(seed, num_images, shape) if latents is None else _given_noise(latents, (num_images, *shape))
         positive, negative, marks = self._conditionings(
             pictures, prompt, targets, choices.negative_prompt, (width, height))

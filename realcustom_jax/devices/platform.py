@@ -99,8 +99,8 @@ class Platform:
         return made
 
 
-# Of a GPU's matrix products: those of cuBLAS add bias and residual themselves, which Triton's kernels do not, and none
-# is merged with its neighbours, because that copies their weights (benchmarks/RESULTS.md).
+# A GPU's matrix products are left to cuBLAS, because its kernels add bias and residual themselves and Triton's do not.
+# No product is merged with its neighbours, because that copies their weights (benchmarks/RESULTS.md).
 _GPU_OPTIONS = (("xla_gpu_enable_triton_gemm", False), ("xla_gpu_dot_merger_threshold_mb", 0))
 _ACCELERATOR = Platform(norms_read_once=True, norm_barrier=True, tokens_last=False, float16=True, half_as_float32=False)
 _MADE = {

@@ -78,7 +78,7 @@ class MaskConfig:
         """(h, w) of the masks of latents [B, H, W, C]."""
         return latents.shape[1] // self.downscale, latents.shape[2] // self.downscale
 
-    def mask(self, output: UNetOutput, size: tuple[int, int]) -> jax.Array:
+    def masks_of(self, output: UNetOutput, size: tuple[int, int]) -> jax.Array:
         """The masks [B, R, h, w] of a UNet evaluation with target maps (and self maps at `refine_at`)."""
         if self.refine_at and not output.self_maps:
             sizes = sorted({m.shape[-2:] for m in output.maps}, reverse=True)
@@ -144,7 +144,8 @@ def sample_latents(
     for kind, start, stop in (
         (_Steps.sequential, 0, fresh), (_Steps.fused, fresh, freeze), (_Steps.frozen, freeze, solver.steps),
     ):
-        if kind is _Steps.frozen:  # here, because in the loop the lanes' tokens would be copied in every step
+        if kind is _Steps.frozen:
+            # The guidance lane leaves before the loop, because within it all tokens would be copied in each step.
             steps = steps.replace(lanes=steps.lanes.pair())
         if start < stop and on_step is None:
             carry, used = _scan(functools.partial(kind, steps), carry, start, stop)
@@ -220,10 +221,11 @@ class _Steps:
         return self.solver.step(state, i, _guided(predictions, self.guidance_scale))
 
     def _new_mask(self, out, old):
-        return self.config.mask(out, old.shape[-2:])
+        return self.config.masks_of(out, old.shape[-2:])
 
 
-# Steps that the host calls: one program a kind, which the persistent cache keeps (it refuses a scan that calls back).
+# The host calls these steps one by one, so that each kind is a program that the persistent cache keeps. The cache would
+# refuse a scan that calls back.
 _make_alone = jit_sampler(_Steps.make, static_argnums=(0, 1))
 _step_alone = jit_sampler(lambda unet, kind, steps, carry, i: kind(steps, carry, i), static_argnums=(0, 1))
 

@@ -147,15 +147,15 @@ class AdapterTask:
 
     def guidance_mask(self, unet_params, frozen, batch, noisy, t, key) -> jax.Array:
         """The mask [B, 1, h, w] with which sampling would denoise the noisy latents [B, H, W, C] of timesteps t [B]."""
-        mask = self.preset.mask(*noisy.shape[1:3])
+        config = self.preset.mask_config(*noisy.shape[1:3])
         ids = batch["caption_ids"]
         text = self._text(frozen, ids)
         known = jnp.maximum(t, self.last_mask_at)
         noisier = solvers.add_more_noise(noisy, jax.random.normal(key, noisy.shape), t, known, self.betas)
         guidance = self.unet.apply(
             {"params": unet_params}, noisier, known, text.penultimate, pooled=text.pooled,
-            time_ids=size_of_all(self.batches, len(ids)), target=batch["marks"], self_maps_at=mask.refine_at)
-        return jax.lax.stop_gradient(mask.mask(guidance, mask.size(noisy)))
+            time_ids=size_of_all(self.batches, len(ids)), target=batch["marks"], self_maps_at=config.refine_at)
+        return jax.lax.stop_gradient(config.masks_of(guidance, config.size(noisy)))
 
     def _text(self, frozen, input_ids):
         return self.text_encoder.apply({"params": frozen["text_encoder"]}, input_ids)
@@ -185,7 +185,7 @@ class AdapterTask:
                 jax.random.key(0), (len(ids), self.latent_size, self.latent_size, self.unet.config.in_channels))
             unet_params = merge_unet(params["vision"], frozen["unet"])
             made = sample_latents(self.unet, unet_params, noise, positive, negative, marks, solver=solver,
-                                  mask=self.preset.mask(*noise.shape[1:3]), freeze_mask_step=10).latents
+                                  mask=self.preset.mask_config(*noise.shape[1:3]), freeze_mask_step=10).latents
             return self.decode(frozen["autoencoder"], made)
 
         frozen = {name: part for name, part in self.frozen.items() if name != "paintings"}

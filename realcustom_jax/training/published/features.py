@@ -179,7 +179,7 @@ def _fill(folder: Path, encoders: Encoders, rows: Split, batches: BucketBatches)
             places = np.arange(start, start + len(numbers))
             read = [rows[int(i)] for i in numbers]
             stored["index"][numbers, 0], stored["index"][numbers, 1] = bucket, places
-            # One at a time: the autoencoder's attention alone takes 2 GB for a picture of 1024².
+            # Targets are encoded one at a time, because the autoencoder's attention takes 2 GB for a picture of 1024².
             stored[f"targets-{bucket}"][places] = _in_chunks("targets", targets, [row["target"] for row in read], 1)
             at = [stored["index"][i, 2] + np.arange(batches.references[i]) for i in numbers]
             stored["features"][np.concatenate(at)] = _in_chunks(
