@@ -20,6 +20,7 @@ from jax.extend import core
 
 from realcustom_jax.conditioning.references import vision_tokens
 from realcustom_jax.devices.platform import Platform
+from realcustom_jax.devices.shapes import array_shape, tree_shapes
 from realcustom_jax.pipeline import Pipeline, decode_latents
 from realcustom_jax.sampling.sampler import Conditioning, sample_latents
 from realcustom_jax.sampling.solvers import make_solver
@@ -95,9 +96,9 @@ def sampler_memory(
             return jax.jit(function).lower(params, *inputs).compile().memory_analysis().temp_size_in_bytes
         return temporary_bytes(jax.make_jaxpr(function)(params, *inputs).jaxpr, params, pipeline.unet.module.platform)
 
-    sampler = temporary(sample, _shapes(pipeline.unet.params), *inputs)
-    tile = jax.ShapeDtypeStruct(pipeline.decoded_at_once(inputs[0].shape), jnp.float32)
-    decoder = temporary(functools.partial(decode_latents, pipeline.vae.module), _shapes(pipeline.vae.params), tile)
+    sampler = temporary(sample, tree_shapes(pipeline.unet.params), *inputs)
+    tile = array_shape(*pipeline.decoded_at_once(inputs[0].shape))
+    decoder = temporary(functools.partial(decode_latents, pipeline.vae.module), tree_shapes(pipeline.vae.params), tile)
     parts = {"UNet": pipeline.unet, "autoencoder": pipeline.vae, "projector": pipeline.projector}
     if not pipeline.offload:
         parts |= {f"text encoder {i + 1}": encoder.network for i, encoder in enumerate(pipeline.text_encoders)}
@@ -155,23 +156,17 @@ def peak_bytes(jaxpr: core.Jaxpr) -> int:
 
 def _inputs(pipeline: Pipeline, batch: int, references: int, latents: tuple[int, int, int]):
     """Shapes of the sampler's arguments after the parameters: noise, positive, negative, target."""
-    def array(*shape):
-        return jax.ShapeDtypeStruct(shape, jnp.float32)
-
     unet, settings = pipeline.unet.module.config, pipeline.vision_settings
     networks = pipeline.siglip, pipeline.dino, pipeline.projector
     encode = functools.partial(vision_tokens, *(network.module for network in networks), settings)
-    tokens = jax.eval_shape(
-        encode, _shapes(tuple(network.params for network in networks)), array(1, settings.size, settings.size, 3))
+    params = tree_shapes(tuple(network.params for network in networks))
+    tokens = jax.eval_shape(encode, params, array_shape(1, settings.size, settings.size, 3))
     length = pipeline.tokenizer.model_max_length
-    pooled = {"pooled": array(batch, unet.pooled_dim), "time_ids": array(batch, 6)} if unet.addition_embed else {}
+    pooled = {"pooled": unet.pooled_dim, "time_ids": 6} if unet.addition_embed else {}
     conditioning = Conditioning(
-        array(batch, length, unet.cross_attention_dim), vision=array(batch, references, *tokens.shape[1:]), **pooled)
-    return array(batch, *latents), conditioning, conditioning, array(batch, references, length)
-
-
-def _shapes(tree):
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
+        array_shape(batch, length, unet.cross_attention_dim), vision=array_shape(batch, references, *tokens.shape[1:]),
+        **{name: array_shape(batch, width) for name, width in pooled.items()})
+    return array_shape(batch, *latents), conditioning, conditioning, array_shape(batch, references, length)
 
 
 def _bytes(tree) -> int:

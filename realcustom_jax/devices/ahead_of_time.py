@@ -5,7 +5,6 @@ and the step is that of the task which `training.published.run` trains, so that 
 """
 
 import dataclasses
-import functools
 import math
 import re
 import time
@@ -20,6 +19,7 @@ from jax.sharding import Mesh
 from realcustom_jax.devices import sharding
 from realcustom_jax.devices.flops import flops
 from realcustom_jax.devices.platform import Platform
+from realcustom_jax.devices.shapes import array_shape, batch_shapes, tree_shapes
 from realcustom_jax.devices.sharding import AxisRules
 from realcustom_jax.devices.topology import tpu_devices
 from realcustom_jax.errors import check_choice
@@ -104,7 +104,7 @@ class AdapterStep:
 
     def arguments(self) -> tuple[Any, Any, Any]:
         """Shapes of state (float32), frozen (of the configuration's dtype) and batch."""
-        trained = _cast(self.task.trained, jnp.float32)
+        trained = tree_shapes(self.task.trained, jnp.float32)
         return jax.eval_shape(lambda x: init_state(x, self.settings), trained), self.task.frozen, self._batch
 
     def vision_tokens(self) -> int:
@@ -157,32 +157,20 @@ class Sampler:
     def arguments(self) -> tuple[Any, Any]:
         """Shapes of the parameters (of `dtype`, as the platform samples with them) and inputs (float32)."""
         unet = self.unet
-        config, array = unet.config, functools.partial(_array, dtype=jnp.float32)
+        config = unet.config
         width = config.cross_attention_dim
-        pooled = {"pooled": array(config.pooled_dim), "time_ids": array(6)} if config.addition_embed else {}
-        conditioning = Conditioning(array(_TOKENS, width), vision=array(1, self.vision_tokens, width), **pooled)
-        noise = array(self.side // 8, self.side // 8, config.in_channels)
-        inputs = noise, conditioning, conditioning, array(1, _TOKENS)
+        pooled = {"pooled": array_shape(config.pooled_dim), "time_ids": array_shape(6)} if config.addition_embed else {}
+        conditioning = Conditioning(
+            array_shape(_TOKENS, width), vision=array_shape(1, self.vision_tokens, width), **pooled)
+        noise = array_shape(self.side // 8, self.side // 8, config.in_channels)
+        inputs = noise, conditioning, conditioning, array_shape(1, _TOKENS)
         params = jax.eval_shape(lambda params: context.for_platform(params, unet.platform), _unet_shapes(unet))
-        return _cast(params, unet.dtype), _rows(inputs, self.batch_size)
+        return tree_shapes(params, unet.dtype), batch_shapes(inputs, self.batch_size)
 
 
 def _unet_shapes(unet: UNet):
     args, kwargs = weights.unet_inputs(unet.config)
     return weights.parameter_shapes(unet, *args, **kwargs)
-
-
-def _array(*shape: int, dtype=jnp.bfloat16) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(shape, dtype)
-
-
-def _cast(tree, dtype):
-    return jax.tree.map(lambda x: _array(*x.shape, dtype=dtype), tree)
-
-
-def _rows(tree, count: int):
-    """Shapes of `count` of each."""
-    return jax.tree.map(lambda x: _array(count, *x.shape, dtype=x.dtype), tree)
 
 
 def from_config(config: Any, topology: str | None, program: str = "step") -> tuple[Program, Mesh]:

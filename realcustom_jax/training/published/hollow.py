@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from realcustom_jax.conditioning.references import VisionSettings
 from realcustom_jax.devices.platform import Platform
+from realcustom_jax.devices.shapes import array_shape, batch_shapes, tree_shapes
 from realcustom_jax.model_files import locate, single_file, weights
 from realcustom_jax.model_files.adapter import find_adapter
 from realcustom_jax.models.clip_text import ClipText, ClipTextConfig
@@ -91,7 +92,7 @@ def _adapter(configs, train: PublishedConfig) -> tuple[Mapping[str, Any], Vision
 
 def _network(module: nn.Module, *args, **kwargs) -> Network:
     shapes = weights.parameter_shapes(module, *args, **kwargs)
-    return Network(module, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, module.dtype), shapes))
+    return Network(module, tree_shapes(shapes, module.dtype))
 
 
 def hollow_task(pipeline: Pipeline, train: PublishedConfig) -> tuple[PublishedTask, dict[str, Any]]:
@@ -99,21 +100,21 @@ def hollow_task(pipeline: Pipeline, train: PublishedConfig) -> tuple[PublishedTa
     encoders, rows, limit = Encoders(pipeline), train.optimization.batch_size, train.snr_limit or None
     side, reference_side = train.side, pipeline.vision_settings.size
     texts = pipeline.text_encoders
-    ids = _array(len(texts), texts[0].network.module.config.max_position_embeddings, dtype=jnp.int32)
-    target, reference = (_array(size, size, 3, dtype=jnp.uint8) for size in (side, reference_side))
-    time_ids = _array(6, dtype=jnp.float32)
+    ids = array_shape(len(texts), texts[0].network.module.config.max_position_embeddings, dtype=jnp.int32)
+    target, reference = (array_shape(size, size, 3, dtype=jnp.uint8) for size in (side, reference_side))
+    time_ids = array_shape(6, dtype=jnp.float32)
     if not train.precomputed:
         batch = {"target": target, "reference": reference, "ids": ids, "empty_ids": ids, "time_ids": time_ids}
-        return PublishedTask(pipeline, None, limit), _rows(batch, rows)
+        return PublishedTask(pipeline, None, limit), batch_shapes(batch, rows)
     text, features, targets = (
-        _stored(jax.eval_shape(function, encoders.params, _rows(of_one, 1)))
-        for function, of_one in ((encoders.text, ids), (encoders.references, _array(*reference.shape)),
+        _stored(jax.eval_shape(function, encoders.params, batch_shapes(of_one, 1)))
+        for function, of_one in ((encoders.text, ids), (encoders.references, array_shape(*reference.shape)),
                                  (encoders.targets, target)))
     batch = {"targets": targets, "features": features, **text}
     if "pooled" in text:
         batch["time_ids"] = time_ids
     task = PrecomputedTask(pipeline, None, _HollowFeatures({"empty": text, "no_image": features}), limit)
-    return task, _rows(batch, rows)
+    return task, batch_shapes(batch, rows)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,13 +129,4 @@ class _HollowFeatures:
 
 def _stored(tree):
     """Shapes of one row as they lie on disk, of shapes with a batch axis of one."""
-    return jax.tree.map(lambda x: _array(*x.shape[1:], dtype=jnp.float16), tree)
-
-
-def _array(*shape: int, dtype=jnp.float32) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(shape, dtype)
-
-
-def _rows(tree, count: int):
-    """Shapes of `count` of each."""
-    return jax.tree.map(lambda x: _array(count, *x.shape, dtype=x.dtype), tree)
+    return jax.tree.map(lambda x: array_shape(*x.shape[1:], dtype=jnp.float16), tree)
