@@ -58,16 +58,14 @@ def write_unet(folder: Path, kind: str) -> tuple[float, int]:
 
     start = time.perf_counter()
     config = single_file.CONFIGS[kind]["unet"]
-    params = {"vision_dim": 2176, "out_dim": config["cross_attention_dim"]}
-    settings = {"vision_projection_type": "custom",
-                "vision_projection_config": {"variant": "highres", "params": params}}
+    settings = adapter.image_prompt_settings("highres", vision_dim=2176, out_dim=config["cross_attention_dim"])
     unet = UNet(UNetConfig.from_config({**config, "image_prompt_settings": settings}))
     args, kwargs = weights.unet_inputs(unet.config)
     shapes = weights.torch_shapes(weights.parameter_shapes(unet, *args, **kwargs))
     base = {name: shape for name, shape in shapes.items() if "_vision." not in name}
     write_shards(folder / "unet", base)
     write_json(folder / "unet" / "config.json", config)
-    feature = jnp.zeros((1, 1, params["vision_dim"]))
+    feature = jnp.zeros((1, 1, 2176))
     visual = {name: shape for name, shape in shapes.items() if "_vision." in name}
     projector = Projector(ProjectorConfig.from_config(settings))
     visual |= weights.torch_shapes(

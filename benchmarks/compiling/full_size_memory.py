@@ -21,6 +21,7 @@ from realcustom_jax.conditioning.prompts import build_tokenizer
 from realcustom_jax.files import write_json
 from realcustom_jax.memory import sampler_memory
 from realcustom_jax.model_files import bundle, single_file, weights
+from realcustom_jax.model_files.adapter import image_prompt_settings
 from realcustom_jax.model_files.locate import ARCHITECTURES
 from realcustom_jax.model_files.tensors import headers_only
 from realcustom_jax.models.clip_text import ClipText, ClipTextConfig
@@ -58,8 +59,7 @@ def write_hollow_model(folder: Path, kind: str) -> None:
     """A hollow model in `folder`: configurations, a tokenizer, and weight files that are headers only."""
     configs = single_file.CONFIGS[kind]
     width = configs["unet"]["cross_attention_dim"]
-    projection = {"variant": "highres", "params": {"vision_dim": 2176, "out_dim": width}}
-    settings = {"vision_projection_type": "custom", "vision_projection_config": projection}
+    settings = image_prompt_settings("highres", vision_dim=2176, out_dim=width)
     unet = UNet(UNetConfig.from_config({**configs["unet"], "image_prompt_settings": settings}))
     args, kwargs = weights.unet_inputs(unet.config)
     tensors = torch_shapes_of(unet, *args, **kwargs)

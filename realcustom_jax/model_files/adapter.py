@@ -98,10 +98,18 @@ def _released(tensors: LazyTensors, path: Path) -> Adapter:
         problem = "lacks" if shape is None else f"has, of shape {list(shape)},"
         raise ValueError(f"{path} is not a whole RealCustom adapter: it {problem} {base}, whose two sizes say which "
                          "model it is for; give the whole file, or its JSON beside it.")
-    params = {"vision_dim": shape[1], "out_dim": shape[0]}
-    settings = {"vision_projection_type": "custom", "image_prompt_mode": "naive",
-                "vision_projection_config": {"variant": variant, "params": params}}
+    settings = image_prompt_settings(variant, vision_dim=shape[1], out_dim=shape[0])
     return Adapter(settings, _RELEASED[variant], tensors, path)
+
+
+def image_prompt_settings(variant: str, *, vision_dim: int, out_dim: int, **more: Any) -> dict[str, Any]:
+    """The released JSON's `image_prompt_settings` of a projector.
+
+    vision_dim: the image encoders' channels together. out_dim: the width of the text that the UNet reads. more: other
+    values of `ProjectorConfig`.
+    """
+    return {"vision_projection_type": "custom", "image_prompt_mode": "naive", "vision_projection_config": {
+        "variant": variant, "params": {"vision_dim": vision_dim, "out_dim": out_dim, **more}}}
 
 
 def check_backbone(adapter: Adapter, unet_config: Mapping[str, Any]) -> None:

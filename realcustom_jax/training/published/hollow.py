@@ -17,7 +17,7 @@ from realcustom_jax.conditioning.references import VisionSettings
 from realcustom_jax.devices.platform import Platform
 from realcustom_jax.devices.shapes import array_shape, batch_shapes, tree_shapes
 from realcustom_jax.model_files import locate, single_file, weights
-from realcustom_jax.model_files.adapter import find_adapter
+from realcustom_jax.model_files.adapter import find_adapter, image_prompt_settings
 from realcustom_jax.models.clip_text import ClipText, ClipTextConfig
 from realcustom_jax.models.projector import Projector, ProjectorConfig
 from realcustom_jax.models.unet import UNet, UNetConfig
@@ -27,7 +27,6 @@ from realcustom_jax.pipeline import Network, Pipeline, TextEncoder
 from realcustom_jax.sampling.solvers import betas
 from realcustom_jax.training.published.config import PublishedConfig
 from realcustom_jax.training.published.features import Encoders
-from realcustom_jax.training.published.initial_adapter import image_prompt_settings
 from realcustom_jax.training.published.run import PrecomputedTask, PublishedTask
 
 
@@ -86,7 +85,9 @@ def _adapter(configs, train: PublishedConfig) -> tuple[Mapping[str, Any], Vision
         given = find_adapter(train.adapter)
         return given.settings, given.vision, given.conditioning
     width = sum(VitConfig.from_config(configs[f"image_encoder_{name}"]).embed_dim for name in ("siglip", "dinov2"))
-    settings = image_prompt_settings(train.fresh, width, configs["unet"]["cross_attention_dim"])
+    settings = image_prompt_settings(
+        train.fresh.variant, vision_dim=width, out_dim=configs["unet"]["cross_attention_dim"],
+        dim_head=train.fresh.dim_head)
     return settings, train.fresh.vision_settings, {}
 
 

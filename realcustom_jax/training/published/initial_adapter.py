@@ -6,7 +6,6 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +13,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from realcustom_jax.model_files import bundle, fingerprint, weights
-from realcustom_jax.model_files.adapter import scaled_tokens, vision_from_text_tensors
+from realcustom_jax.model_files.adapter import image_prompt_settings, scaled_tokens, vision_from_text_tensors
 from realcustom_jax.model_files.source import ModelSource
 from realcustom_jax.models.projector import Projector, ProjectorConfig
 from realcustom_jax.models.unet import UNetConfig
@@ -36,7 +35,8 @@ def write_fresh_adapter(path: Path, model: str, vision: str, settings: FreshAdap
     widths = [VitConfig.from_config(encoders.config(part)).embed_dim
               for part in ("image_encoder_siglip", "image_encoder_dinov2")]
     image_prompt = image_prompt_settings(
-        settings, sum(widths), UNetConfig.from_config(base.config("unet")).cross_attention_dim)
+        settings.variant, vision_dim=sum(widths), dim_head=settings.dim_head,
+        out_dim=UNetConfig.from_config(base.config("unet")).cross_attention_dim)
     copies = vision_from_text_tensors(base.tensors("unet"))
     # Where the model lies is not compared, because it may have been moved, or another trained in its place.
     config = {"image_prompt_settings": image_prompt, "vision_settings": dataclasses.asdict(settings.vision_settings),
@@ -49,17 +49,6 @@ def write_fresh_adapter(path: Path, model: str, vision: str, settings: FreshAdap
     projector = jax.jit(module.init)(jax.random.key(0), features)["params"]
     bundle.save_part(path.parent, "adapter", config, copies | weights.to_torch(
         jax.device_get(projector), weights.PROJECTOR_PREFIX))
-
-
-def image_prompt_settings(settings: FreshAdapterConfig, vision_dim: int, out_dim: int) -> dict[str, Any]:
-    """The released JSON's `image_prompt_settings` of a fresh adapter.
-
-    vision_dim: the image encoders' channels together. out_dim: the width of
-    the text that the UNet reads.
-    """
-    params = {"vision_dim": vision_dim, "out_dim": out_dim, "dim_head": settings.dim_head}
-    return {"vision_projection_type": "custom", "image_prompt_mode": "naive",
-            "vision_projection_config": {"variant": settings.variant, "params": params}}
 
 
 def with_tokens_like_text(pipeline: Pipeline, pictures: Sequence[np.ndarray], captions: Sequence[str]) -> Pipeline:
