@@ -84,7 +84,7 @@ def sampler_memory(
     inputs = _inputs(pipeline, num_images, references, shape)
     options = {
         "solver": make_solver(steps=steps, betas=pipeline.betas, prediction=pipeline.prediction), "branches": branches,
-        "mask": choices.mask(*shape[:2], "sum" if references == 1 else "argmax"),
+        "mask": choices.mask_config(*shape[:2], references),
         "freeze_mask_step": choices.freeze_mask_step}
 
     def sample(params, *inputs):

@@ -232,7 +232,7 @@ class Pipeline:
         pictures = [load_image(reference) for reference in references]
         schedule = make_solver(solver, steps, betas=self.betas, prediction=self.prediction)
         shape = self.latent_shape(width, height)
-        mask = choices.mask(*shape[:2], len(targets), overlap)
+        mask = choices.mask_config(*shape[:2], len(targets), overlap)
         noise = _noise(seed, num_images, shape) if latents is None else _given_noise(latents, (num_images, *shape))
         positive, negative, marks = self._conditionings(
             pictures, prompt, targets, choices.negative_prompt, (width, height))
@@ -270,7 +270,7 @@ class Pipeline:
         return Conditioning(tokens, pooled, jnp.tile(jnp.asarray(sizes), (len(tokens), 1)))
 
     def encode_references(self, images: Sequence[np.ndarray]) -> jax.Array:
-        """Vision tokens [N, L, D] of N references, each [H, W, 3] in [0, 1]; all zero for the negative branch."""
+        """Vision tokens [N, L, D] of N references, each [H, W, 3] in [0, 1]; all zero for the negative lane."""
         # Pictures of any size come to one shape here, so that the encoders are compiled once.
         size = self.vision_settings.size
         squares = jnp.concatenate([resize_bilinear(jnp.asarray(image)[None], (size, size)) for image in images])

@@ -23,7 +23,8 @@ _CHOICES = {
 }
 
 
-# What a value must be, for a program and for a reader. A bool is a number to Python, and a mistake here.
+# Each value is checked by a test for the program, which comes with the same in words for the reader. A bool is refused
+# as a number, which it is to Python, because here it can only be a mistake.
 _VALUES = {
     "scope": (lambda x: _is_number(x) and 0 < x <= 1, "the share of the picture that a mask covers, in (0, 1]"),
     "guidance_scale": (lambda x: _is_number(x) and math.isfinite(x), "a finite number"),
@@ -78,7 +79,7 @@ class Preset:
             if not fits(getattr(self, name)):
                 raise ValueError(f"{name} is {getattr(self, name)!r}; expected {expected}.")
 
-    def mask(self, height: int, width: int, references: int = 1, overlap: str | None = None) -> MaskConfig:
+    def mask_config(self, height: int, width: int, references: int = 1, overlap: str | None = None) -> MaskConfig:
         """How the masks of so many references are made for latents of this size; `overlap` instead of the preset's."""
         refine_at = (height // self.refine, width // self.refine) if self.refine > 0 else None
         return MaskConfig(scope=self.scope, normalize=self.normalize, binary=self.binary, refine_at=refine_at,

@@ -133,7 +133,8 @@ def test_the_sampler_compiled_ahead_for_a_tpu_is_the_one_that_runs_there(mini_fo
     assert jax.tree.map(lambda x: (x.shape, x.dtype), loaded) == jax.tree.map(lambda x: (x.shape, x.dtype), params)
 
     def live(params, inputs):
-        return sample_latents(unet, params, *inputs, solver=make_solver(), mask=pipeline.preset.mask(16, 16)).latents
+        mask = pipeline.preset.mask_config(16, 16)
+        return sample_latents(unet, params, *inputs, solver=make_solver(), mask=mask).latents
 
     compiled = text(ahead.function(None).trace(params, inputs).jaxpr)
     assert compiled == text(jax.make_jaxpr(live)(loaded, inputs))

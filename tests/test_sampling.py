@@ -97,7 +97,7 @@ def plain_loop(unet, params, noise, positive, negative, target, *, solver, freez
         used = newest
         if i < freeze_mask_step:
             maps = apply(unet, params, state.x, t, positive.text, target=target, self_maps_at=mask.refine_at)
-            newest = mask.mask(maps, (4, 4))
+            newest = mask.masks_of(maps, (4, 4))
             used = newest if i == 0 or branches == "sequential" else used
         masks.append(used)
         generation, uncond = (

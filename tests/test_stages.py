@@ -168,7 +168,7 @@ def test_pairs_are_trained_with_the_mask_of_sampling(fresh_task):
     solver = solvers.make_solver(steps=2, betas=fresh_task.betas, prediction=fresh_task.prediction)
     sampled = jax.jit(functools.partial(
         sample_latents, fresh_task.unet, solver=solver, branches="sequential",
-        mask=fresh_task.preset.mask(*noise.shape[1:3])))(
+        mask=fresh_task.preset.mask_config(*noise.shape[1:3])))(
             unet_params, noise, condition, condition, target)
 
     @jax.jit

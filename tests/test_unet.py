@@ -104,7 +104,7 @@ def test_without_a_timestep_every_shift_must_come_from_the_context(case):
     """Without them, a UNet would run as if there were no timestep: no context, tokens alone, and one block's shift."""
     module, params, data, (sample, _, text), kwargs, vision, _ = case
     times = jnp.full(len(sample), 500)
-    tokens = context.project_tokens(params, text, vision)
+    tokens = context.project_tokens(module, params, text, vision)
     shifts = flatten_dict(context.project_time(module, params, times, kwargs.get("pooled"), kwargs.get("time_ids")))
     lost = next(path for path in shifts if path[0] == "mid_block")
     broken = unflatten_dict({path: leaf for path, leaf in shifts.items() if path != lost})
@@ -115,8 +115,8 @@ def test_without_a_timestep_every_shift_must_come_from_the_context(case):
 
 
 @pytest.mark.slow
-def test_guidance_rows_are_two_calls_in_one(case):
-    """The first row as text alone with maps, the second with the image and without maps."""
+def test_guidance_lanes_are_two_calls_in_one(case):
+    """The first lane as text alone with maps, the second with the image and without maps."""
     module, params, data, args, kwargs, vision, target = case
 
     def run(rows, **extra):
@@ -125,7 +125,7 @@ def test_guidance_rows_are_two_calls_in_one(case):
             {"params": params}, *inputs, **{k: v[rows] for k, v in kwargs.items()}, **extra))()
 
     visual = {"vision": vision[1:], "mask": data["mask"][1:]}
-    one = run(slice(None), guidance_rows=1, target=target[:1], self_maps_at=(8, 8), **visual)
+    one = run(slice(None), guidance_lanes=1, target=target[:1], self_maps_at=(8, 8), **visual)
     guidance = run(slice(1), target=target[:1], self_maps_at=(8, 8))
     generation = run(slice(1, None), **visual)
     assert_close(one.noise[:1], guidance.noise, 1e-5)
@@ -156,8 +156,8 @@ def test_odd_sizes_pass_through():
     (dict(mask=np.ones((2, 3, 8, 8))), "mask has shape"),
     (dict(target=np.ones((2, 1, 5))), "target has shape"),
     (dict(vision=np.ones((2, 1, 9, 7))), "vision has shape"),
-    (dict(guidance_rows=3), "guidance_rows is 3; expected 0 to 2"),
-    (dict(guidance_rows=1, vision=None, target=np.ones((2, 1, 77))), "target has shape .*; expected \\[1,R,2\\]"),
+    (dict(guidance_lanes=3), "guidance_lanes is 3; expected 0 to 2"),
+    (dict(guidance_lanes=1, vision=None, target=np.ones((2, 1, 77))), "target has shape .*; expected \\[1,R,2\\]"),
 ])
 def test_wrong_inputs_are_named(change, words):
     module, params = rc.load_unet(FIXTURES / "unet_sdxl.json", FIXTURES / "unet_sdxl.safetensors")

@@ -26,7 +26,7 @@ def absent_cudnn() -> Iterator[None]:
 
 @jax.custom_batching.custom_vmap
 def attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-    """Attention [B,N,heads,d] of query [B,N,heads,d], key and value [B,L,heads,d] in half precision."""
+    """Attention [B, N, heads, d] of query [B, N, heads, d], key and value [B, L, heads, d] in half precision."""
     batch, pixels, heads, head_size = query.shape
     call = jax.ffi.ffi_call(
         "__cudnn$fmhaSoftmax",

@@ -96,14 +96,14 @@ def compiled(kind: str, side: int, target: bool, device, platform: Platform) -> 
     if config.addition_embed:
         inputs |= {"pooled": array(3, config.pooled_dim), "time_ids": array(3, 6)}
     start = time.monotonic()
-    step = jax.jit(lambda params, inputs: unet.apply({"params": params}, guidance_rows=1, **inputs))
+    step = jax.jit(lambda params, inputs: unet.apply({"params": params}, guidance_lanes=1, **inputs))
     memory = step.lower(params, inputs).compile(compiler_options=dict(platform.compiler_options)).memory_analysis()
     return {"arguments": memory.argument_size_in_bytes, "temporaries": memory.temp_size_in_bytes,
             "outputs": memory.output_size_in_bytes, "compile_seconds": round(time.monotonic() - start, 1)}
 
 
 def whole_weights(query, key, target, platform):
-    """`target_maps` with every head's and token's weights [B,heads·T,N] as the maps."""
+    """`target_maps` with every head's and token's weights [B, heads·T, N] as the maps."""
     return attention_weights(query, key).swapaxes(2, 3).reshape(len(query), -1, query.shape[1])
 
 

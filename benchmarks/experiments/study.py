@@ -119,7 +119,7 @@ def pending(folder: Path, adapters: Path | None) -> Iterator[tuple[Setting, str,
                 yield setting, task, folder / f"{name}.json"
 
 
-def run(options: argparse.Namespace) -> None:
+def run_study(options: argparse.Namespace) -> None:
     """Makes every row that is not there yet."""
     options.out.mkdir(parents=True, exist_ok=True)
     generators = {None: Generator.load(options.model)}
@@ -158,7 +158,7 @@ def main() -> None:
 
         write_report([json.loads(file.read_bytes()) for file in sorted(options.out.glob("*.json"))], options.report)
     else:
-        run(options)
+        run_study(options)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
     python -m benchmarks.speed.ablation --kind sdxl50m
     python -m benchmarks.speed.ablation --kind sdxl --dtype bfloat16 --side 1024       # on a GPU or TPU
 
-    as it is                    guidance, generation and negative as rows of one UNet call
+    as it is                    guidance, generation and negative as the batch of one UNet call
     without the maps            what the target word's maps cost
     nothing kept                keys, values and the timestep's shifts computed in the step
     every lane alike            maps and (with mask 0) the visual term in all three lanes
@@ -71,11 +71,11 @@ def variants(unet, params, tokens, side: int) -> dict:
 
     def step(params, kept, i, target=True, network=unet):
         return apply(params, kept, i["x"], None, i["text"], vision=i["vision"], mask=i["mask"],
-                     target=i["target"] if target else None, guidance_rows=1, network=network)
+                     target=i["target"] if target else None, guidance_lanes=1, network=network)
 
     def nothing_kept(params, _, i):
         return unet.apply({"params": params}, i["x"], times, i["text"], vision=i["vision"], mask=i["mask"],
-                          target=i["target"], guidance_rows=1, **i["added"])
+                          target=i["target"], guidance_lanes=1, **i["added"])
 
     def alike(params, kept, i):
         every = {name: jnp.concatenate([x[:1], x]) for name, x in (("vision", i["vision"]), ("mask", i["mask"]))}
@@ -86,13 +86,13 @@ def variants(unet, params, tokens, side: int) -> dict:
         outs = []
         for lane in range(3):
             visual = max(lane - 1, 0)
-            mine = _rows(kept, lambda name, visual=visual, lane=lane: visual if name.endswith("vision") else lane)
+            mine = _of_lanes(kept, lambda name, visual=visual, lane=lane: visual if name.endswith("vision") else lane)
             maps_or_vision = {"target": i["target"]} if lane == 0 else {
                 "vision": i["vision"][visual:][:1], "mask": i["mask"][visual:][:1]}
             outs.append(apply(params, mine, i["x"][lane:][:1], None, i["text"][lane:][:1], **maps_or_vision))
         return outs
 
-    everywhere = _rows(kept, lambda name: [0, 0, 1] if name.endswith("vision") else [0, 1, 2])
+    everywhere = _of_lanes(kept, lambda name: [0, 0, 1] if name.endswith("vision") else [0, 1, 2])
     contenders = {}
     for name, function, known in (
         ("as it is", step, kept),
@@ -109,8 +109,8 @@ def variants(unet, params, tokens, side: int) -> dict:
     return contenders
 
 
-def _rows(kept, choose):
-    """The context of some rows: `choose` gives a row or rows for the name of a leaf."""
+def _of_lanes(kept, choose):
+    """The context of some lanes: `choose` gives a lane, or several, for the name of a leaf."""
     def take(path, x):
         stacked = any(key.key == "transformer_blocks" for key in path)  # the leading axis is the layers'
         return jnp.take(x, np.atleast_1d(choose(path[-1].key)), axis=int(stacked))

@@ -30,22 +30,22 @@ def main() -> None:
     options = parser.parse_args()
     given = dict(option.split("=") for option in options.option) or dict(Platform.of().compiler_options)
     small = 1 if Platform.of().name == "gpu" else 8
-    print(f"{jax.devices()[0].device_kind}, options {given}\n\n| block | rows | size | µs |\n|---|--:|---|--:|")
-    for rows, guided in ((3, 1), (2, 0)):
+    print(f"{jax.devices()[0].device_kind}, options {given}\n\n| block | lanes | size | µs |\n|---|--:|---|--:|")
+    for lanes, guided in ((3, 1), (2, 0)):
         side, width = 32 // small, 1280 // small
-        print(f"| transformer | {rows} | {side}² × {width} | {transformer(rows, guided, side, width, given):.0f} |")
-    for rows, side, width in ((3, 128, 320), (2, 64, 640), (2, 32, 1280)):
+        print(f"| transformer | {lanes} | {side}² × {width} | {transformer(lanes, guided, side, width, given):.0f} |")
+    for lanes, side, width in ((3, 128, 320), (2, 64, 640), (2, 32, 1280)):
         side, width = side // small, width // small if width // small % 32 == 0 else 32
-        print(f"| residual | {rows} | {side}² × {width} | {residual(rows, side, width, given):.0f} |", flush=True)
+        print(f"| residual | {lanes} | {side}² × {width} | {residual(lanes, side, width, given):.0f} |", flush=True)
 
 
-def transformer(rows: int, guided: int, side: int, width: int, options: dict) -> float:
-    """Microseconds of a block, the first `guided` rows with a map, the others with a visual term."""
+def transformer(lanes: int, guided: int, side: int, width: int, options: dict) -> float:
+    """Microseconds of a block, the first `guided` lanes with a map, the others with a visual term."""
     block = TransformerBlock(max(1, width // 64), True, False, jnp.bfloat16, Platform.of())
-    text, vision = random_bfloat16(rows, TEXT, WIDTH), random_bfloat16(rows - guided, 1, VISION, WIDTH)
-    mask = jnp.ones((rows - guided, 1, side * side))
+    text, vision = random_bfloat16(lanes, TEXT, WIDTH), random_bfloat16(lanes - guided, 1, VISION, WIDTH)
+    mask = jnp.ones((lanes - guided, 1, side * side))
     target = jnp.zeros((guided, 1, TEXT)).at[:, :, 2].set(1) if guided else None
-    x = random_bfloat16(rows, side * side, width)
+    x = random_bfloat16(lanes, side * side, width)
 
     def evaluate(layer):
         known = context.project_tokens(block, layer, text, vision)
@@ -54,9 +54,9 @@ def transformer(rows: int, guided: int, side: int, width: int, options: dict) ->
     return microseconds(lambda key: block.init(key, x, text, vision, mask, target)["params"], evaluate, x, options)
 
 
-def residual(rows: int, side: int, width: int, options: dict) -> float:
+def residual(lanes: int, side: int, width: int, options: dict) -> float:
     block = ResnetBlock(width, 32, 1e-5, jnp.bfloat16, Platform.of())
-    x, known = random_bfloat16(rows, side, side, width), {"shift": random_bfloat16(rows, width)}
+    x, known = random_bfloat16(lanes, side, side, width), {"shift": random_bfloat16(lanes, width)}
 
     def evaluate(layer):
         return lambda x: (block.apply({"params": layer, "context": known}, x), ())

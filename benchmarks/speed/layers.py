@@ -2,7 +2,7 @@
 
     python -m benchmarks.speed.layers --kind sdxl50m
 
-Times are of one layer for the three rows of a fused step, times how many such layers an evaluation has. Alone, a layer
+Times are of one layer for the three lanes of a fused step, times how many such layers an evaluation has. Alone, a layer
 neither overlaps nor fuses with its neighbours, so that the sum is not the time of the evaluation.
 """
 
@@ -19,7 +19,7 @@ from realcustom_jax.models.attention_kernels import attend
 from realcustom_jax.models.norm import GroupNorm
 from realcustom_jax.models.unet import UNetConfig
 
-ROWS = 3
+LANES = 3
 
 
 def main() -> None:
@@ -86,29 +86,29 @@ def layers(config: UNetConfig, tokens: tuple[int, int], side: int) -> dict[tuple
 
 def _walk(c: UNetConfig, tokens: tuple[int, int], side: int) -> Iterator[tuple]:
     def conv(size, channels, out):
-        return "convolution", (ROWS, size, size, channels), (3, 3, channels, out)
+        return "convolution", (LANES, size, size, channels), (3, 3, channels, out)
 
     def resnet(size, channels, out):
-        yield "group norm, SiLU", (ROWS, size, size, channels)
+        yield "group norm, SiLU", (LANES, size, size, channels)
         yield conv(size, channels, out)
-        yield "group norm, SiLU", (ROWS, size, size, out)
+        yield "group norm, SiLU", (LANES, size, size, out)
         yield conv(size, out, out)
 
     def transformer(size, width, heads, depth):
         pixels = size * size
-        x, head = (ROWS, pixels, width), width // heads
+        x, head = (LANES, pixels, width), width // heads
 
         def linear(out, inner=width):
-            return "linear", (ROWS, pixels, inner), (inner, out)
+            return "linear", (LANES, pixels, inner), (inner, out)
 
-        def attention(rows, length):
-            return "attention", (rows, pixels, heads, head), *[(rows, length, heads, head)] * 2
+        def attention(lanes, length):
+            return "attention", (lanes, pixels, heads, head), *[(lanes, length, heads, head)] * 2
 
         yield from (linear(width), linear(width))
         for _ in range(depth):
             yield from [("layer norm", x)] * 3
             yield from [linear(width)] * 6
-            yield from (attention(ROWS, pixels), attention(ROWS, tokens[0]), attention(ROWS - 1, tokens[1]))
+            yield from (attention(LANES, pixels), attention(LANES, tokens[0]), attention(LANES - 1, tokens[1]))
             yield from (linear(8 * width), ("gated GELU", (*x[:2], 8 * width)), linear(width, 4 * width))
 
     def attended(level, size):

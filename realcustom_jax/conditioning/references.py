@@ -184,7 +184,7 @@ def reference_features(
 
     Args:
         siglip, dino: the two encoders, each with its parameters; they must give equally many tokens.
-        images: [B, H, W, 3] in [0, 1]; all zero for the negative branch of guidance.
+        images: [B, H, W, 3] in [0, 1]; all zero for the negative lane.
     Returns:
         One [B, L, C] for each layer, C the channels of both encoders, and [B, L·split², C], in which the
         tokens of the same place in all parts follow each other.

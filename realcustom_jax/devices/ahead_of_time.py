@@ -150,7 +150,7 @@ class Sampler:
     def function(self, placed):
         unet, side = self.unet, self.side // 8
         options = {"solver": make_solver(), "guidance_scale": self.preset.guidance_scale,
-                   "mask": self.preset.mask(side, side), "freeze_mask_step": self.preset.freeze_mask_step}
+                   "mask": self.preset.mask_config(side, side), "freeze_mask_step": self.preset.freeze_mask_step}
         return jax.jit(lambda params, inputs: sample_latents(unet, params, *inputs, **options).latents,
                        compiler_options=dict(unet.platform.compiler_options))
 

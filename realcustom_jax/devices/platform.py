@@ -46,8 +46,8 @@ class Platform:
     would otherwise be given the shift of every pixel."""
 
     tokens_last: bool = True
-    """Whether keys and values that are kept for all steps are [B,C,T] instead of [B,T,C]. A CPU then takes half as
-    long for their product with the queries; the kernels of other devices take [B,T,C], and would wait for it."""
+    """Whether keys and values that are kept for all steps are [B, C, T] instead of [B, T, C]. A CPU then takes half as
+    long for their product with the queries; the kernels of other devices take [B, T, C], and would wait for it."""
 
     scan_layers: bool = True
     """Whether a sampler scans equal transformer layers instead of keeping them apart. Scanning compiles faster, but it
@@ -99,8 +99,8 @@ class Platform:
         return made
 
 
-# Of a GPU's matrix products: those of cuBLAS add bias and residual themselves, which Triton's kernels do not, and none
-# is merged with its neighbours, because that copies their weights (benchmarks/RESULTS.md).
+# A GPU's matrix products are left to cuBLAS, because its kernels add bias and residual themselves and Triton's do not.
+# No product is merged with its neighbours, because that copies their weights (benchmarks/RESULTS.md).
 _GPU_OPTIONS = (("xla_gpu_enable_triton_gemm", False), ("xla_gpu_dot_merger_threshold_mb", 0))
 _ACCELERATOR = Platform(norms_read_once=True, norm_barrier=True, tokens_last=False, float16=True, half_as_float32=False)
 _MADE = {

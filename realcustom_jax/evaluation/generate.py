@@ -65,7 +65,7 @@ class Generator:
         """How sequential and fused sample: the pipeline's defaults."""
         preset, side = self.pipeline.preset, self.pipeline.sample_size
         return {"guidance_scale": preset.guidance_scale, "freeze_mask_step": preset.freeze_mask_step,
-                "mask": preset.mask(side, side, phrases)} | self.options
+                "mask": preset.mask_config(side, side, phrases)} | self.options
 
     def __call__(self, cases: Sequence[Case], method: str) -> Generated:
         """Makes one picture of each case of a task. Batches of one length share a compilation."""
@@ -148,4 +148,4 @@ def _masks_of(unet, params, latents, noise, positive: Conditioning, target, time
         {"params": params}, noised, time, positive.text, pooled=positive.pooled, time_ids=positive.time_ids,
         target=target, self_maps_at=mask.refine_at)
     size = mask.size(noise)
-    return mask.mask(guidance, size), dataclasses.replace(mask, scope=1.0, binary=False).mask(guidance, size)
+    return mask.masks_of(guidance, size), dataclasses.replace(mask, scope=1.0, binary=False).masks_of(guidance, size)

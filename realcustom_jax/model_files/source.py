@@ -261,7 +261,7 @@ def _schedule(config: Mapping[str, Any]) -> tuple[np.ndarray, str]:
     if "FlowMatch" in kind or kind.startswith("EDM") or config.get("trained_betas") is not None:
         raise ValueError(f"this model was made for {kind or 'a schedule'} with another noise than Stable "
                          "Diffusion's (flow matching, EDM, trained betas), which is not supported.")
-    # What a file leaves out is as the class that it names has it; without a class it is Stable Diffusion's.
+    # What a file leaves out is as the class that it names has it. Without a class it is as Stable Diffusion has it.
     ours = kind in ("", "LCMScheduler", "TCDScheduler")
     name = config.get("beta_schedule", "scaled_linear" if ours else "linear")
     ends = tuple(config.get(key, value) for key, value in zip(

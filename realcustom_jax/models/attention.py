@@ -8,9 +8,9 @@ A text cross-attention layer computes (RealCustom++, arXiv 2408.09744, section 3
 over R references, followed by the shared output layer. The same text weights, averaged over heads and summed
 over a phrase's tokens, are that phrase's map. Module names are those of diffusers' `BasicTransformerBlock`.
 
-Dimensions: B batch, R references, N pixels of the layer (h·w), T text tokens, L vision tokens, C channels; the first G
-rows of the batch have maps and the last V a visual term, so that the branches of the sampler share a call and none pays
-for another's work.
+Dimensions: B batch, R references, N pixels of the layer (h·w), T text tokens, L vision tokens, C channels. Where the
+batch are the sampler's lanes, the first G of them have maps and the last V a visual term. So the lanes share one call,
+and each computes only what it needs: guidance no visual term, the others no maps.
 """
 
 import functools
@@ -36,26 +36,27 @@ def split_heads(x: jax.Array, heads: int) -> jax.Array:
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention. x [B,N,C] → ([B,N,C], head-mean weights [map_rows,1,N,N] or None)."""
+    """Multi-head self-attention. x [B, N, C] → ([B, N, C], the weights' mean over heads [mapped, 1, N, N] or None, of
+    the first `mapped` lanes)."""
 
     heads: int
     dtype: jnp.dtype = jnp.float32
     platform: Platform = Platform()
 
     @nn.compact
-    def __call__(self, x, *, map_rows: int):
+    def __call__(self, x: jax.Array, *, mapped: int) -> tuple[jax.Array, jax.Array | None]:
         project = functools.partial(nn.Dense, x.shape[-1], use_bias=False, dtype=self.dtype)
         query, key, value = (split_heads(project(name=n)(x), self.heads) for n in ("to_q", "to_k", "to_v"))
         out = attend(query, key, value, self.platform)
-        weights = attention_weights(query[:map_rows], key[:map_rows]).mean(axis=1, keepdims=True) if map_rows else None
+        weights = attention_weights(query[:mapped], key[:mapped]).mean(axis=1, keepdims=True) if mapped else None
         return nn.Dense(x.shape[-1], dtype=self.dtype, name="to_out_0")(out.reshape(x.shape)), weights
 
 
 class CrossAttention(nn.Module):
     """Text cross-attention with a masked visual term per reference.
 
-    x [B,N,C], text [B,T,D], vision [V,R,L,D] or None, mask [V,R,N] or None (1 everywhere), target [G,R,T] or
-    None → (out [B,N,C], target maps [G,R,N] float32 or None).
+    x [B, N, C], text [B, T, D], vision [V, R, L, D] or None, mask [V, R, N] or None (1 everywhere), target [G, R, T] or
+    None → (out [B, N, C], target maps [G, R, N] float32 or None).
 
     Keys and values do not depend on the timestep. Where the variable collection "context" holds them (module
     `context`), they are read from it and `text` and `vision` are not projected again.
@@ -67,7 +68,10 @@ class CrossAttention(nn.Module):
     platform: Platform = Platform()
 
     @nn.compact
-    def __call__(self, x, text, vision, mask, target):
+    def __call__(
+        self, x: jax.Array, text: jax.Array, vision: jax.Array | None, mask: jax.Array | None,
+        target: jax.Array | None,
+    ) -> tuple[jax.Array, jax.Array | None]:
         def project(name, tokens, **kwargs):
             if self.has_variable("context", name):
                 known = self.get_variable("context", name)
@@ -82,15 +86,15 @@ class CrossAttention(nn.Module):
         out, maps = attend(query, key, value, self.platform), None
         if target is not None:
             maps = target_maps(query, key, target, self.platform)
-            # Or XLA would make all layers' maps at the end of the network, and hold their queries until then.
+            # Without a barrier XLA makes all layers' maps at the end of the network and holds their queries until then.
             out, maps = jax.lax.optimization_barrier((out, maps))
 
         if self.vision and vision is not None:
             key = project("to_k_vision", vision)
-            # Zero values: a fresh adapter starts as the text-only model.
+            # Values begin at zero, so that a fresh adapter starts as the text-only model.
             value = project("to_v_vision", vision, kernel_init=nn.initializers.zeros)
             plain, references = len(x) - len(vision), vision.shape[1]
-            # References as rows: cuDNN's kernel cannot be vmapped over another axis.
+            # References lie along the batch, because cuDNN's kernel cannot be vmapped over another axis.
             each = jnp.repeat(query[plain:], references, axis=0)
             key, value = (tokens.reshape(-1, *tokens.shape[2:]) for tokens in (key, value))
             visual = attend(each, key, value, self.platform)
@@ -102,14 +106,15 @@ class CrossAttention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Gated GELU feed-forward layer of width 4C (diffusers `FeedForward` with `GEGLU`). [B,N,C] → [B,N,C]."""
+    """Gated GELU feed-forward layer of width 4C (diffusers `FeedForward` with `GEGLU`). [B, N, C] → [B, N, C]."""
 
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         hidden, gate = jnp.split(nn.Dense(8 * x.shape[-1], dtype=self.dtype, name="net_0_proj")(x), 2, axis=-1)
-        # The GELU by erf: by erfc, as Flax has it, it takes twice the operations, for digits that do not count.
+        # The GELU is written with erf, because erfc, as Flax has it, takes twice the operations for digits that do not
+        # count.
         gate = gate.astype(jnp.float32)
         hidden = hidden * (0.5 * gate * (1 + jax.lax.erf(gate * 0.5**0.5))).astype(self.dtype)
         return nn.Dense(x.shape[-1], dtype=self.dtype, name="net_2")(hidden)
@@ -118,7 +123,7 @@ class FeedForward(nn.Module):
 class TransformerBlock(nn.Module):
     """Self-attention, cross-attention, feed-forward (diffusers `BasicTransformerBlock`).
 
-    Shaped for `nn.scan`: the carry is x [B,N,C], the output is (target maps, self-attention map).
+    Shaped for `nn.scan`: the carry is x [B, N, C], the output is (target maps, self-attention map).
     """
 
     heads: int
@@ -128,12 +133,15 @@ class TransformerBlock(nn.Module):
     platform: Platform = Platform()
 
     @nn.compact
-    def __call__(self, x, text, vision, mask, target):
+    def __call__(
+        self, x: jax.Array, text: jax.Array, vision: jax.Array | None, mask: jax.Array | None,
+        target: jax.Array | None,
+    ) -> tuple[jax.Array, tuple[jax.Array | None, jax.Array | None]]:
         x = checkpoint_name(x, REMEMBERED)
         norm = functools.partial(LayerNorm, dtype=self.dtype)
-        map_rows = len(x if target is None else target) if self.return_self_map else 0
+        mapped = len(x if target is None else target) if self.return_self_map else 0
         attended, self_map = SelfAttention(self.heads, self.dtype, self.platform, name="attn1")(
-            norm(name="norm1")(x), map_rows=map_rows)
+            norm(name="norm1")(x), mapped=mapped)
         x = x + attended
         attended, maps = CrossAttention(self.heads, self.vision, self.dtype, self.platform, name="attn2")(
             norm(name="norm2")(x), text, vision, mask, target)
@@ -145,8 +153,8 @@ class TransformerBlock(nn.Module):
 class SpatialTransformer(nn.Module):
     """Transformer layers over the pixels of a feature map (diffusers `Transformer2DModel`).
 
-    x [B,h,w,C], mask [V,R,*,*] of any size (resized bilinearly to h, w) → (x, target maps: tuple of [G,R,h,w],
-    self-attention maps: tuple of [G,1,h·w,h·w]), one map a layer. Equal layers are scanned, so that a
+    x [B, h, w, C], mask [V, R, *, *] of any size (resized bilinearly to h, w) → (x, target maps: tuple of [G, R, h, w],
+    self-attention maps: tuple of [G, 1, h·w, h·w]), one map a layer. Equal layers are scanned, so that a
     deep stack compiles as one layer does; their parameters carry a leading layer axis. Parameters that were taken
     apart (`context.layers_apart`) are not.
     """
@@ -160,7 +168,10 @@ class SpatialTransformer(nn.Module):
     platform: Platform = Platform()
 
     @nn.compact
-    def __call__(self, x, text, vision, mask, target, self_maps_at):
+    def __call__(
+        self, x: jax.Array, text: jax.Array, vision: jax.Array | None, mask: jax.Array | None,
+        target: jax.Array | None, self_maps_at: tuple[int, int] | None,
+    ) -> tuple[jax.Array, tuple[jax.Array, ...], tuple[jax.Array, ...]]:
         batch, h, w, channels = x.shape
         if self.linear_projection:
             project = functools.partial(nn.Dense, channels, dtype=self.dtype)

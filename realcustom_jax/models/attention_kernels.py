@@ -3,7 +3,7 @@
     attend         by fused ("flash") kernels that never hold the weights, where there is one
     target_maps    the mean over heads of chosen keys' weights: the target word's maps
 
-Shapes: query [B,N,heads,d], key and value [B,L,heads,d]. Softmax is in float32 everywhere.
+Shapes: query [B, N, heads, d], key and value [B, L, heads, d]. Softmax is in float32 everywhere.
 """
 
 import math
@@ -23,7 +23,7 @@ _QUERIES_AT_ONCE = 1024
 
 
 def attend(query: jax.Array, key: jax.Array, value: jax.Array, platform: Platform) -> jax.Array:
-    """Attention [B,N,heads,d], of the inputs' dtype, by the platform's kernel.
+    """Attention [B, N, heads, d], of the inputs' dtype, by the platform's kernel.
 
     That is cuDNN's fused attention on NVIDIA GPUs from Ampere on (half precision only), JAX's Pallas kernel on TPUs,
     and XLA's products elsewhere or where the shapes do not suit the kernel.
@@ -77,7 +77,8 @@ _cudnn.defvjp(_cudnn_forward, lambda pulled_back, out: pulled_back(out))
 
 
 def _on_every_device(kernel, shape: tuple[int, ...]):
-    """`kernel`, on a mesh (`jax.set_mesh`) run by each device on its own rows and heads: XLA cannot divide it."""
+    """`kernel`, on a mesh (`jax.set_mesh`) run by each device on its own part of batch and heads,
+    because XLA cannot divide it."""
     mesh, rules = jax.sharding.get_abstract_mesh(), AxisRules()
     if mesh.empty or mesh.size == 1:
         return kernel
@@ -114,23 +115,23 @@ def tpu_attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Arr
 
 
 def target_maps(query: jax.Array, key: jax.Array, target: jax.Array, platform: Platform) -> jax.Array:
-    """The weights of the tokens that target [G,R,L] marks, summed over them and averaged over heads, float32 [G,R,N],
-    of the first G rows of query and key.
+    """How strongly each query attends to the marked tokens: float32 [G, R, N], for the first G lanes of query and key.
 
-    The weights [G,heads,N,L] are never whole. On NVIDIA GPUs the maps are what cuDNN attends to when the marks are the
-    values, in all rows: to cut out the first would take longer. Elsewhere queries are taken so many at a time. That
-    `attend` makes the weights once more, inside its kernel, costs next to nothing; a second way of making its output
-    would cost memory.
+    It is the weights of the tokens that target [G, R, L] marks, summed over these tokens and averaged over heads. The
+    weights [G, heads, N, L] are never whole, because they would be the largest arrays of the network. On NVIDIA GPUs
+    the marks are given to cuDNN as values, and what it attends to are the maps. All lanes take part, because cutting
+    out the first would take longer. Elsewhere a number of queries is taken at a time. `attend` makes the same weights
+    once more inside its kernel, which costs next to nothing; sharing them would cost memory.
     """
-    rows, references, (heads, head_size) = len(target), target.shape[1], query.shape[2:]
+    lanes, references, (heads, head_size) = len(target), target.shape[1], query.shape[2:]
     if _cudnn_can(query, platform) and references <= head_size:
         marks = jnp.pad(target.astype(key.dtype).swapaxes(1, 2),
-                        ((0, len(key) - rows), (0, 0), (0, head_size - references)))
+                        ((0, len(key) - lanes), (0, 0), (0, head_size - references)))
         marks = jnp.broadcast_to(marks[:, :, None], key.shape)
-        attended = attend(query, key, marks, platform)[:rows, ..., :references]
+        attended = attend(query, key, marks, platform)[:lanes, ..., :references]
         return attended.mean(axis=2, dtype=jnp.float32).swapaxes(1, 2)
 
-    query, key, marked = query[:rows], key[:rows], target.astype(jnp.float32) / heads
+    query, key, marked = query[:lanes], key[:lanes], target.astype(jnp.float32) / heads
 
     def some(query):
         return jnp.einsum("bhqk,brk->brq", attention_weights(query, key), marked)
@@ -144,12 +145,12 @@ def target_maps(query: jax.Array, key: jax.Array, target: jax.Array, platform: P
 
 
 def attention_weights(query: jax.Array, key: jax.Array) -> jax.Array:
-    """Softmax weights [B,heads,N,L] in float32."""
+    """Softmax weights [B, heads, N, L] in float32."""
     weights = _exponentials(query, key)
     return weights / weights.sum(axis=-1, keepdims=True)
 
 
 def _exponentials(query: jax.Array, key: jax.Array) -> jax.Array:
-    """The weights [B,heads,N,L] before they are normalised, the largest of each query 1, in float32."""
+    """The weights [B, heads, N, L] before they are normalised, the largest of each query 1, in float32."""
     logits = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32) * query.shape[-1] ** -0.5
     return jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))

@@ -3,8 +3,8 @@
 `UNet.apply({"params": params, "context": context}, …)` reads it from the variable collection "context", a tree of the
 parameters' shape, reduced to
 
-    cross-attention layers    to_k, to_v [B,T,C]; with vision also to_k_vision, to_v_vision [B,R,L,C]
-    residual blocks           shift [B,C], what the embedding of the timestep adds
+    cross-attention layers    to_k, to_v [B, T, C]; with vision also to_k_vision, to_v_vision [B, R, L, C]
+    residual blocks           shift [B, C], what the embedding of the timestep adds
 
 with a leading layer axis where layers are scanned. What the context holds is not computed again. On a CPU the tokens
 are the last axis (`Platform.tokens_last`).
@@ -27,7 +27,7 @@ def project_tokens(module: nn.Module, params, text: jax.Array, vision: jax.Array
     Args:
         module: the UNet or one of its blocks, whose dtype and platform say what is made.
         params: the module's parameters.
-        text: [B,T,D] text tokens. vision: [B,R,L,D] projected vision tokens, or None.
+        text: [B, T, D] text tokens. vision: [B, R, L, D] projected vision tokens, or None.
     """
     inputs = {"to_k": text, "to_v": text}
     if vision is not None:

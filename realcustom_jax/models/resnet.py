@@ -19,8 +19,8 @@ backward pass (`jax.checkpoint_policies.save_only_these_names`), computing the r
 class ResnetBlock(nn.Module):
     """GroupNorm–SiLU–Conv twice, with the time embedding added in between (diffusers `ResnetBlock2D`).
 
-    x [B,H,W,C], time_embedding [B,E] or None → [B,H,W,channels]. What the embedding adds is read from the variable
-    collection "context" where that holds it (module `context`).
+    x [B, H, W, C], time_embedding [B, E] or None → [B, H, W, channels]. What the embedding adds is read from the
+    variable collection "context" where that holds it (module `context`).
     """
 
     channels: int
@@ -60,7 +60,7 @@ class Downsample(nn.Module):
 
 
 def resize_nearest(x: jax.Array, size: tuple[int, int]) -> jax.Array:
-    """Nearest-neighbour resize of x [B,H,W,C] to (h, w), with torch's rule: source = floor(target · H / h)."""
+    """Nearest-neighbour resize of x [B, H, W, C] to (h, w), with torch's rule: source = floor(target · H / h)."""
     rows, columns = ((jnp.arange(new) * old) // new for new, old in zip(size, x.shape[1:3], strict=True))
     return x[:, rows][:, :, columns]
 

@@ -115,9 +115,11 @@ class UNetConfig:
 
 @flax.struct.dataclass
 class UNetOutput:
-    """noise [B,H,W,C]; maps: tuple of [B,R,h_l,w_l] float32, one per cross-attention layer in forward order (empty
-    without a target); self_maps: tuple of [B,1,n,n] float32 (empty unless asked for). With `guidance_rows`, the maps
-    have as many rows."""
+    """What one evaluation gives; with `guidance_lanes`, maps and self maps are of these lanes alone.
+
+    noise: [B, H, W, C]. maps: tuple of [B, R, h_l, w_l] float32, one for each cross-attention layer in forward order;
+    empty without a target. self_maps: tuple of [B, 1, n, n] float32; empty unless asked for.
+    """
 
     noise: jax.Array
     maps: tuple[jax.Array, ...]
@@ -135,7 +137,7 @@ def sinusoidal_embedding(t: jax.Array, dim: int, *, flip_sin_to_cos: bool = True
 
 def time_features(config: UNetConfig, timestep: ArrayLike, pooled: jax.Array | None,
                   time_ids: jax.Array | None) -> dict[str, jax.Array]:
-    """The inputs [B,F] of the embeddings that are added to the time embedding, by the embeddings' names."""
+    """The inputs [B, F] of the embeddings that are added to the time embedding, by the embeddings' names."""
     sinusoids = functools.partial(
         sinusoidal_embedding, flip_sin_to_cos=config.flip_sin_to_cos, freq_shift=config.freq_shift)
     features = {"time_embedding": sinusoids(jnp.asarray(timestep), config.block_out_channels[0])}
@@ -146,7 +148,7 @@ def time_features(config: UNetConfig, timestep: ArrayLike, pooled: jax.Array | N
 
 
 class Embedding(nn.Module):
-    """Two-layer SiLU MLP (diffusers `TimestepEmbedding`). [B,F] → [B,features]."""
+    """Two-layer SiLU MLP (diffusers `TimestepEmbedding`). [B, F] → [B, features]."""
 
     features: int
     dtype: jnp.dtype = jnp.float32
@@ -209,27 +211,31 @@ class UNet(nn.Module):
         super().__post_init__()
 
     @nn.compact
-    def __call__(self, sample, timestep, text, *, pooled=None, time_ids=None, vision=None, mask=None, target=None,
-                 self_maps_at=None, guidance_rows=None) -> UNetOutput:
+    def __call__(
+        self, sample: jax.Array, timestep: ArrayLike | None, text: jax.Array, *, pooled: jax.Array | None = None,
+        time_ids: jax.Array | None = None, vision: jax.Array | None = None, mask: jax.Array | None = None,
+        target: jax.Array | None = None, self_maps_at: tuple[int, int] | None = None,
+        guidance_lanes: int | None = None,
+    ) -> UNetOutput:
         """One denoising evaluation.
 
         Args:
-            sample: noisy latents [B,H,W,C].
+            sample: noisy latents [B, H, W, C].
             timestep: scalar or [B], in training steps (0 … 999); None only where the variable collection "context"
                 holds the shifts that it would add (module `context`).
-            text: text tokens [B,T,D]. pooled: pooled text [B,P] and time_ids [B,6] (SDXL's kind of UNet only).
-            vision: projected vision tokens [B,R,L,D]; None leaves the visual term out.
-            mask: [B,R,h,w] weight of each reference's visual term, of any size; None = 1 everywhere.
-            target: [B,R,T] 0/1, the tokens of each reference's phrase; None = no maps.
+            text: text tokens [B, T, D]. pooled: pooled text [B, P] and time_ids [B, 6] (SDXL's kind of UNet only).
+            vision: projected vision tokens [B, R, L, D]; None leaves the visual term out.
+            mask: [B, R, h, w] weight of each reference's visual term, of any size; None = 1 everywhere.
+            target: [B, R, T] 0/1, the tokens of each reference's phrase; None = no maps.
             self_maps_at: (h, w) of the self-attention layers whose weights are returned.
-            guidance_rows: None, or the number G of rows, the first, that are the guidance branch's: they alone have
-                maps, and the other B − G alone a visual term. Then target is [G,R,T], vision [B−G,R,L,D], mask
-                [B−G,R,h,w], and the maps that are returned have G rows.
+            guidance_lanes: None, or G where the batch are lanes of the sampler and the first G of them guide: these
+                alone have maps, and the other B − G alone a visual term. Then target is [G, R, T], vision
+                [B−G, R, L, D], mask [B−G, R, h, w], and the maps that are returned are [G, R, h_l, w_l].
         Raises:
             ValueError: inputs that the configuration wants are missing, or shapes disagree.
         """
         c = self.config
-        self._check(sample, timestep, text, pooled, time_ids, vision, mask, target, self_maps_at, guidance_rows)
+        self._check(sample, timestep, text, pooled, time_ids, vision, mask, target, self_maps_at, guidance_lanes)
         width, embedding = c.block_out_channels[0], None
         if timestep is None:
             self._check_shifts()
@@ -276,14 +282,15 @@ class UNet(nn.Module):
                              "variable collection 'context' with what context.project_time makes.")
 
     def _check(self, sample, timestep, text, pooled, time_ids, vision, mask, target, self_maps_at,
-               guidance_rows):
+               guidance_lanes):
         c, batch = self.config, sample.shape[0]
-        if guidance_rows is not None and not 0 <= guidance_rows <= batch:
-            raise ValueError(f"guidance_rows is {guidance_rows}; expected 0 to {batch}, the number of rows of sample.")
-        if guidance_rows is not None and self_maps_at is not None and target is None:
-            raise ValueError("self_maps_at is given for guidance rows without a target; give the target of their maps.")
-        guided = batch if guidance_rows is None else guidance_rows
-        visual = batch if guidance_rows is None else batch - guidance_rows
+        if guidance_lanes is not None and not 0 <= guidance_lanes <= batch:
+            raise ValueError(f"guidance_lanes is {guidance_lanes}; expected 0 to {batch}, the batch of sample.")
+        if guidance_lanes is not None and self_maps_at is not None and target is None:
+            raise ValueError("self_maps_at is given for guidance lanes without a target; give the target of their "
+                             "maps.")
+        guided = batch if guidance_lanes is None else guidance_lanes
+        visual = batch if guidance_lanes is None else batch - guidance_lanes
         if sample.ndim != 4 or sample.shape[-1] != c.in_channels:
             raise ValueError(f"sample has shape {sample.shape}; this UNet expects [B,H,W,{c.in_channels}].")
         if text.ndim != 3 or text.shape[0] != batch or text.shape[-1] != c.cross_attention_dim:

@@ -47,14 +47,14 @@ class VAEConfig:
 
 @flax.struct.dataclass
 class LatentDistribution:
-    """Diagonal normal distribution of the latents: mean and logvar [B,h,w,latent_channels]."""
+    """Diagonal normal distribution of the latents: mean and logvar [B, h, w, latent_channels]."""
 
     mean: jax.Array
     logvar: jax.Array
 
 
 class PixelAttention(nn.Module):
-    """Single-head self-attention over all pixels (diffusers `Attention` of the VAE's middle). [B,H,W,C] → same."""
+    """Single-head self-attention over all pixels (diffusers `Attention` of the VAE's middle). [B, H, W, C] → same."""
 
     groups: int
     dtype: jnp.dtype = jnp.float32
@@ -110,7 +110,7 @@ class ResnetStack(nn.Module):
 
 
 class ImageEncoder(nn.Module):
-    """images [B,H,W,3] → moments [B,h,w,2·latent_channels]."""
+    """images [B, H, W, 3] → moments [B, h, w, 2·latent_channels]."""
 
     config: VAEConfig
     dtype: jnp.dtype = jnp.float32
@@ -131,7 +131,7 @@ class ImageEncoder(nn.Module):
 
 
 class ImageDecoder(nn.Module):
-    """latents [B,h,w,latent_channels] → images [B,H,W,3]."""
+    """latents [B, h, w, latent_channels] → images [B, H, W, 3]."""
 
     config: VAEConfig
     dtype: jnp.dtype = jnp.float32
@@ -174,7 +174,7 @@ class Autoencoder(nn.Module):
             self.post_quant_conv = nn.Conv(c.latent_channels, (1, 1), dtype=self.dtype)
 
     def encode(self, images: jax.Array) -> LatentDistribution:
-        """images [B,H,W,3] in [-1, 1], H and W multiples of the downsampling factor."""
+        """images [B, H, W, 3] in [-1, 1], H and W multiples of the downsampling factor."""
         moments = self.encoder(images)
         if self.config.use_quant_conv:
             moments = self.quant_conv(moments)
@@ -182,7 +182,7 @@ class Autoencoder(nn.Module):
         return LatentDistribution(mean, jnp.clip(logvar, -30.0, 20.0))
 
     def decode(self, latents: jax.Array) -> jax.Array:
-        """latents [B,h,w,latent_channels] (unscaled) → images [B,H,W,3], about [-1, 1], not clipped."""
+        """latents [B, h, w, latent_channels] (unscaled) → images [B, H, W, 3], about [-1, 1], not clipped."""
         if self.config.use_post_quant_conv:
             latents = self.post_quant_conv(latents)
         return self.decoder(latents)

@@ -6,8 +6,8 @@ On the latent z_i of step i the UNet runs in up to three *lanes*:
     generation   text and image, the visual term weighted by a mask
     negative     negative text and image, the same mask; guided = negative + s · (generation − negative)
 
-With T steps and the mask frozen from step K on, [lanes | mask] being one UNet call, vmapped over the images, whose rows
-are the lanes:
+With T steps and the mask frozen from step K on. [lanes | mask] is one UNet call whose batch are the lanes; it is
+vmapped over the images:
 
     step           sequential (as released)                           fused
     0              [guidance] → m_0, [generation negative | m_0]      the same
@@ -46,8 +46,8 @@ BRANCHES = "fused", "sequential"
 class Conditioning:
     """What the UNet sees beside the latents.
 
-    text: [B,T,D] text tokens. pooled: [B,P] pooled text and time_ids: [B,6] (SDXL's kind of UNet only).
-    vision: [B,R,L,D] projected tokens of R references.
+    text: [B, T, D] text tokens. pooled: [B, P] pooled text and time_ids: [B, 6] (SDXL's kind of UNet only).
+    vision: [B, R, L, D] projected tokens of R references.
     """
 
     text: jax.Array
@@ -75,11 +75,11 @@ class MaskConfig:
     normalize_self: str | None = None
 
     def size(self, latents: jax.Array) -> tuple[int, int]:
-        """(h, w) of the masks of latents [B,H,W,C]."""
+        """(h, w) of the masks of latents [B, H, W, C]."""
         return latents.shape[1] // self.downscale, latents.shape[2] // self.downscale
 
-    def mask(self, output: UNetOutput, size: tuple[int, int]) -> jax.Array:
-        """The masks [B,R,h,w] of a UNet evaluation with target maps (and self maps at `refine_at`)."""
+    def masks_of(self, output: UNetOutput, size: tuple[int, int]) -> jax.Array:
+        """The masks [B, R, h, w] of a UNet evaluation with target maps (and self maps at `refine_at`)."""
         if self.refine_at and not output.self_maps:
             sizes = sorted({m.shape[-2:] for m in output.maps}, reverse=True)
             raise ValueError(f"refine_at={self.refine_at}: no self-attention layer has that size; there are {sizes}.")
@@ -90,7 +90,7 @@ class MaskConfig:
 
 @flax.struct.dataclass
 class Samples:
-    """latents: the last x_0 prediction [B,H,W,C]; masks: the mask used in each step [steps,B,R,h,w]; float32."""
+    """latents: the last x_0 prediction [B, H, W, C]; masks: the mask used in each step [steps, B, R, h, w]; float32."""
 
     latents: jax.Array
     masks: jax.Array
@@ -116,11 +116,11 @@ def sample_latents(
     Args:
         unet, params: the UNet with visual attention, for the platform that it carries. A GPU's layers are taken apart
             if they are not (`models.context.layers_apart`), which copies them in every call: load them apart.
-        noise: [B,H,W,C] of unit variance.
+        noise: [B, H, W, C] of unit variance.
         positive, negative: with vision tokens, and of equal shapes.
-        target: [B,R,T] 0/1, the tokens of each reference's phrase in the positive text.
-        guidance_scale: s; 1 is the generation branch alone.
-        mask: None lets the image act everywhere: masks of ones, no guidance branch.
+        target: [B, R, T] 0/1, the tokens of each reference's phrase in the positive text.
+        guidance_scale: s; 1 is the generation lane alone.
+        mask: None lets the image act everywhere: masks of ones, no guidance lane.
         freeze_mask_step: K ≥ 1, the first step that reuses its predecessor's mask; K ≥ steps never freezes.
         branches: "fused" | "sequential", see the module.
         on_step: called with the number of each finished step. The loop then runs on the host, one compiled call a step,
@@ -144,8 +144,9 @@ def sample_latents(
     for kind, start, stop in (
         (_Steps.sequential, 0, fresh), (_Steps.fused, fresh, freeze), (_Steps.frozen, freeze, solver.steps),
     ):
-        if kind is _Steps.frozen:  # here, not in the loop, which would copy the rows' tokens in every step
-            steps = steps.replace(rows=steps.rows.pair())
+        if kind is _Steps.frozen:
+            # The guidance lane leaves before the loop, because within it all tokens would be copied in each step.
+            steps = steps.replace(lanes=steps.lanes.pair())
         if start < stop and on_step is None:
             carry, used = _scan(functools.partial(kind, steps), carry, start, stop)
             masks.append(used)
@@ -167,12 +168,12 @@ def sample_text_only(
     solver: Solver,
     guidance_scale: ArrayLike = 3.5,
 ) -> jax.Array:
-    """Latents of the base model, without visual term: the last x_0 prediction, float32 [B,H,W,C].
+    """Latents of the base model, without visual term: the last x_0 prediction, float32 [B, H, W, C].
 
     Arguments as in `sample_latents`; vision tokens are ignored.
     """
     params = context.for_platform(params, unet.platform)
-    pair = _Rows.make(unet, params, positive.replace(vision=None), negative.replace(vision=None), solver).pair()
+    pair = _Lanes.make(unet, params, positive.replace(vision=None), negative.replace(vision=None), solver).pair()
 
     def step(state, i):
         noise = pair.evaluate(unet, params, state.x, i, None, None).noise
@@ -188,51 +189,53 @@ class _Steps:
     unet: UNet = flax.struct.field(pytree_node=False)
     config: MaskConfig = flax.struct.field(pytree_node=False)
     params: Any
-    rows: "_Rows"
+    lanes: "_Lanes"
     target: jax.Array
     solver: Solver
     guidance_scale: ArrayLike
 
     @classmethod
     def make(cls, unet, config, params, positive, negative, target, solver, guidance_scale) -> "_Steps":
-        rows = _Rows.make(unet, params, positive, negative, solver)
-        return cls(unet, config, params, rows, target, solver, guidance_scale)
+        lanes = _Lanes.make(unet, params, positive, negative, solver)
+        return cls(unet, config, params, lanes, target, solver, guidance_scale)
 
     def frozen(self, carry, i):
         state, mask = carry
-        out = self._evaluate(self.rows.pair(), state, i, mask)
+        out = self._evaluate(self.lanes.pair(), state, i, mask)
         return (self._advance(state, i, out.noise), mask), mask
 
     def sequential(self, carry, i):
         state, mask = carry
-        out = self._evaluate(self.rows.guidance(), state, i, mask)
+        out = self._evaluate(self.lanes.guidance(), state, i, mask)
         return self.frozen((state, self._new_mask(out, mask)), i)
 
     def fused(self, carry, i):
         state, mask = carry
-        out = self._evaluate(self.rows, state, i, mask)
+        out = self._evaluate(self.lanes, state, i, mask)
         return (self._advance(state, i, out.noise), self._new_mask(out, mask)), mask
 
-    def _evaluate(self, rows, state, i, mask):
-        return rows.evaluate(self.unet, self.params, state.x, i, mask, self.target, self.config.refine_at)
+    def _evaluate(self, lanes, state, i, mask):
+        return lanes.evaluate(self.unet, self.params, state.x, i, mask, self.target, self.config.refine_at)
 
     def _advance(self, state, i, predictions):
         return self.solver.step(state, i, _guided(predictions, self.guidance_scale))
 
     def _new_mask(self, out, old):
-        return self.config.mask(out, old.shape[-2:])
+        return self.config.masks_of(out, old.shape[-2:])
 
 
-# Steps that the host calls: one program a kind, which the persistent cache keeps (it refuses a scan that calls back).
+# The host calls these steps one by one, so that each kind is a program that the persistent cache keeps. The cache would
+# refuse a scan that calls back.
 _make_alone = jit_sampler(_Steps.make, static_argnums=(0, 1))
 _step_alone = jit_sampler(lambda unet, kind, steps, carry, i: kind(steps, carry, i), static_argnums=(0, 1))
 
 
 @flax.struct.dataclass
-class _Rows:
-    """The lanes of each image, as rows of its UNet call: the first `guided` make maps and have no visual term.
+class _Lanes:
+    """The lanes of each image, which are the batch of its UNet call. The first `guided` of them make maps and have no
+    visual term.
 
-    All arrays have a leading axis of images. texts: of the rows. vision: of those with a visual term. tokens: the
+    All arrays have a leading axis of images. texts: of the lanes. vision: of those with a visual term. tokens: the
     context that no step changes. shifts: the context of every step.
     """
 
@@ -243,7 +246,7 @@ class _Rows:
     shifts: dict
 
     @classmethod
-    def make(cls, unet: UNet, params, positive: Conditioning, negative: Conditioning, solver: Solver) -> "_Rows":
+    def make(cls, unet: UNet, params, positive: Conditioning, negative: Conditioning, solver: Solver) -> "_Lanes":
         """Guidance, generation, negative."""
         for field in dataclasses.fields(Conditioning):
             given, other = (getattr(c, field.name) for c in (positive, negative))
@@ -264,39 +267,39 @@ class _Rows:
 
         return jax.vmap(image)(positive, negative)
 
-    def guidance(self) -> "_Rows":
+    def guidance(self) -> "_Lanes":
         """The guidance lane alone."""
         return self._take(slice(None, 1), guided=1, vision=None)
 
-    def pair(self) -> "_Rows":
+    def pair(self) -> "_Lanes":
         """Generation and negative alone."""
         return self._take(slice(1, None), guided=0) if self.guided else self
 
-    def _take(self, rows: slice, **changes) -> "_Rows":
+    def _take(self, lanes: slice, **changes) -> "_Lanes":
         def of_text(path, tokens):
-            return tokens if path[-1].key.endswith("vision") else tokens[..., rows, :, :]
+            return tokens if path[-1].key.endswith("vision") else tokens[..., lanes, :, :]
 
         return self.replace(
-            texts=jax.tree.map(lambda x: x[:, rows], self.texts),
+            texts=jax.tree.map(lambda x: x[:, lanes], self.texts),
             tokens=jax.tree_util.tree_map_with_path(of_text, self.tokens),
-            shifts=jax.tree.map(lambda x: x[:, :, rows], self.shifts), **changes)
+            shifts=jax.tree.map(lambda x: x[:, :, lanes], self.shifts), **changes)
 
     def evaluate(self, unet: UNet, params, x, step, mask, target, self_maps_at=None) -> UNetOutput:
-        """One UNet call, on the latents x [B,H,W,C] in every row; mask [B,R,h,w], target [B,R,T].
+        """One UNet call, on the latents x [B, H, W, C] in every lane; mask [B, R, h, w], target [B, R, T].
 
-        noise [B,rows,H,W,C]; maps and self maps are of the guidance row, [B,…].
+        noise [B, lanes, H, W, C]; maps and self maps are of the guidance lane, [B, …].
         """
-        def image(rows, x, mask, target):
-            lanes = len(rows.texts.text)
-            known = context.merge(rows.tokens, jax.tree.map(lambda shift: shift[step], rows.shifts))
-            if rows.vision is None:
+        def image(lanes, x, mask, target):
+            count = len(lanes.texts.text)
+            known = context.merge(lanes.tokens, jax.tree.map(lambda shift: shift[step], lanes.shifts))
+            if lanes.vision is None:
                 mask = None
             else:
-                mask = jnp.broadcast_to(mask, (lanes - self.guided, *mask.shape))
+                mask = jnp.broadcast_to(mask, (count - self.guided, *mask.shape))
             maps_of = {"target": target[None], "self_maps_at": self_maps_at} if self.guided else {}
             out = unet.apply(
-                {"params": params, "context": known}, jnp.broadcast_to(x, (lanes, *x.shape)), None, rows.texts.text,
-                vision=rows.vision, mask=mask, guidance_rows=self.guided, **maps_of)
+                {"params": params, "context": known}, jnp.broadcast_to(x, (count, *x.shape)), None, lanes.texts.text,
+                vision=lanes.vision, mask=mask, guidance_lanes=self.guided, **maps_of)
             return jax.tree.map(lambda maps: maps[0], out).replace(noise=out.noise)
 
         along = vmapped_axes(len(x), self.texts.text.shape[1])
@@ -323,7 +326,7 @@ def _check(noise, positive, target, guidance_scale, freeze_mask_step) -> None:
 
 
 def _guided(predictions: jax.Array, scale: ArrayLike) -> jax.Array:
-    """Of predictions [B,rows,H,W,C], the last two of each image: generation and negative."""
+    """Of predictions [B, lanes, H, W, C], the last two of each image: generation and negative."""
     generation, negative = predictions[:, -2:].astype(jnp.float32).swapaxes(0, 1)
     return classifier_free_guidance(text=None, text_image=generation, uncond=negative, text_scale=1.0,
                                     image_scale=scale, mode="none_direct")

@@ -12,13 +12,13 @@ def decode_tiles(
     """Decodes overlapping tiles and fades them into each other.
 
     Args:
-        decode: latents [B,h,w,C] → pictures [B,h·factor,w·factor,3]; called with one shape only.
-        latents: [B,h,w,C].
+        decode: latents [B, h, w, C] → pictures [B, h·factor, w·factor, 3]; called with one shape only.
+        latents: [B, h, w, C].
         tile: the largest side that is decoded at once, in latent pixels; what fits is decoded whole.
         factor: pixels for each latent pixel.
         overlap: share of a tile that its neighbour also covers, in [0, 1).
     Returns:
-        float32 [B,h·factor,w·factor,3] on the host.
+        float32 [B, h·factor, w·factor, 3] on the host.
     """
     batch, height, width, _ = latents.shape
     rows, columns = min(tile, height), min(tile, width)

@@ -47,7 +47,7 @@ def _finite(value: Any) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool) and bool(np.isfinite(value))
 
 
-# What the fields of `TrainSettings` must be: in words, as a test, and of which fields.
+# Each limit of `TrainSettings` is given in words, as a test, and with the fields that it holds for.
 _LIMITS: dict[str, tuple[Callable[[Any], bool], tuple[str, ...]]] = {
     "a whole number, at least 1": (
         lambda x: _whole(x) and x >= 1, ("steps", "batch_size", "accumulate", "save_every", "log_every", "keep")),
@@ -197,7 +197,7 @@ def make_train_step(loss: Callable, settings: TrainSettings, placed: TrainState 
 
 def init_state(params: Params, settings: TrainSettings) -> TrainState:
     """The state before the first step."""
-    # Copies: the step donates its buffers, and no two leaves may share one.
+    # Both are copied, because the step donates its buffers and no two leaves may share one.
     params, ema = jax.tree.map(jnp.copy, params), jax.tree.map(jnp.copy, params)
     return TrainState(jnp.zeros((), jnp.int32), params, ema, make_optimizer(settings).init(params))
 
@@ -289,7 +289,7 @@ class Interruption:
     _came = False
 
     def __enter__(self):
-        # Of several processes, JAX's own service notes it and lets all stop after the same step.
+        # Where there are several processes, JAX's own service notes the signal and lets all stop after the same step.
         self._listens = jax.process_count() == 1 and threading.current_thread() is threading.main_thread()
         if self._listens:
             self._before = signal.signal(signal.SIGTERM, self._note)

@@ -15,7 +15,7 @@ def reconstruction_loss(images: jax.Array, decoded: jax.Array, mean: jax.Array, 
                         kl_weight: float) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Autoencoder loss: L1 of pixels and of their finite differences (edges), and the KL divergence to N(0, 1).
 
-    images, decoded [B,H,W,3] in [-1, 1]; mean, logvar [B,h,w,C]. KL as in latent diffusion (arXiv 2112.10752).
+    images, decoded [B, H, W, 3] in [-1, 1]; mean, logvar [B, h, w, C]. KL as in latent diffusion (arXiv 2112.10752).
     """
     error = decoded - images
     pixels = jnp.abs(error).mean()
@@ -28,7 +28,7 @@ def sigmoid_contrastive_loss(a: jax.Array, b: jax.Array, positive: jax.Array, lo
                              bias: jax.Array) -> jax.Array:
     """Pairwise sigmoid loss of SigLIP (arXiv 2303.15343, eq. 1), with any number of positives.
 
-    a, b: embeddings [B,D] (normalised here); positive: [B,B] bool, which pairs match.
+    a, b: embeddings [B, D] (normalised here); positive: [B, B] bool, which pairs match.
     """
     a, b = (x / (jnp.linalg.norm(x, axis=-1, keepdims=True) + 1e-6) for x in (a, b))
     logits = jnp.exp(log_scale) * a @ b.T + bias
@@ -38,7 +38,8 @@ def sigmoid_contrastive_loss(a: jax.Array, b: jax.Array, positive: jax.Array, lo
 
 @flax.struct.dataclass
 class NoisyLatents:
-    """What a denoiser is trained on: noisy latents [B,h,w,C] of timesteps t int32 [B], and what it should predict."""
+    """What a denoiser is trained on: noisy latents [B, h, w, C], their timesteps t int32 [B], and the target
+    [B, h, w, C] that it should predict."""
 
     noisy: jax.Array
     t: jax.Array
@@ -47,7 +48,7 @@ class NoisyLatents:
 
 def add_training_noise(latents: jax.Array, key: jax.Array, *, betas: ArrayLike, prediction: str,
                        timesteps: tuple[float, float] = (0.0, 1.0)) -> NoisyLatents:
-    """Latents [B,h,w,C] of unit variance, each at a timestep of its own.
+    """Latents [B, h, w, C] of unit variance, each at a timestep of its own.
 
     The timesteps are T·sigmoid(n), n ~ N(m, s²) with m, s = `timesteps` (arXiv 2403.03206, section 3.1: most are in the
     middle, where a picture takes shape; a higher m moves them to where its layout does), one in each of B equally
@@ -70,10 +71,10 @@ def add_training_noise(latents: jax.Array, key: jax.Array, *, betas: ArrayLike, 
 def denoising_error(predicted: jax.Array, sample: NoisyLatents, *, betas: ArrayLike, prediction: str,
                     coverage: jax.Array | None = None, emphasis: float = 3.0,
                     snr_limit: float | None = None) -> jax.Array:
-    """Mean squared error of a prediction [B,h,w,C], a scalar.
+    """Mean squared error of a prediction [B, h, w, C], a scalar.
 
     Args:
-        coverage: [B,h,w] in [0, 1], how much of each place the subjects fill. A place's error counts
+        coverage: [B, h, w] in [0, 1], how much of each place the subjects fill. A place's error counts
             1 + emphasis · √ᾱ_t · coverage times: small subjects would drown in the noise of the background's error, but
             where noise hides the subject, more weight for it would only make the model see subjects everywhere.
         snr_limit: γ of the min-SNR weights (arXiv 2303.09556), min(SNR, γ)/SNR of the noise's error and
@@ -94,8 +95,8 @@ def denoising_loss(predict: Callable[[jax.Array, jax.Array], jax.Array], latents
                    betas: ArrayLike, prediction: str,
                    teacher: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
                    teaching: float = 1.0, timesteps: tuple[float, float] = (0.0, 1.0), **weights) -> jax.Array:
-    """`denoising_error` of `predict`, (noisy latents [B,h,w,C], timesteps int32 [B]) → prediction, on latents to which
-    `add_training_noise` was added (`timesteps` are its); `weights` are the error's.
+    """`denoising_error` of `predict`, (noisy latents [B, h, w, C], timesteps int32 [B]) → prediction, on latents to
+    which `add_training_noise` was added (`timesteps` are its); `weights` are the error's.
 
     teacher: as `predict`, of a model that knows more; a share `teaching` of the target is what it predicts, which has
     none of a sample's noise, so that a student learns in far fewer steps.
@@ -112,9 +113,9 @@ def placement_loss(maps: Sequence[jax.Array], coverage: jax.Array, weight: jax.A
     the weighted mean over nouns, averaged over layers; a scalar.
 
     Args:
-        maps: attention maps [B,R,h_l,w_l] of the layers.
-        coverage: [B,R,P,P] in [0, 1], how much of each pixel the thing of each noun fills.
-        weight: [B,R] ≥ 0, 0 where there is no thing.
+        maps: attention maps [B, R, h_l, w_l] of the layers.
+        coverage: [B, R, P, P] in [0, 1], how much of each pixel the thing of each noun fills.
+        weight: [B, R] ≥ 0, 0 where there is no thing.
     """
     total = jnp.maximum(weight.sum(), 1e-6)
 
@@ -132,10 +133,10 @@ def placement_loss(maps: Sequence[jax.Array], coverage: jax.Array, weight: jax.A
 def right_place(maps: Sequence[jax.Array], coverage: jax.Array) -> jax.Array:
     """Whether two nouns' maps tell *whose* place is whose: [B], ½ by chance.
 
-    Of maps [B,2,h_l,w_l], each with sum 1 and averaged over the layers of the most frequent size, the difference is
+    Of maps [B, 2, h_l, w_l], each with sum 1 and averaged over the layers of the most frequent size, the difference is
     compared between a place of the first thing and one of the second: the ROC area over all such pairs of places.
 
-    coverage: [B,2,P,P] of the two things.
+    coverage: [B, 2, P, P] of the two things.
     """
     sizes = [m.shape[-2:] for m in maps]
     h, w = max(set(sizes), key=sizes.count)

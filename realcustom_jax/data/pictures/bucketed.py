@@ -53,8 +53,8 @@ class BucketBatches:
         return rows, np.array(references)
 
     def __getitem__(self, step: int) -> dict[str, np.ndarray | list[str]]:
-        """target uint8 [B,H,W,3]; caption, word: B texts; original_size, crop_top_left int32 [B,2] (vertical first);
-        reference uint8 [B,S,S,3]."""
+        """target uint8 [B, H, W, 3]; caption, word: B texts; original_size, crop_top_left int32 [B, 2] (vertical
+        first); reference uint8 [B, S, S, 3]."""
         numbers, references = self.chosen(step)
         rows = [self._rows[i] for i in numbers]
         batch = {name: np.stack([row[name] for row in rows]) for name in ("target", "original_size", "crop_top_left")}

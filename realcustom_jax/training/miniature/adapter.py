@@ -28,8 +28,8 @@ from realcustom_jax.training.miniature.pictures import PictureBatches, compose_r
 
 
 class Gather(nn.Module):
-    """What one learned query for each of `length` words finds among vision tokens, [B,L,D] → [B,length,D]: their own
-    weighted mean, with nothing to translate it."""
+    """What one learned query for each of `length` words finds among vision tokens, [B, L, D] → [B, length, D]: their
+    own weighted mean, with nothing to translate it."""
 
     length: int
     width: int = 64
@@ -55,7 +55,7 @@ class AdapterTask:
     - a share `taught` of what is to be predicted is the frozen model's own prediction, told in words what the reference
       shows (but for the pooled text); the rest is the data.
     - a share `masked` of the pairs is trained with the mask that sampling by `preset` would make: of the guidance
-      branch's maps of the noun, on the same latents or, past the step in which the mask is frozen, on noisier ones. The
+      lane's maps of the noun, on the same latents or, past the step in which the mask is frozen, on noisier ones. The
       other pairs have M = 1.
     - `spelled` weighs a second loss: among a reference's vision tokens there should be the text encoder's states of the
       words that its description has and the caption lacks. The visual keys and values begin as copies of the text's,
@@ -101,7 +101,7 @@ class AdapterTask:
                 ("layout", "caption_ids", "told_ids", "marks", "reference", "cropped", "boxes")}
 
     def conditioning(self, params, frozen, input_ids, references) -> Conditioning:
-        """references: [B,H,W,3] in [0, 1]; zeros for none."""
+        """references: [B, H, W, 3] in [0, 1]; zeros for none."""
         text = self._text(frozen, input_ids)
         tokens = vision_tokens(self.siglip, self.dinov2, self.projector, self.settings,
                                (frozen["siglip"], frozen["dinov2"], params["projector"]), references)
@@ -146,23 +146,23 @@ class AdapterTask:
         return denoising + self.spelled * spelling, {"denoising": denoising, "spelling": spelling}
 
     def guidance_mask(self, unet_params, frozen, batch, noisy, t, key) -> jax.Array:
-        """The mask [B,1,h,w] with which sampling would denoise the noisy latents [B,H,W,C] of timesteps t [B]."""
-        mask = self.preset.mask(*noisy.shape[1:3])
+        """The mask [B, 1, h, w] with which sampling would denoise the noisy latents [B, H, W, C] of timesteps t [B]."""
+        config = self.preset.mask_config(*noisy.shape[1:3])
         ids = batch["caption_ids"]
         text = self._text(frozen, ids)
         known = jnp.maximum(t, self.last_mask_at)
         noisier = solvers.add_more_noise(noisy, jax.random.normal(key, noisy.shape), t, known, self.betas)
         guidance = self.unet.apply(
             {"params": unet_params}, noisier, known, text.penultimate, pooled=text.pooled,
-            time_ids=size_of_all(self.batches, len(ids)), target=batch["marks"], self_maps_at=mask.refine_at)
-        return jax.lax.stop_gradient(mask.mask(guidance, mask.size(noisy)))
+            time_ids=size_of_all(self.batches, len(ids)), target=batch["marks"], self_maps_at=config.refine_at)
+        return jax.lax.stop_gradient(config.masks_of(guidance, config.size(noisy)))
 
     def _text(self, frozen, input_ids):
         return self.text_encoder.apply({"params": frozen["text_encoder"]}, input_ids)
 
     def _spelling(self, params, tokens, words, counted):
-        """How far the states `words` [B,T,D] are from what is found among the tokens: the share of their variance,
-        over the `counted` [B,T]."""
+        """How far the states `words` [B, T, D] are from what is found among the tokens: the share of their variance,
+        over the `counted` [B, T]."""
         found = self.gather.apply({"params": params}, tokens)
         counted = counted[..., None]
         mean = (words * counted).sum(axis=(0, 1)) / jnp.maximum(counted.sum(), 1)
@@ -185,7 +185,7 @@ class AdapterTask:
                 jax.random.key(0), (len(ids), self.latent_size, self.latent_size, self.unet.config.in_channels))
             unet_params = merge_unet(params["vision"], frozen["unet"])
             made = sample_latents(self.unet, unet_params, noise, positive, negative, marks, solver=solver,
-                                  mask=self.preset.mask(*noise.shape[1:3]), freeze_mask_step=10).latents
+                                  mask=self.preset.mask_config(*noise.shape[1:3]), freeze_mask_step=10).latents
             return self.decode(frozen["autoencoder"], made)
 
         frozen = {name: part for name, part in self.frozen.items() if name != "paintings"}

@@ -94,7 +94,7 @@ class BaseTask:
         denoising = denoising_error(
             out.noise, sample, betas=self.betas, prediction=self.prediction,
             coverage=covered(coverage, latents.shape[1:3]))
-        # Where noise hides the things, nobody could tell where they are.
+        # The placement counts less where there is more noise, because nobody could tell where hidden things are.
         visible = jnp.sqrt(1 / (1 + 1 / solvers.snr(self.betas)[sample.t]))[:, None]
         there = batch["marks"].any(-1) & ~dropped[:, None]
         placement = placement_loss(out.maps, coverage, visible * there)

@@ -44,38 +44,38 @@ class Encoders:
             "text_encoders": tuple(encoder.network.params for encoder in pipeline.text_encoders)}
 
     def ids(self, captions: Sequence[str]) -> np.ndarray:
-        """int32 [B,encoders,T]; what is too long is cut."""
+        """int32 [B, encoders, T]; what is too long is cut."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # long captions are cut in every epoch again
             return np.stack([encode_prompt(encoder.tokenizer, captions, allow_empty=True)
                              for encoder in self._pipeline.text_encoders], axis=1)
 
     def time_ids(self, original: np.ndarray, corner: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-        """SDXL's size conditioning [B,6] in the order of the preset, from pairs [B,2] and the size of all targets, each
-        vertical first."""
+        """SDXL's size conditioning [B, 6] in the order of the preset, from pairs [B, 2] and the size of all targets,
+        each vertical first."""
         return time_ids(size, original=original, corner=corner, order=self._pipeline.preset.size_order)
 
     def text(self, params, ids: jax.Array) -> dict[str, jax.Array]:
-        """text [B,T,D] and, for SDXL's kind of UNet, pooled [B,P]."""
+        """text [B, T, D] and, for SDXL's kind of UNet, pooled [B, P]."""
         outputs = [encoder.network.module.apply({"params": own}, ids[:, i]) for i, (encoder, own) in enumerate(
             zip(self._pipeline.text_encoders, params["text_encoders"], strict=True))]
         text, pooled = text_states(outputs, self._pipeline.unet.module.config, self._pipeline.preset.pooled)
         return {"text": text} if pooled is None else {"text": text, "pooled": pooled}
 
     def references(self, params, pictures: jax.Array) -> tuple[jax.Array, ...]:
-        """`references.reference_features` of pictures [B,S,S,3] in [0, 1]."""
+        """`references.reference_features` of pictures [B, S, S, 3] in [0, 1]."""
         pipeline = self._pipeline
         return reference_features(pipeline.siglip.module, params["siglip"], pipeline.dino.module, params["dinov2"],
                                   pictures, pipeline.vision_settings)
 
     def targets(self, params, pictures: jax.Array) -> jax.Array:
-        """The autoencoder's mean and log-variance [B,2,h,w,C] of pictures uint8 [B,H,W,3]."""
+        """The autoencoder's mean and log-variance [B, 2, h, w, C] of pictures uint8 [B, H, W, 3]."""
         vae = self._pipeline.vae.module
         found = vae.apply({"params": params["vae"]}, from_uint8(pictures), method="encode")
         return jnp.stack([found.mean, found.logvar], axis=1)
 
     def latents(self, targets: jax.Array, key: jax.Array) -> jax.Array:
-        """A sample [B,h,w,C] of unit variance of what `targets` gives."""
+        """A sample [B, h, w, C] of unit variance of what `targets` gives."""
         mean, logvar = targets.astype(jnp.float32).swapaxes(0, 1)
         scale = self._pipeline.vae.module.config.scaling_factor
         return (mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape)) * scale
@@ -95,7 +95,7 @@ class StoredFeatures:
     folder: Path
 
     def batch(self, rows: np.ndarray, references: np.ndarray) -> dict[str, Any]:
-        """targets [B,2,h,w,C], text, pooled, time_ids, features (a tuple) of rows of one bucket, with one reference
+        """targets [B, 2, h, w, C], text, pooled, time_ids, features (a tuple) of rows of one bucket, with one reference
         each."""
         index = self._read("index")[rows]
         wide = self._read("features")[index[:, 2] + references]
@@ -179,7 +179,7 @@ def _fill(folder: Path, encoders: Encoders, rows: Split, batches: BucketBatches)
             places = np.arange(start, start + len(numbers))
             read = [rows[int(i)] for i in numbers]
             stored["index"][numbers, 0], stored["index"][numbers, 1] = bucket, places
-            # One at a time: the autoencoder's attention alone takes 2 GB for a picture of 1024².
+            # Targets are encoded one at a time, because the autoencoder's attention takes 2 GB for a picture of 1024².
             stored[f"targets-{bucket}"][places] = _in_chunks("targets", targets, [row["target"] for row in read], 1)
             at = [stored["index"][i, 2] + np.arange(batches.references[i]) for i in numbers]
             stored["features"][np.concatenate(at)] = _in_chunks(

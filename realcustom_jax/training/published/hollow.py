@@ -1,7 +1,8 @@
 """A published model without its numbers: pipeline, training task and batches as shapes, for compiling ahead of time.
 
-The task is the very one that `run` trains, `PublishedTask` or `PrecomputedTask`, so that what is compiled for a device
-that is not there is what will run on it. Only the model's files are not opened: configurations are the published ones.
+The task is the very one that `run.train_adapter` trains, `PublishedTask` or `PrecomputedTask`, so that what is compiled
+for a device that is not there is what will run on it. Only the model's files are not opened: configurations are the
+published ones.
 """
 
 import dataclasses
@@ -38,7 +39,7 @@ def published_configs(kind: str) -> dict[str, Mapping[str, Any]]:
 
 def hollow_pipeline(configs: Mapping[str, Mapping[str, Any]], train: PublishedConfig,
                     platform: Platform) -> Pipeline:
-    """The pipeline that `run` trains with, its parameters `jax.ShapeDtypeStruct`s, without tokenizers.
+    """The pipeline that `run.train_adapter` trains with, its parameters `jax.ShapeDtypeStruct`s, without tokenizers.
 
     Args:
         configs: of each part, in the original JSON's keys.

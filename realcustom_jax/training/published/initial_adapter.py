@@ -38,7 +38,7 @@ def write_fresh_adapter(path: Path, model: str, vision: str, settings: FreshAdap
     image_prompt = image_prompt_settings(
         settings, sum(widths), UNetConfig.from_config(base.config("unet")).cross_attention_dim)
     copies = vision_from_text_tensors(base.tensors("unet"))
-    # Not where the model lies: another may have been trained there since, and this one may have been moved.
+    # Where the model lies is not compared, because it may have been moved, or another trained in its place.
     config = {"image_prompt_settings": image_prompt, "vision_settings": dataclasses.asdict(settings.vision_settings),
               "copied": fingerprint.of_tensors(copies)}
     if (path / "config.json").is_file() and weights.read_config(path / "config.json") == json.loads(json.dumps(config)):
@@ -63,14 +63,14 @@ def image_prompt_settings(settings: FreshAdapterConfig, vision_dim: int, out_dim
 
 
 def with_tokens_like_text(pipeline: Pipeline, pictures: Sequence[np.ndarray], captions: Sequence[str]) -> Pipeline:
-    """The pipeline with its projector's tokens of `pictures`, uint8 [H,W,3], as large as its text's of `captions`.
+    """The pipeline with its projector's tokens of `pictures`, uint8 [H, W, 3], as large as its text's of `captions`.
 
     The size is how far a channel spreads; the median, as a few of CLIP's channels are enormous.
     """
     text = pipeline.encode_prompts(captions).text
     tokens = pipeline.encode_references([picture / 255.0 for picture in pictures])
     text, tokens = (float(jnp.median(states.astype(jnp.float32).std(axis=(0, 1)))) for states in (text, tokens))
-    # All processes must hold the same values.
+    # The first process decides, because all processes must hold the same values.
     scale = float(multihost_utils.broadcast_one_to_all(np.float32(text / tokens)))
     projector = Network(pipeline.projector.module, scaled_tokens(pipeline.projector.params, scale))
     return dataclasses.replace(pipeline, projector=projector)

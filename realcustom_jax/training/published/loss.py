@@ -22,8 +22,8 @@ from realcustom_jax.training.losses import denoising_loss
 class AdapterLoss:
     """The loss of {"projector", "vision"}, the projector and the UNet's visual keys and values, with M = 1.
 
-    A batch gives latents [B,h,w,C] of unit variance, text [B,T,D], features (a tuple of [B,L,C], see
-    `references.reference_features`), and for SDXL's kind of UNet pooled [B,P] and time_ids [B,6]. `frozen` holds the
+    A batch gives latents [B, h, w, C] of unit variance, text [B, T, D], features (a tuple of [B, L, C], see
+    `references.reference_features`), and for SDXL's kind of UNet pooled [B, P] and time_ids [B, 6]. `frozen` holds the
     parameters `unet` (without its visual layers) and what replaces a condition that is dropped, for classifier-free
     guidance: `empty` {text, pooled} of the empty prompt and `no_image`, the features of a black image, without batch.
 

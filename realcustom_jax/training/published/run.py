@@ -65,7 +65,7 @@ def train_adapter(config: ConfigDict, workdir: Path) -> None:
     start = Path(train.adapter) if train.adapter else workdir / "fresh" / "adapter"
     if not train.adapter:
         on_first_process(lambda: write_fresh_adapter(start, train.model, train.vision, train.fresh))
-    # The parts lie in the host's memory until `fit` shares them out: no single chip has to hold all of them.
+    # The parts lie in the host's memory until `fit` shares them out, so that no single chip has to hold all of them.
     with jax.default_device(jax.local_devices(backend="cpu")[0]) if _has_cpu() else contextlib.nullcontext():
         pipeline = Pipeline.load(train.model, start, vision=train.vision or None, tokenizer=train.tokenizer or None,
                                  preset=train.preset, dtype=train.dtype, offload=True, scan_layers=True)
@@ -83,7 +83,7 @@ def train_adapter(config: ConfigDict, workdir: Path) -> None:
                             examples=sharding.examples_here(shares, settings.batch_size))
     task = _task(pipeline, data, batches, workdir, train)
     params = fit("adapter", task, settings, workdir, mesh=mesh, run=identity)
-    # "local" is None, as the adapter says: the settings of its vision are those that the preset may have changed.
+    # "local" is None, because the adapter's own vision settings say it, as the preset may have changed them.
     preset = pipeline.preset
     conditioning = {"local": None, "pooled": preset.pooled, "size_order": preset.size_order}
     adapter = {"image_prompt_settings": find_adapter(start).settings, "conditioning": conditioning,
@@ -139,7 +139,7 @@ class PublishedTask:
         return jax.tree.map(lambda x: np.asarray(x, np.float32), self.trained)
 
     def batch(self, step):
-        """Pictures uint8, token ids [B,encoders,T] and size conditioning [B,6] as the preset orders it."""
+        """Pictures uint8, token ids [B, encoders, T] and size conditioning [B, 6] as the preset orders it."""
         batch = self._batches[step]
         ids = self._encoders.ids(batch["caption"])
         size = batch["target"].shape[1:3]
