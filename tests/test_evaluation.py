@@ -281,7 +281,8 @@ def generator(folder):
 SHAPES = jnp.zeros((1, 8, 8, 4)), jnp.zeros((1, 1, 4, 4)), jnp.zeros((1, 1, 4, 4))
 
 
-@pytest.mark.parametrize("task", ["many", *(pytest.param(task, marks=pytest.mark.slow) for task in ("one", "one2many"))])
+@pytest.mark.parametrize("task", [
+    "many", pytest.param("one", marks=pytest.mark.slow), pytest.param("one2many", marks=pytest.mark.slow)])
 def test_cases_are_sampled_from_what_the_pipeline_samples_from(generator, cases, monkeypatch, task):
     case, calls = cases[task][1], []
     latents, masks = jnp.zeros((1, 8, 8, 4)), jnp.zeros((1, len(case.targets), 4, 4))
