@@ -30,7 +30,7 @@ CONFIGS = {
     "sd15": single_file.CONFIGS["sd15"]["unet"],
 }
 _LATENT_SIDES = {"mini": 16, "sdxl50m": 32, "sdxl": 128, "sd15": 64}
-TOKENS = {"mini": (24, 128), "sdxl50m": (77, 729), "sdxl": (77, 729), "sd15": (77, 729)}  # of text, of vision
+TOKENS = {"mini": (32, 128), "sdxl50m": (77, 729), "sdxl": (77, 729), "sd15": (77, 729)}  # of text, of vision
 
 
 def parser_of(description: str) -> argparse.ArgumentParser:

@@ -12,6 +12,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from realcustom_jax.conditioning.prompts import build_tokenizer
 from realcustom_jax.conditioning.references import VisionSettings
+from realcustom_jax.evaluation.judge import Judge, JudgeConfig, init_judge
 from realcustom_jax.files import write_json
 from realcustom_jax.model_files import bundle, weights
 from realcustom_jax.model_files.source import FolderSource
@@ -88,6 +89,17 @@ def write_mini_bundle(folder: Path, kind: str = "mini", *, words: Sequence[str] 
     write_json(folder / "vocabulary.json", {
         "nouns": NOUNS, "held_out_nouns": HELD_OUT_NOUNS, "scenes": SCENES, "words": list(words)})
     return folder
+
+
+SMALL_JUDGE = JudgeConfig(widths=(8, 8, 16), hidden=16, groups=4)
+
+
+def judge_params():
+    """Random parameters of a small judge, without compiling its initialisation."""
+    rng = np.random.default_rng(0)
+    shapes = jax.eval_shape(lambda: init_judge(Judge(SMALL_JUDGE), jax.random.key(0)))
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: jnp.asarray(_random(rng, path[-1].key, leaf.shape)), shapes)
 
 
 def train_anew(folder: Path, part: str) -> None:

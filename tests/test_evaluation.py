@@ -1,6 +1,7 @@
-"""The score: metrics on known cases, held-out cases, the judge's files, and the command's errors."""
+"""The score: metrics on known cases, held-out cases of four tasks, what methods make of them, and the command."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
@@ -9,52 +10,36 @@ import pytest
 from PIL import Image
 
 from realcustom_jax import pipeline
-from realcustom_jax.data.sprites.world import (
-    HELD_OUT_NOUNS,
-    NOUNS,
-    SCENES,
-    paint_reference,
-    random_identity,
-    split_of,
-)
+from realcustom_jax.data.sprites.bank import BankConfig
+from realcustom_jax.data.sprites.captions import TELLABLE, VOCABULARY, caption
+from realcustom_jax.data.sprites.world import HELD_OUT_NOUNS, SCENES, Identity, split_of
 from realcustom_jax.evaluation import generate
-from realcustom_jax.evaluation.cases import Case, make_cases, make_exam, paint_bounds
+from realcustom_jax.evaluation.cases import TASKS, Case, make_cases, paint_bounds
 from realcustom_jax.evaluation.cli import main
-from realcustom_jax.evaluation.generate import Generator
-from realcustom_jax.evaluation.judge import (
-    ATTRIBUTES,
-    HEADS,
-    Judge,
-    JudgeConfig,
-    Opinions,
-    TrainedJudge,
-    Verdict,
-    init_judge,
-    load_judge,
-    save_judge,
+from realcustom_jax.evaluation.generate import METHODS, Generator
+from realcustom_jax.evaluation.judge import ATTRIBUTES, Opinions, save_judge
+from realcustom_jax.evaluation.metrics import bootstrap_interval, overlap, quality, roc_area, summarize
+from realcustom_jax.evaluation.report import TaskResult, markdown_table, task_sheet, worst_cases
+from realcustom_jax.evaluation.scores import (
+    METRICS,
+    Generated,
+    compare,
+    distance,
+    report_method,
+    score_masks,
+    score_pictures,
 )
-from realcustom_jax.evaluation.metrics import agreement, bootstrap_interval, roc_area, summarize
-from realcustom_jax.evaluation.scores import Generated, distance, examine, report_method, score_masks, score_pictures
 from realcustom_jax.sampling.sampler import Samples
-from realcustom_jax.training.miniature.judge import JudgeTask, disturb, single_subject_rows
 
-from mini_bundle import write_mini_bundle
+from mini_bundle import SMALL_JUDGE, judge_params, write_mini_bundle
 
-SMALL = JudgeConfig(widths=(8, 8, 16), hidden=16, groups=4)
+WORLD = BankConfig(side=32, cut_out=36)
 
 
 @pytest.fixture(scope="module")
-def params():
-    """Random ones of a small judge; compiling its own initialisation takes longer than most tests."""
-    shapes = jax.eval_shape(lambda: init_judge(Judge(SMALL), jax.random.key(0)))
-    rng = np.random.default_rng(0)
-
-    def draw(shape):
-        if len(shape.shape) == 1:
-            return jnp.full(shape.shape, 0.1)
-        return jnp.asarray(rng.standard_normal(shape.shape) * np.prod(shape.shape[:-1]) ** -0.5, jnp.float32)
-
-    return jax.tree.map(draw, shapes)
+def cases():
+    """Those of three subjects in each task."""
+    return {task: make_cases(task, 3, 0, WORLD) for task in TASKS}
 
 
 # -------------------- metrics
@@ -78,10 +63,6 @@ def test_roc_area_counts_pairs():
     assert roc_area(values, positive) == pytest.approx(((difference > 0) + 0.5 * (difference == 0)).mean())
 
 
-def test_agreement_is_the_share_of_equal_attributes():
-    assert agreement([[1, 2, 3, 0, 1], [0, 0, 0, 0, 0]], [[1, 2, 0, 0, 0], [0, 0, 0, 0, 0]]).tolist() == [0.6, 1.0]
-
-
 def test_bootstrap_interval_covers_the_mean_and_widens_with_clusters():
     rng = np.random.default_rng(1)
     covered = 0
@@ -103,235 +84,297 @@ def test_summary_separates_the_groups():
     assert summarize(np.ones(2), np.arange(2), np.zeros(2, bool))["held_out_nouns"] is None
 
 
+def test_overlap_of_known_regions():
+    a, b = np.zeros((3, 4, 4), bool), np.zeros((3, 4, 4), bool)
+    a[0, :2], b[0, 1:3], a[1, 0] = True, True, True
+    np.testing.assert_allclose(overlap(a, b), [1 / 3, 0, 1])
+
+
+def test_quality_counts_what_is_swapped_against_a_picture_and_leaves_masks_out():
+    scores = {"subject_similarity": np.array([1, 0.5]), "swapped": np.array([0, 1]), "mask_auc": np.array([0, 1])}
+    np.testing.assert_allclose(quality(scores, ("subject_similarity", "swapped", "mask_auc")), [1, 0.25])
+
+
 # -------------------- cases
 
 
-def test_cases_are_held_out_and_follow_the_seed():
-    cases = make_cases(24, 0)
-    assert len(cases) == 48 and {case.subject for case in cases} == set(range(24))
-    assert {split_of(case.identity) for case in cases} == {"test"}
-    assert sum(case.held_out_noun for case in cases) == 16
-    assert {case.identity.noun for case in cases if case.held_out_noun} == set(HELD_OUT_NOUNS)
+@pytest.mark.parametrize("task", TASKS)
+def test_cases_are_held_out_and_follow_the_seed(task):
+    cases = make_cases(task, 6, 0, WORLD)
+    assert len(cases) == 12 and {case.subject for case in cases} == set(range(6))
+    assert {split_of(thing) for case in cases for thing in case.things} == {"test"}
+    assert sum(case.held_out_noun for case in cases) == 4
     for first, second in zip(cases[::2], cases[1::2], strict=True):
-        assert first.identity == second.identity and first.seed == second.seed and first.scene != second.scene
-    again, other = make_cases(24, 0), make_cases(24, 1)
-    assert [c.prompt for c in again] == [c.prompt for c in cases] and [c.seed for c in again] == [c.seed for c in cases]
-    assert np.array_equal(again[5].reference, cases[5].reference)
-    assert [c.identity for c in other] != [c.identity for c in cases] and other[0].seed != cases[0].seed
+        assert first.things == second.things and first.seed == second.seed and first.scene != second.scene
+    again, other = make_cases(task, 6, 0, WORLD), make_cases(task, 6, 1, WORLD)
+    assert [(c.things, c.scene, c.seed) for c in again] == [(c.things, c.scene, c.seed) for c in cases]
+    assert all(np.array_equal(*pair) for a, c in zip(again, cases, strict=True)
+               for pair in zip(a.references, c.references, strict=True))
+    assert [c.things for c in other] != [c.things for c in cases] and other[0].seed != cases[0].seed
+    assert not np.array_equal(other[0].references[0], cases[0].references[0])
 
 
-# -------------------- the judge and its scores
+def test_a_third_of_the_subjects_are_of_the_held_out_nouns_and_bystanders_are_of_trained_ones():
+    cases = make_cases("many", 24, 0, dataclasses.replace(WORLD, side=16, cut_out=18))
+    assert sum(case.held_out_noun for case in cases) == 16
+    assert {case.things[0].noun for case in cases if case.held_out_noun} == set(HELD_OUT_NOUNS)
+    for case in cases:
+        assert case.things[1].noun not in (case.things[0].noun, *HELD_OUT_NOUNS)
+
+
+def test_tasks_share_their_subjects_and_differ_in_what_is_told_and_shown(cases):
+    for one, bystander, many, one2many in zip(*cases.values(), strict=True):
+        for case in (bystander, many, one2many):
+            assert (case.things[0], case.scene, case.seed) == (one.things[0], one.scene, one.seed)
+        assert bystander.things == many.things == one2many.things
+        first, second = many.things
+        assert str(one.prompt) == str(caption([(first, ())], one.scene))
+        assert str(bystander.prompt) == str(caption([(first, ()), (second, TELLABLE)], one.scene))
+        assert str(many.prompt) == str(one2many.prompt) == str(caption([(first, ()), (second, ())], one.scene))
+        assert str(bystander.description) == str(caption([(first, TELLABLE), (second, TELLABLE)], one.scene))
+        assert [len(case.references) for case in (one, bystander, many, one2many)] == [1, 1, 2, 1]
+        assert [case.targets for case in (one, bystander, many, one2many)] == [(0,), (0,), (0, 1), (0, 1)]
+        assert np.array_equal(one.references[0], bystander.references[0])
+
+
+def test_bounds_show_the_prompted_scene_and_differ(cases):
+    for task in ("one", "many"):
+        bounds = paint_bounds(cases[task], 3, WORLD)
+        assert all(images.shape == (6, 32, 32, 3) and images.dtype == np.uint8 for images in bounds.values())
+        assert not np.array_equal(bounds["same_subject"], bounds["other_subject"])
+
+
+# -------------------- scores
 
 
 class Oracle:
     """A judge whose opinions are given."""
 
-    def __init__(self, labels, subject):
-        self.opinions = Opinions(labels, subject)
+    def __init__(self, found, attributes, scene, places=None):
+        self.opinions = Opinions(np.asarray(found), np.asarray(attributes), np.asarray(scene), places)
 
-    def __call__(self, images):
+    def __call__(self, images, nouns):
+        assert nouns.shape == self.opinions.found.shape
         return self.opinions
 
 
 def truth(cases):
-    attributes = np.stack([case.identity.attributes for case in cases]).T
-    nouns, scenes = [NOUNS.index(c.identity.noun) for c in cases], [SCENES.index(c.scene) for c in cases]
-    return {"noun": np.array(nouns), "scene": np.array(scenes)} | dict(
-        zip(ATTRIBUTES, attributes, strict=True))
+    """(found, attributes, scene) of pictures that are all that was asked for."""
+    attributes = np.stack([[thing.attributes for thing in case.things] for case in cases])
+    return np.ones(attributes.shape[:2], bool), attributes, np.array([SCENES.index(case.scene) for case in cases])
 
 
-def test_scores_of_an_all_knowing_judge():
-    cases = make_cases(3, 0)
-    labels, subject = truth(cases), np.zeros((6, 64, 64), np.float32)
-    subject[:, 16:48, 16:48] = 1
-    scores = score_pictures(Oracle(labels, subject), cases, np.zeros((6, 64, 64, 3), np.uint8))
-    assert (scores["subject_similarity"] == 1).all() and (scores["text_controllability"] == 1).all()
+def pair_of_opposites(task):
+    """A case of two things that have no attribute in common."""
+    things = (Identity("dog", "red", "blue", "plain", "none", "slim"),
+              Identity("car", "green", "pink", "spots", "hat", "stout"))
+    return [Case(task, 0, things[: 1 if task == "one" else 2], (), (0,) if task in ("one", "bystander") else (0, 1),
+                 "beach", 7)]
 
-    wrong = labels | {"scene": (labels["scene"] + 1) % 10, "pattern": (labels["pattern"] + 1) % 4}
-    scores = score_pictures(Oracle(wrong, subject), cases, np.zeros((6, 64, 64, 3), np.uint8))
-    assert (scores["text_controllability"] == 0.5).all() and np.allclose(scores["subject_similarity"], 0.8)
-    assert report_method(scores, cases)["details"]["scene"] == 0
 
-    masks = np.zeros((6, 8, 8), np.float32)
-    masks[:, 2:6, 2:6] = 1
-    made = Generated(np.zeros((6, 64, 64, 3), np.uint8), masks, 1 - masks, np.zeros((6, 16, 16, 4)))
-    areas = score_masks(Oracle(labels, subject), made)
+@pytest.mark.parametrize("task", TASKS)
+def test_a_perfect_picture_has_perfect_scores(cases, task):
+    scores = score_pictures(Oracle(*truth(cases[task])), cases[task], None)
+    best = {"swapped": 0.0}
+    for name in METRICS[task]:
+        assert name == "mask_auc" or (scores[name] == best.get(name, 1.0)).all(), name
+    assert all((scores[name] == 1).all() for name in (*ATTRIBUTES, "nouns", "scene"))
+
+
+def test_each_thing_is_compared_with_its_own_reference():
+    case = pair_of_opposites("many")
+    found, attributes, scene = truth(case)
+    scores = score_pictures(Oracle(found, attributes[:, ::-1], scene), case, None)
+    assert scores["swapped"] == 1 and scores["subject_similarity"] == 0 and scores["text_controllability"] == 1
+    one_right = attributes.copy()
+    one_right[:, 1] = attributes[:, 0]
+    scores = score_pictures(Oracle(found, one_right, scene), case, None)
+    assert scores["swapped"] == 0.5 and scores["subject_similarity"] == 0.5
+    neither = score_pictures(Oracle(found, np.full((1, 2, 5), -1), scene), case, None)
+    assert neither["swapped"] == 0, "what is like neither is not swapped"
+
+
+def test_a_thing_that_is_not_found_counts_nothing():
+    for task in ("many", "one2many"):
+        case = pair_of_opposites(task)
+        _, attributes, scene = truth(case)
+        scores = score_pictures(Oracle([[True, False]], attributes, scene), case, None)
+        assert scores["subject_similarity"] == 0.5 and scores["swapped"] == 0
+        assert scores["text_controllability"] == pytest.approx(2 / 3) and scores["nouns"] == 0.5
+        lost = score_pictures(Oracle([[False, False]], attributes[:, ::-1], scene), case, None)
+        assert lost["subject_similarity"] == lost["swapped"] == 0
+
+
+def test_a_bystander_is_scored_by_itself():
+    case = pair_of_opposites("bystander")
+    found, attributes, scene = truth(case)
+    touched = attributes.copy()
+    touched[:, 1, :2] = attributes[:, 0, :2]  # its colours are the reference's
+    scores = score_pictures(Oracle(found, touched, scene), case, None)
+    assert scores["subject_similarity"] == 1 and scores["bystander_fidelity"] == pytest.approx(0.6)
+    assert "swapped" not in scores
+    scores = score_pictures(Oracle([[True, False]], attributes, (scene + 1) % 10), case, None)
+    assert scores["bystander_fidelity"] == 0 and scores["text_controllability"] == pytest.approx(1 / 3)
+
+
+def made_of(masks, latents=None, images=None):
+    return Generated(images, masks, 1 - masks, latents)
+
+
+def test_each_phrases_mask_is_compared_with_its_own_things_places(cases):
+    many, places = cases["many"], np.zeros((6, 2, 16, 16), np.float32)
+    places[:, 0, :, :8], places[:, 1, :, 8:] = 1, 1
+    masks = places[:, :, ::2, ::2].copy()
+    oracle = Oracle(*truth(many), places)
+    areas = score_masks(oracle, many, made_of(masks))
     assert (areas["mask_auc"] > 0.99).all() and (areas["map_auc"] < 0.01).all()
+    assert (score_masks(oracle, many, made_of(masks[:, ::-1]))["mask_auc"] < 0.01).all()
+    # Of a bystander's picture, only the first thing has a mask.
+    bystander = cases["bystander"]
+    assert (score_masks(oracle, bystander, made_of(masks[:, :1]))["mask_auc"] > 0.99).all()
 
 
-def test_distance_of_two_methods():
-    cases, rng = make_cases(3, 0), np.random.default_rng(0)
-    latents, masks = rng.normal(size=(2, 6, 16, 16, 4)), np.zeros((2, 6, 8, 8))
-    masks[0, :, :4], masks[1, :, 2:4] = 0.5, 1
-    a, b = (Generated(None, mask, mask, x) for mask, x in zip(masks, latents, strict=True))
-    same, other = distance(a, a, cases), distance(a, b, cases)
+def test_reports_have_each_tasks_metrics_and_differences_are_paired(cases):
+    for task in TASKS:
+        rng = np.random.default_rng(0)
+        a, b = ({name: rng.random(6) for name in (*METRICS[task], "nouns")} for _ in range(2))
+        entry = report_method(a, cases[task])
+        assert set(entry) == {*METRICS[task], "details"} and set(entry["details"]) == {"nouns"}
+        same, other = compare(a, a, cases[task]), compare(a, b, cases[task])
+        for name in METRICS[task]:
+            assert same[name] == {"value": 0.0, "ci95": [0.0, 0.0]}
+            assert other[name]["value"] == pytest.approx(a[name].mean() - b[name].mean(), abs=1e-4)
+            low, high = other[name]["ci95"]
+            assert low <= other[name]["value"] <= high
+    # The same luck of a subject in both methods leaves no doubt about their difference.
+    lucky = {name: rng.random(6) for name in METRICS["one"]}
+    better = {name: value + 0.25 for name, value in lucky.items()}
+    assert compare(better, lucky, cases["one"])["subject_similarity"] == {"value": 0.25, "ci95": [0.25, 0.25]}
+
+
+def test_distance_of_two_methods(cases):
+    rng = np.random.default_rng(0)
+    latents, masks = rng.normal(size=(2, 6, 16, 16, 4)), np.zeros((2, 6, 2, 8, 8))
+    masks[0, :, 0, :4], masks[1, :, 1, 2:4] = 0.5, 1
+    a, b = (made_of(mask, x) for mask, x in zip(masks, latents, strict=True))
+    same, other = distance(a, a, cases["many"]), distance(a, b, cases["many"])
     assert same["mask_overlap"]["value"] == 1 and same["latent_difference"]["value"] == 0
     assert other["mask_overlap"]["value"] == 0.5 and abs(other["latent_difference"]["value"] - 2**0.5) < 0.05
-
-
-def test_bounds_show_the_prompted_scene_and_differ():
-    cases = make_cases(2, 3)
-    bounds = paint_bounds(cases, 3)
-    assert all(images.shape == (4, 64, 64, 3) and images.dtype == np.uint8 for images in bounds.values())
-    assert not np.array_equal(bounds["same_subject"], bounds["other_subject"])
-
-
-def test_exam_grades_each_head():
-    exam = make_exam(8, 0)
-    assert list(exam.labels) == list(HEADS)
-    wrong = exam.labels | {"build": 1 - exam.labels["build"]}
-    grades = examine(Oracle(wrong, exam.subject.astype(np.float32)), exam)
-    assert grades == {**dict.fromkeys(HEADS, 1.0), "build": 0.0, "segmentation_iou": 1.0}
-
-
-def test_judge_round_trips_through_its_bundle(tmp_path, params):
-    judge = TrainedJudge(Judge(SMALL), params)
-    save_judge(tmp_path, SMALL, params)
-    loaded = load_judge(tmp_path)
-    assert loaded.module == judge.module
-    images = make_exam(3, 1).images
-    before, after = judge(images, batch_size=2), loaded(images, batch_size=2)
-    assert before.subject.shape == (3, 64, 64) and before.attributes.shape == (3, 5)
-    assert np.allclose(before.subject, after.subject, atol=1e-2)
-
-    file = tmp_path / "judge" / "model.safetensors"
-    file.write_bytes(file.read_bytes()[:-100])
-    with pytest.raises(ValueError, match="truncated"):
-        load_judge(tmp_path)
-    file.unlink()
-    with pytest.raises(FileNotFoundError, match=r"judge/model\.safetensors is missing"):
-        load_judge(tmp_path)
-
-
-def test_judge_config_refuses_another_world():
-    config = SMALL.to_config()
-    assert JudgeConfig.from_config(config) == SMALL
-    config["classes"]["noun"][0] = "zebra"
-    with pytest.raises(ValueError, match="classes"):
-        JudgeConfig.from_config(config)
-    with pytest.raises(ValueError, match="depth"):
-        JudgeConfig.from_config({"depth": 3})
 
 
 # -------------------- generation
 
 
 @pytest.fixture(scope="module")
-def generator(tmp_path_factory, params):
-    folder = write_mini_bundle(tmp_path_factory.mktemp("model"))
-    save_judge(folder, SMALL, params)
+def folder(tmp_path_factory):
+    """A model of random weights that knows the painted world's words, with a judge; it makes pictures of 16 × 16."""
+    folder = write_mini_bundle(tmp_path_factory.mktemp("model"), words=VOCABULARY, length=32)
+    save_judge(folder, SMALL_JUDGE, judge_params())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def generator(folder):
     return Generator.load(folder)
 
 
-def some_cases():
-    identity = random_identity(np.random.default_rng(0), noun="dog", split="test")
-    reference = paint_reference(identity, seed=0)
-    return [Case(0, identity, reference, scene, 7) for scene in ("beach", "snow")]
+SHAPES = jnp.zeros((1, 8, 8, 4)), jnp.zeros((1, 1, 4, 4)), jnp.zeros((1, 1, 4, 4))
 
 
-def test_cases_are_sampled_from_what_the_pipeline_samples_from(generator, monkeypatch):
-    case, calls = some_cases()[1], []
-    latents, masks = jnp.zeros((1, 8, 8, 4)), jnp.zeros((1, 1, 4, 4))
-    results = {generate: (latents, masks, masks), pipeline: Samples(latents, masks[None])}
+@pytest.mark.parametrize("task", [
+    "many", pytest.param("one", marks=pytest.mark.slow), pytest.param("one2many", marks=pytest.mark.slow)])
+def test_cases_are_sampled_from_what_the_pipeline_samples_from(generator, cases, monkeypatch, task):
+    case, calls = cases[task][1], []
+    latents, masks = jnp.zeros((1, 8, 8, 4)), jnp.zeros((1, len(case.targets), 4, 4))
+    results = {generate: (latents, masks), pipeline: Samples(latents, masks[None])}
     for module, name in ((generate, "_generate"), (pipeline, "_sample")):
         def record(*arguments, module=module, **options):
             calls.append((arguments[2:], options))
             return results[module]
 
         monkeypatch.setattr(module, name, record)
+    monkeypatch.setattr(generate, "_masks_of", lambda *_, **__: (masks, masks))
 
     generator([case], "fused")
-    generator.pipeline(Image.fromarray(case.reference), case.prompt, "dog", seed=7)
+    generator.pipeline([Image.fromarray(reference) for reference in case.references], str(case.prompt),
+                       [case.things[i].noun for i in case.targets], seed=case.seed)
     (ours, our_options), (expected, options) = calls
     for x, y in zip(jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True):
-        assert x.shape == y.shape and np.allclose(x, y, atol=1e-5)
+        assert x.shape == y.shape and np.allclose(x, y, atol=1e-4)
     assert np.array_equal(our_options["solver"].timesteps, options["solver"].timesteps)
     for name in ("guidance_scale", "freeze_mask_step", "mask"):
         assert our_options[name] == options[name]
 
 
-def test_described_names_the_attributes_in_the_tokens_alone(generator, monkeypatch):
+def test_described_names_the_attributes_in_the_tokens_alone(generator, cases, monkeypatch):
     """Of the text that the base model gets; its picture is made as that of text_only."""
-    case, calls = some_cases()[0], []
-    shapes = jnp.zeros((1, 8, 8, 4)), jnp.zeros((1, 1, 4, 4)), jnp.zeros((1, 1, 4, 4))
-    monkeypatch.setattr(generate, "_generate", lambda *arguments, **_: calls.append(arguments) or shapes)
-    monkeypatch.setattr(Case, "description", "a dog in the snow")  # other words, known to the little model
+    case, calls = cases["bystander"][0], []
+    monkeypatch.setattr(generate, "_generate", lambda *arguments, **_: calls.append(arguments) or (SHAPES[0], None))
+    monkeypatch.setattr(generate, "_masks_of", lambda *_, **__: SHAPES[1:])
     for method in ("text_only", "described"):
         generator([case], method)
     plain, described = (arguments[3] for arguments in calls)
     assert np.array_equal(plain.pooled, described.pooled) and not np.allclose(plain.text, described.text)
-    assert np.allclose(described.text, generator.pipeline.encode_prompts("a dog in the snow").text)
+    assert np.allclose(described.text, generator.pipeline.encode_prompts(str(case.description)).text)
 
 
-def test_methods_differ_only_by_the_reference(generator):
-    cases = some_cases()
-    text_only = generator(cases, "text_only")
-    repainted = [dataclasses.replace(case, reference=255 - case.reference) for case in cases]
+@pytest.mark.slow
+def test_methods_differ_only_by_the_reference(generator, cases):
+    two = cases["one"][:2]
+    text_only = generator(two, "text_only")
+    repainted = [dataclasses.replace(case, references=(255 - case.references[0],)) for case in two]
     assert np.array_equal(generator(repainted, "text_only").images, text_only.images)
     assert np.allclose(text_only.masks, np.where(text_only.masks > 0, text_only.maps, 0), atol=1e-6)
 
 
-def test_autoencoding_keeps_shape_and_order(generator):
-    images = np.stack([case.reference[::4, ::4] for case in some_cases()])
+def test_autoencoding_keeps_shape_and_order(generator, cases):
+    images = np.stack([case.references[0][::2, ::2] for case in cases["one"][::2]])
     images[1] = 0
     back = generator.autoencode(images)
+    assert generator.picture_size == 16
     assert back.shape == images.shape and back.dtype == np.uint8
     assert np.array_equal(generator.autoencode(images[1:])[0], back[1]) and not np.array_equal(back[0], back[1])
 
 
-# -------------------- the stage
+# -------------------- the report
 
 
-def batch_of(count):
-    exam = make_exam(count, 5)
-    attributes = np.stack([exam.labels[name] for name in ATTRIBUTES], axis=1)
-    masks = np.stack([exam.subject, np.zeros_like(exam.subject)], axis=1)
-    nouns = np.stack([exam.labels["noun"], np.full(count, -1)], axis=1)
-    attributes = np.stack([attributes, np.full_like(attributes, -1)], axis=1)
-    return {
-        "target": exam.images, "masks": masks, "nouns": nouns, "attributes": attributes, "scene": exam.labels["scene"]}
+def results_of(cases, rng):
+    made = {method: made_of(rng.random((6, len(cases[0].targets), 4, 4)), None,
+                            rng.integers(0, 255, (6, 32, 32, 3), np.uint8)) for method in METHODS}
+    scores = {method: {name: rng.random(6) for name in METRICS[cases[0].task]} for method in METHODS}
+    return TaskResult(cases, made, scores)
 
 
-class Knowing:
-    """In the place of the network: logits of `sharpness` for the classes of a batch, and no opinion of the pixels."""
-
-    def __init__(self, labels, sharpness):
-        logits = {name: sharpness * jax.nn.one_hot(labels[name], len(HEADS[name])) for name in HEADS}
-        self.verdict = Verdict(logits, jnp.zeros((8, 64, 64)))
-
-    def apply(self, variables, images):
-        assert images.shape == (8, 64, 64, 3)
-        return self.verdict
-
-
-def test_stage_asks_each_head_for_its_own_truth():
-    task = JudgeTask(dataclasses.asdict(SMALL), [batch_of(8)], segmentation_weight=3.0)
-    batch = task.batch(0)
-    for name, truth in make_exam(8, 5).labels.items():
-        assert np.array_equal(batch[name], truth)
-    blind, knowing = Knowing(batch, 0.0), Knowing(batch, 50.0)
-    task.module = knowing
-    loss, metrics = task.loss({}, None, batch, jax.random.key(0))
-    # A pixel without an opinion costs log 2, whatever it shows.
-    assert metrics["segmentation"] == pytest.approx(np.log(2), rel=1e-3)
-    assert loss == pytest.approx(3 * np.log(2), rel=1e-3)
-    assert all(metrics[name] == 1 for name in HEADS)
-    task.module = blind
-    expected = sum(np.log(len(classes)) for classes in HEADS.values()) + 3 * np.log(2)
-    assert task.loss({}, None, batch, jax.random.key(0))[0] == pytest.approx(expected, rel=1e-3)
+def test_sheets_show_references_methods_and_masks_and_failures_are_the_worst_of_all_tasks(cases):
+    rng = np.random.default_rng(0)
+    results = {task: results_of(cases[task], rng) for task in TASKS}
+    widths = {task: task_sheet(result).width for task, result in results.items()}
+    assert widths["bystander"] == widths["one"] < widths["one2many"] < widths["many"]
+    assert widths["many"] - widths["one2many"] == widths["one2many"] - widths["one"]
+    assert worst_cases(list(results.values())).width == widths["many"]
+    worst = results["bystander"]
+    for name in METRICS["bystander"]:
+        worst.scores["fused"][name][:] = -1
+    only = worst_cases([worst])
+    assert np.array_equal(np.asarray(worst_cases(list(results.values())))[: 26 + 134 * 6, : 176 + 128],
+                          np.asarray(only)[:, : 176 + 128])
 
 
-def test_single_subject_rows():
-    assert single_subject_rows(np.array([[3, -1], [2, 5], [0, -1]])).tolist() == [0, 2]
-
-
-def test_disturbance_moves_picture_and_mask_alike():
-    masks = np.zeros((16, 64, 64), np.float32)
-    masks[:, 20:40, 16:30] = 1
-    images = np.repeat(2 * masks[..., None] - 1, 3, axis=-1)
-    disturbed, moved = jax.jit(disturb)(jax.random.key(3), jnp.asarray(images), jnp.asarray(masks))
-    assert ((np.asarray(disturbed).mean(-1) > 0) == (np.asarray(moved) > 0.5)).mean() > 0.98
-    assert np.abs(disturbed).max() <= 1 and not np.allclose(moved, masks)
+def test_a_table_has_a_row_for_each_method_bound_and_difference(cases):
+    rng, task = np.random.default_rng(0), "bystander"
+    scores = results_of(cases[task], rng).scores
+    entry = {
+        "methods": {method: report_method(values, cases[task]) for method, values in scores.items()},
+        "bounds": {"same_subject": report_method({"subject_similarity": np.ones(6)}, cases[task])},
+        "differences": {"fused_minus_no_mask": compare(scores["fused"], scores["no_mask"], cases[task])}}
+    lines = markdown_table(task, entry).splitlines()
+    assert lines[0] == "| method | subject similarity | text controllability | bystander fidelity | mask auc |"
+    assert [line.split(" | ")[0] for line in lines[2:9]] == [
+        "| text only", "| described", "| no mask", "| sequential", "| fused", "| painted, same subject",
+        "| fused minus no mask"]
+    assert lines[7].endswith("| 1.000 [1.00, 1.00], 1.00 / 1.00 | – | – | – |")
+    assert all(line.count("|") == 6 for line in lines[:9])
 
 
 # -------------------- the command
@@ -341,12 +384,41 @@ def test_disturbance_moves_picture_and_mask_alike():
     (["--num-subjects", "0"], "number of subjects is 0"),
     (["--seed", "-1"], "seed is -1"),
     (["--batch-size", "0"], "--batch-size is 0"),
+    (["--tasks", "one,too"], "Unknown task 'too': known are one, bystander, many, one2many"),
+    (["--tasks", "bystanders"], "did you mean 'bystander'?"),
     (["--json", "nowhere/at/all.json"], "does not exist"),
     (["--json", "."], "--json . is a folder"),
     (["--out", __file__], "is a file; give the name of a folder"),
     (["--model", "no-such-model"], "no-such-model"),
+    (["--adapter", "no-such-adapter"], "no-such-adapter"),
 ])
 def test_command_explains_bad_arguments(arguments, says, capsys):
     assert main(arguments) == 2
     error = capsys.readouterr().err
     assert says in error and error.startswith("error: ") and error.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_the_command_scores_every_task_and_a_seed_changes_everything(folder, tmp_path, capsys):
+    found = {}
+    for seed, tasks in ((0, TASKS), (1, ("many", "one"))):
+        arguments = ["--model", str(folder), "--num-subjects", "2", "--seed", str(seed), "--batch-size", "3", "--json",
+                     str(tmp_path / f"{seed}.json"), "--out", str(tmp_path / f"sheets{seed}")]
+        assert main(arguments + (["--tasks", ",".join(tasks)] if seed else [])) == 0
+        found[seed] = json.loads((tmp_path / f"{seed}.json").read_text())
+        assert {path.name for path in (tmp_path / f"sheets{seed}").iterdir()} == {
+            *(f"{task}.png" for task in tasks), "failures.png"}
+    said = capsys.readouterr()
+    assert all(f"## {task}" in said.out for task in TASKS) and "80/80" in said.err
+    report = found[0]
+    assert list(report["tasks"]) == list(TASKS) and list(found[1]["tasks"]) == ["one", "many"]
+    assert set(report["judge"]) == {"noun", "false_noun", "scene", *ATTRIBUTES, "segmentation_iou"}
+    for task, entry in report["tasks"].items():
+        assert entry["num_cases"] == 4 and list(entry["methods"]) == list(METHODS)
+        for scores in entry["methods"].values():
+            assert set(scores) == {*METRICS[task], "details"}
+            assert all({"value", "ci95"} <= set(scores[name]) for name in METRICS[task])
+        assert set(entry["differences"]) == {f"fused_minus_{method}" for method in METHODS if method != "fused"}
+        assert set(entry["differences"]["fused_minus_no_mask"]) == set(METRICS[task])
+        assert set(entry["bounds"]) == {"same_subject", "other_subject", "same_subject_autoencoded"}
+    assert report["tasks"]["one"]["methods"] != found[1]["tasks"]["one"]["methods"]
