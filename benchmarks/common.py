@@ -47,7 +47,7 @@ def show(figures: Mapping[str, Any], file: Path | None) -> None:
 
 def latent_side(kind: str, side: int | None) -> int:
     """Of latents for pictures of `side` pixels; None: what the model was made for."""
-    return side // (4 if kind == "mini" else 8) if side else _LATENT_SIDES[kind]
+    return side // 8 if side else _LATENT_SIDES[kind]
 
 
 def measure(contenders: Mapping[str, Callable[[], object]], rounds: int, warm_up: int = 1) -> dict[str, float]:
