@@ -56,7 +56,7 @@ def test_a_bug_of_ours_is_admitted(mini_folder, tmp_path, capsys, monkeypatch, d
     def broken(*_):
         raise KeyError("down_blocks")
 
-    monkeypatch.setattr(export, "find_adapter", broken)
+    monkeypatch.setattr(export, "load_adapter_projector", broken)
     arguments = ["adapter", "--model", str(mini_folder), "--out", str(tmp_path / "a.safetensors")]
     assert export.main(arguments + ["--debug"] * debug) == 1
     said = capsys.readouterr().err
