@@ -383,7 +383,8 @@ def test_pairs_are_trained_with_the_mask_of_sampling(fresh_task):
     solver = solvers.make_solver(steps=2, betas=fresh_task.betas, prediction=fresh_task.prediction)
     sampled = jax.jit(functools.partial(
         sample_latents, fresh_task.unet, solver=solver, branches="sequential",
-        mask=fresh_task.preset.mask(*noise.shape[1:3])))(unet_params, noise, condition, condition, batch["marks"])
+        mask=fresh_task.preset.mask_config(*noise.shape[1:3])))(
+            unet_params, noise, condition, condition, batch["marks"])
 
     @jax.jit
     def trained(t, key):

@@ -97,8 +97,8 @@ def _tokenizer(config: MiniatureConfig):
 
 def _text_encoder(config: MiniatureConfig, tokenizer) -> tuple[ClipText, dict]:
     """The module and its configuration."""
-    mapping = config.models.text_encoder | {
-        "vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id,
+    mapping = {
+        **config.models.text_encoder, "vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id,
         "bos_token_id": tokenizer.bos_token_id, "pad_token_id": tokenizer.pad_token_id}
     return ClipText(ClipTextConfig.from_config(mapping)), mapping
 
