@@ -1,6 +1,6 @@
 """The fused denoising loop over batch sizes and picture sizes, as a table and a plot.
 
-    python -m benchmarks.grid --kind mini --sides 64 96 128 --plot docs/speed.png
+    python -m benchmarks.grid --kind mini --sides 64 128 256 --plot docs/speed.png
     python -m benchmarks.grid --kind sdxl --dtype bfloat16 --sides 512 768 1024 --peak-tflops 989     # on a GPU
 
 Each figure is the median of several runs after a warm-up; operations are counted in the traced program.

@@ -105,7 +105,7 @@ def one_size(parser: argparse.ArgumentParser) -> None:
 
 def latent_side(kind: str, side: int | None) -> int:
     """Of latents for pictures of `side` pixels; None: what the model was made for."""
-    return side // (4 if kind == "mini" else 8) if side else _LATENT_SIDES[kind]
+    return side // 8 if side else _LATENT_SIDES[kind]
 
 
 def measure(contenders: dict[str, Callable[[], None]], rounds: int) -> dict[str, float]:
