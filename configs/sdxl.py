@@ -3,8 +3,8 @@
     python sample.py --config configs/sdxl.py --image dog.jpg --prompt "a dog in space" --target dog
 
 Parameters in bfloat16 take 5.7 GiB of the device's memory, 8.5 GiB without `offload` (computed); for the sampler itself
-ask `python sample.py --config configs/sdxl.py --memory`. Times on GPUs and TPUs are computed in docs/models.md, and not
-measured yet.
+ask `python sample.py --config configs/sdxl.py --memory`. The sampler was timed on an H100 with random weights;
+docs/models.md says the time, and computes it for other devices. Training has not been timed.
 Each choice that the released code, the paper and standard SDXL make differently is one line of `preset`.
 """
 

@@ -421,4 +421,8 @@ def test_the_command_scores_every_task_and_a_seed_changes_everything(folder, tmp
         assert set(entry["differences"]) == {f"fused_minus_{method}" for method in METHODS if method != "fused"}
         assert set(entry["differences"]["fused_minus_no_mask"]) == set(METRICS[task])
         assert set(entry["bounds"]) == {"same_subject", "other_subject", "same_subject_autoencoded"}
-    assert report["tasks"]["one"]["methods"] != found[1]["tasks"]["one"]["methods"]
+    # Random weights draw nothing that the judge would find, but nothing that they draw is the same.
+    for task in ("one", "many"):
+        assert report["tasks"][task]["distances"] != found[1]["tasks"][task]["distances"]
+        sheets = [(tmp_path / f"sheets{seed}" / f"{task}.png").read_bytes() for seed in found]
+        assert sheets[0] != sheets[1]
