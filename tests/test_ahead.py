@@ -72,7 +72,7 @@ def test_the_parameters_of_the_sampler_are_described():
 
 
 @pytest.mark.parametrize("variant, layers, tokens", [
-    ("paper", 4, 2 * 729), pytest.param("highres", 1, 729, marks=pytest.mark.slow)])
+    pytest.param(*case, marks=pytest.mark.slow) for case in (("paper", 4, 2 * 729), ("highres", 1, 729))])
 def test_a_configuration_says_what_is_compiled(variant, layers, tokens):
     config = load_config("sdxl").train
     config.fresh.update(variant=variant, dim_head=32)

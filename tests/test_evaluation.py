@@ -369,12 +369,13 @@ def test_a_table_has_a_row_for_each_method_bound_and_difference(cases):
         "bounds": {"same_subject": report_method({"subject_similarity": np.ones(6)}, cases[task])},
         "differences": {"fused_minus_no_mask": compare(scores["fused"], scores["no_mask"], cases[task])}}
     lines = markdown_table(task, entry).splitlines()
-    assert lines[0] == "| method | subject similarity | text controllability | bystander fidelity | mask auc |"
+    assert lines[0] == ("| bystander | subject similarity | ± | text controllability | ± | bystander fidelity | ± | "
+                        "mask auc | ± |")
     assert [line.split(" | ")[0] for line in lines[2:9]] == [
         "| text only", "| described", "| no mask", "| sequential", "| fused", "| painted, same subject",
         "| fused minus no mask"]
-    assert lines[7].endswith("| 1.000 [1.00, 1.00], 1.00 / 1.00 | – | – | – |")
-    assert all(line.count("|") == 6 for line in lines[:9])
+    assert lines[7].endswith("| 1.000 | 0.00 | – | – | – | – | – | – |")
+    assert all(line.count("|") == 10 for line in lines)
 
 
 # -------------------- the command

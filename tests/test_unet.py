@@ -36,7 +36,8 @@ def case():
     return load("unet_sdxl")
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [
+    "unet_sdxl", *(pytest.param(name, marks=pytest.mark.slow) for name in NAMES if name != "unet_sdxl")])
 def test_golden(name):
     case = load(name)
     data, vision, target = case[2], case[5], case[6]
