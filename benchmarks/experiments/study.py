@@ -21,9 +21,9 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from realcustom_jax.evaluation.cases import TASKS, Case, make_cases
+from realcustom_jax.evaluation.cases import TASKS, make_cases
 from realcustom_jax.evaluation.generate import Generator
-from realcustom_jax.evaluation.scores import METRICS, Generated, score_masks, score_pictures
+from realcustom_jax.evaluation.scores import METRICS, score_masks, score_pictures
 from realcustom_jax.files import write_json
 from realcustom_jax.pipeline import Network
 from realcustom_jax.sampling.masks import SHARING
@@ -84,16 +84,6 @@ def settings() -> list[Setting]:
     return rows
 
 
-def generate(generator: Generator, cases: list[Case], method: str, batch_size: int) -> Generated:
-    """All cases of a task, in batches of one size."""
-    parts = []
-    for start in range(0, len(cases), batch_size):
-        batch = cases[start : start + batch_size]
-        made = generator([*batch, *[batch[-1]] * (batch_size - len(batch))], method)
-        parts.append([np.asarray(value)[: len(batch)] for value in vars(made).values()])
-    return Generated(*map(np.concatenate, zip(*parts, strict=True)))
-
-
 def arranged(generator: Generator, setting: Setting) -> Generator:
     """The generator of a row."""
     pipeline = generator.pipeline
@@ -130,7 +120,7 @@ def run_study(options: argparse.Namespace) -> None:
             generators[setting.adapter] = Generator.load(options.model, options.adapters / setting.adapter)
         generator = arranged(generators[setting.adapter], setting)
         started = time.monotonic()
-        made = generate(generator, cases[task], setting.method, options.batch_size)
+        made = generator.in_batches(cases[task], setting.method, options.batch_size)
         scores = score_pictures(generator.judge, cases[task], made.images)
         scores |= score_masks(generator.judge, cases[task], made)
         write_json(file, {

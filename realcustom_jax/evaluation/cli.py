@@ -5,11 +5,10 @@
 
 import argparse
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
 from realcustom_jax.data.sprites.bank import BankConfig
@@ -70,7 +69,7 @@ def _run(options: argparse.Namespace) -> None:
             outputs = {}
             for method in METHODS:
                 bar.set_description(f"{task}, {method}")
-                outputs[method] = _generate(generator, cases[task], method, batch_size, bar.update)
+                outputs[method] = generator.in_batches(cases[task], method, batch_size, bar.update)
             results[task], entries[task] = _score(generator, cases[task], outputs, options.seed, world)
     report = {
         "model": str(options.model), "adapter": options.adapter and str(options.adapter), "seed": options.seed,
@@ -103,19 +102,6 @@ def _check(options: argparse.Namespace) -> tuple[str, ...]:
     if options.out is not None and options.out.is_file():
         raise ValueError(f"--out {options.out} is a file; give the name of a folder.")
     return tuple(task for task in TASKS if task in asked)
-
-
-def _generate(generator: Generator, cases: Sequence[Case], method: str, batch_size: int,
-              done: Callable[[int], Any]) -> Generated:
-    """What a method makes of all cases of a task; `done` is told how many pictures are finished."""
-    parts = []
-    for start in range(0, len(cases), batch_size):
-        batch = cases[start : start + batch_size]
-        # The last batch is filled up, so that one compilation serves all.
-        made = generator([*batch, *[batch[-1]] * (batch_size - len(batch))], method)
-        parts.append({name: value[: len(batch)] for name, value in vars(made).items()})
-        done(len(batch))
-    return Generated(**{name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
 
 
 def _score(generator: Generator, cases: Sequence[Case], outputs: dict[str, Generated], seed: int,

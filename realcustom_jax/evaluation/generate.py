@@ -17,7 +17,7 @@ is cut off (scope 1), so that it can be compared across methods.
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +85,18 @@ class Generator:
                                 mask=options["mask"])
         masks = masks if used is None else used
         return Generated(self.pipeline.decode(latents), *map(np.asarray, (masks, maps, latents)))
+
+    def in_batches(self, cases: Sequence[Case], method: str, batch_size: int,
+                   done: Callable[[int], Any] = lambda count: None) -> Generated:
+        """What a method makes of all cases of a task; `done` is told how many more pictures are finished."""
+        parts = []
+        for start in range(0, len(cases), batch_size):
+            batch = cases[start : start + batch_size]
+            # The last batch is filled up, so that one compilation serves all.
+            made = self([*batch, *[batch[-1]] * (batch_size - len(batch))], method)
+            parts.append([value[: len(batch)] for value in vars(made).values()])
+            done(len(batch))
+        return Generated(*map(np.concatenate, zip(*parts, strict=True)))
 
     def _conditionings(self, cases: Sequence[Case], described: bool) -> tuple[Conditioning, Conditioning, jax.Array]:
         """positive, negative and the marked tokens [N, R, T] of the cases' prompts."""
