@@ -98,7 +98,7 @@ def write_hollow_part(folder: Path, part: str, config, tensors: dict[str, tuple[
     content += b" " * (-len(content) % 8)
     write_json(folder / part / "config.json", config)
     with open(folder / part / bundle.WEIGHT_FILES[part], "wb") as file:
-        file.write_hollow_model(len(content).to_bytes(8, "little") + content)
+        file.write(len(content).to_bytes(8, "little") + content)
         file.truncate(8 + len(content) + end)
 
 
