@@ -113,7 +113,8 @@ def run_study(options: argparse.Namespace) -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     generators = {None: Generator.load(options.model)}
     cases = {task: make_cases(task, options.num_subjects, options.seed) for task in TASKS}
-    todo = list(pending(options.out, options.adapters))
+    todo = [row for row in pending(options.out, options.adapters)
+            if not options.groups or row[0].group in options.groups]
     for setting, task, file in tqdm(todo, desc="rows", unit="row"):
         if setting.adapter not in generators:
             generators[setting.adapter] = Generator.load(options.model, options.adapters / setting.adapter)
@@ -137,6 +138,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the rows")
     parser.add_argument("--model", default="mini")
     parser.add_argument("--adapters", type=Path, help="folder of adapters that were trained for rows")
+    parser.add_argument("--groups", nargs="*", help="only rows of these groups; all by default")
     parser.add_argument("--num-subjects", type=int, default=24)
     parser.add_argument("--seed", type=int, default=1, help="not the evaluation's 0: choices are made by this table")
     parser.add_argument("--batch-size", type=int, default=8)

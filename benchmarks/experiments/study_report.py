@@ -69,8 +69,11 @@ def _plot_plane(rows: Sequence[Row], file: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, panels = pyplot.subplots(1, 4, figsize=(15, 3.6), sharey=True)
-    for panel, (task, metrics) in zip(panels, METRICS.items(), strict=True):
+    tasks = {task: metrics for task, metrics in METRICS.items()
+             if sum(row["task"] == task for row in rows) > 1}  # one point is no plane
+    figure, panels = pyplot.subplots(1, len(tasks), figsize=(5 * len(tasks), 4.4), sharey=True, squeeze=False)
+    panels = panels[0]
+    for panel, (task, metrics) in zip(panels, tasks.items(), strict=True):
         across = "bystander_fidelity" if "bystander_fidelity" in metrics else "text_controllability"
         for row in (row for row in rows if row["task"] == task):
             x, y = _mean(row, across), _mean(row, "subject_similarity")
