@@ -23,6 +23,17 @@ def fixtures() -> Path:
     return FIXTURES
 
 
+@pytest.fixture(scope="module")
+def quickly_compiled():
+    """For files whose small programs take longer to compile than to run: without most of XLA's optimisations."""
+    import jax
+
+    before = jax.config.values["jax_disable_most_optimizations"]
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
 @pytest.fixture(scope="session")
 def mini_folder(tmp_path_factory) -> Path:
     """A model folder of random weights; not to be changed."""

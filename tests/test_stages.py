@@ -29,6 +29,7 @@ from realcustom_jax.training.miniature.autoencoder import AutoencoderTask
 from realcustom_jax.training.miniature.judge import JudgeTask, disturb, places
 from realcustom_jax.training.miniature.pictures import PictureBatches
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
 CONFIG = Path(__file__).parents[1] / "configs" / "mini.py"
 KEY = jax.random.key(0)
 
@@ -323,6 +324,7 @@ def test_the_base_model_is_told_in_its_tokens_and_drawn_to_its_things(base_task,
     assert set(np.round(bands, 4)) <= {0.0, 0.5}, "such attention tells nothing of whose place is whose"
 
 
+@pytest.mark.slow
 def test_captions_that_are_dropped_draw_nothing(base_task, text_params):
     _, metrics, seen, told, _ = recorded(base_task(text_dropout=1.0, pooled_told=1.0), text_params)
     assert metrics["placement"] == 0 and metrics["right_place_noise"] == 0
