@@ -12,7 +12,7 @@ from realcustom_jax.conditioning.prompts import encode_prompt
 from realcustom_jax.data.sprites import bank as banks
 from realcustom_jax.data.sprites.bank import BankConfig, bank_of, paint_bank
 from realcustom_jax.data.sprites.captions import TELLABLE, Spelling, caption
-from realcustom_jax.data.sprites.composition import Paintings, compose, compose_few, crop, shrink
+from realcustom_jax.data.sprites.composition import Paintings, compose, compose_few, crop
 from realcustom_jax.data.sprites.draws import DIFFICULTIES, draw_layout, draw_references, draw_things, place
 from realcustom_jax.data.sprites.world import (
     FRAME,
@@ -24,6 +24,7 @@ from realcustom_jax.data.sprites.world import (
     paint,
     split_of,
 )
+from realcustom_jax.models.resize import average_pixels
 from realcustom_jax.training.curriculum import Curriculum
 from realcustom_jax.training.miniature.pictures import PictureBatches, compose_references, covered
 
@@ -193,7 +194,7 @@ def test_a_crop_is_the_square_enlarged():
 def test_what_things_cover_of_the_latents_is_their_mean():
     coverage = np.zeros((1, 2, 8, 8), np.float32)
     coverage[0, 0, :2, :4], coverage[0, 1, 4:, 4:] = 1, 0.5
-    np.testing.assert_allclose(shrink(coverage, (2, 2))[0, 0], [[0.5, 0], [0, 0]])
+    np.testing.assert_allclose(average_pixels(coverage, (2, 2))[0, 0], [[0.5, 0], [0, 0]])
     np.testing.assert_allclose(covered(coverage, (2, 2))[0], [[0.5, 0], [0, 0.5]])
 
 
@@ -213,7 +214,7 @@ def test_two_things_are_of_two_nouns_and_each_stays_in_its_half(tiny_bank):
         for own, x in zip(picture, xs, strict=True):
             # A resized edge bleeds into the next pixel.
             assert own[:, 17:].max() < 0.02 if x < 0.5 else own[:, :15].max() < 0.02
-    areas = shrink(coverage, (1, 1))[..., 0, 0]
+    areas = average_pixels(coverage, (1, 1))[..., 0, 0]
     assert areas[two].min() > 0.02 and areas[~two, 0].min() > 0.03
 
 

@@ -21,6 +21,7 @@ from realcustom_jax.conditioning.references import from_uint8
 from realcustom_jax.data.sprites.world import ACCESSORIES, BUILDS, COLOURS, NOUNS, PATTERNS, SCENES
 from realcustom_jax.model_files import bundle, weights
 from realcustom_jax.model_files.source import FolderSource
+from realcustom_jax.models.resize import average_pixels
 from realcustom_jax.models.resnet import ResnetBlock
 
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
@@ -122,9 +123,7 @@ class Judge(nn.Module):
 
 def _mean_inside(x: jax.Array, regions: jax.Array) -> jax.Array:
     """The means of x [B, h, w, C] over regions [B, K, H, W] in [0, 1], averaged down to h × w: [B, K, C]."""
-    *lead, height, width = regions.shape
-    h, w = x.shape[1:3]
-    regions = regions.reshape(*lead, h, height // h, w, width // w).mean((-3, -1))
+    regions = average_pixels(regions, x.shape[1:3])
     total = jnp.einsum("bkhw,bhwc->bkc", regions, x)
     return total / (regions.sum((2, 3))[..., None] + 1e-3)
 

@@ -22,7 +22,7 @@ from realcustom_jax.data.sprites.world import NOUNS, SCENES
 from realcustom_jax.evaluation.cases import Case, Exam
 from realcustom_jax.evaluation.judge import ATTRIBUTES, TrainedJudge
 from realcustom_jax.evaluation.metrics import mean_with_interval, overlap, roc_area, summarize
-from realcustom_jax.models.resize import resize_bilinear
+from realcustom_jax.models.resize import average_pixels, resize_bilinear
 
 METRICS: dict[str, tuple[str, ...]] = {
     "one": ("subject_similarity", "text_controllability", "mask_auc"),
@@ -128,9 +128,7 @@ def examine(judge: TrainedJudge, exam: Exam) -> dict[str, float]:
         "scene": (opinions.scene == exam.scenes).mean()}
     accuracy |= {name: (opinions.attributes[..., i] == exam.attributes[..., i])[there].mean()
                  for i, name in enumerate(ATTRIBUTES)}
-    *lead, height, width = exam.coverage.shape
-    h, w = opinions.places.shape[2:]
-    true = exam.coverage.reshape(*lead, h, height // h, w, width // w).mean((-3, -1)) > 0.5
+    true = average_pixels(exam.coverage, opinions.places.shape[2:]) > 0.5
     accuracy["segmentation_iou"] = overlap(opinions.places[there] > 0.5, true[there]).mean()
     return {name: round(float(value), 4) for name, value in accuracy.items()}
 

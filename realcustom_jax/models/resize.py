@@ -1,6 +1,6 @@
-"""The two bilinear samplings that the original models use, on NHWC arrays.
+"""The two bilinear samplings that the original models use, on NHWC arrays; and means over the places of a coarser grid.
 
-They differ in where the output samples lie on the input axis of n pixels (m output pixels, j = 0 … m − 1):
+The samplings differ in where the output samples lie on the input axis of n pixels (m output pixels, j = 0 … m − 1):
 
     half pixel      u_j = (j + ½) · n / m − ½     torch ``interpolate(mode="bilinear", align_corners=False)``
     align corners   u_j = j · (n − 1) / (m − 1)   torch ``interpolate(mode="bilinear", align_corners=True)``
@@ -28,6 +28,16 @@ def resize_align_corners(x: jax.Array, size: tuple[int, int]) -> jax.Array:
     for axis, length in zip((1, 2), size, strict=True):
         x = _lerp_along(x, axis, np.linspace(0, x.shape[axis] - 1, length))
     return x
+
+
+def average_pixels(x, size: tuple[int, int]):
+    """The means of x [..., H, W] over the places of a grid of size (h, w), whose sides divide H and W: [..., h, w].
+
+    x is an array of numpy or of JAX, and so is the result.
+    """
+    *lead, height, width = x.shape
+    h, w = size
+    return x.reshape(*lead, h, height // h, w, width // w).mean((-3, -1))
 
 
 def _lerp_along(x: jax.Array, axis: int, positions: np.ndarray) -> jax.Array:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from realcustom_jax.errors import check_choice
+from realcustom_jax.models.resize import average_pixels
 from realcustom_jax.sampling import solvers
 
 
@@ -121,9 +122,7 @@ def placement_loss(maps: Sequence[jax.Array], coverage: jax.Array, weight: jax.A
 
     def of_layer(attention):
         attention = attention.astype(jnp.float32)
-        *lead, height, width = coverage.shape
-        h, w = attention.shape[-2:]
-        inside = coverage.reshape(*lead, h, height // h, w, width // w).mean((-3, -1))
+        inside = average_pixels(coverage, attention.shape[-2:])
         share = (attention * inside).sum((-2, -1)) / (attention.sum((-2, -1)) + 1e-9)
         return (-jnp.log(share + 1e-3) * weight).sum() / total
 
@@ -142,8 +141,7 @@ def right_place(maps: Sequence[jax.Array], coverage: jax.Array) -> jax.Array:
     h, w = max(set(sizes), key=sizes.count)
     mean = sum(m / (m.sum((-2, -1), keepdims=True) + 1e-9) for m in maps if m.shape[-2:] == (h, w))
     difference = (mean[:, 0] - mean[:, 1]).reshape(len(mean), -1)
-    *lead, height, width = coverage.shape
-    places = coverage.reshape(*lead, h, height // h, w, width // w).mean((-3, -1)).reshape(*lead, -1)
+    places = average_pixels(coverage, (h, w)).reshape(*coverage.shape[:2], -1)
     higher = (difference[:, :, None] > difference[:, None]) + 0.5 * (difference[:, :, None] == difference[:, None])
     pairs = places[:, 0, :, None] * places[:, 1, None]
     return (higher * pairs).sum((1, 2)) / jnp.maximum(pairs.sum((1, 2)), 1e-9)

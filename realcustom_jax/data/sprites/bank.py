@@ -30,6 +30,8 @@ from realcustom_jax.data.sprites.world import (
 from realcustom_jax.files import write_json
 
 _PAINTINGS_WORTH_A_PROCESS = 500
+_PAINTER = 1
+"""To be raised when things or scenes are painted in another way: banks of before are then painted anew."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +81,7 @@ def paint_bank(config: BankConfig, folder: Path | None = None) -> Bank:
 
     Scripts that call it need the `if __name__ == "__main__"` guard. A half-painted folder is painted anew.
     """
-    noted = dataclasses.asdict(config)
+    noted = {"painter": _PAINTER, **dataclasses.asdict(config)}
     done = folder and folder / "bank.json"
     if done and done.is_file() and json.loads(done.read_bytes()) == noted:
         return Bank(config, **{name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in _ARRAYS})

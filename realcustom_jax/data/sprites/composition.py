@@ -93,10 +93,3 @@ def crop(pictures: jax.Array, boxes: jax.Array) -> jax.Array:
             picture, picture.shape, (0, 1), scale, -box[1::-1] * side * scale, "linear", antialias=True)
 
     return jax.vmap(one)(pictures, boxes)
-
-
-def shrink(coverage: jax.Array, size: tuple[int, int]) -> jax.Array:
-    """Means of coverage [..., P, P] over the places of a grid of `size` [h, w]: [..., h, w]."""
-    *lead, height, width = coverage.shape
-    h, w = size
-    return coverage.reshape(*lead, h, height // h, w, width // w).mean((-3, -1))

@@ -11,8 +11,9 @@ import optax
 from PIL import Image
 
 from realcustom_jax.conditioning.references import grid
-from realcustom_jax.data.sprites.composition import compose, shrink
+from realcustom_jax.data.sprites.composition import compose
 from realcustom_jax.evaluation.judge import ATTRIBUTES, Judge, JudgeConfig, init_judge
+from realcustom_jax.models.resize import average_pixels
 from realcustom_jax.training.miniature.pictures import PictureBatches
 
 
@@ -43,7 +44,7 @@ class JudgeTask:
         images = disturb(disturb_key, images * 2 - 1)
         count, things = batch["nouns"].shape
         # Half of the things are read from their true places, half from a blurred idea of them.
-        rough = jax.image.resize(shrink(coverage, (16, 16)), coverage.shape, "linear")
+        rough = jax.image.resize(average_pixels(coverage, (16, 16)), coverage.shape, "linear")
         regions = jnp.where(jax.random.bernoulli(region_key, 0.5, (count, things, 1, 1)), coverage, rough)
         verdict = self.module.apply({"params": params}, images, regions=regions)
 
@@ -75,7 +76,7 @@ def places(coverage: jax.Array, nouns: jax.Array, size: tuple[int, int]) -> jax.
 
     coverage: [B, K, P, P]. nouns: int32 [B, K].
     """
-    filled = shrink(coverage, size) > 0.5
+    filled = average_pixels(coverage, size) > 0.5
     return ((nouns + 1)[..., None, None] * filled).max(axis=1)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from realcustom_jax.conditioning.size import time_ids
 from realcustom_jax.data.sprites.bank import Bank
 from realcustom_jax.data.sprites.captions import TELLABLE, Spelling, caption
-from realcustom_jax.data.sprites.composition import Layout, Paintings, compose, compose_few, crop, shrink
+from realcustom_jax.data.sprites.composition import Layout, Paintings, compose, compose_few, crop
 from realcustom_jax.data.sprites.draws import (
     DIFFICULTIES,
     draw_layout,
@@ -21,6 +21,7 @@ from realcustom_jax.data.sprites.draws import (
     rows_of,
 )
 from realcustom_jax.data.sprites.world import NOUNS, SCENES
+from realcustom_jax.models.resize import average_pixels
 from realcustom_jax.training.curriculum import Curriculum
 
 Batch = dict[str, np.ndarray]
@@ -147,4 +148,4 @@ def size_of_all(batches: PictureBatches, count: int) -> jax.Array:
 
 def covered(coverage: jax.Array, size: tuple[int, int]) -> jax.Array:
     """How much of each latent place things fill: coverage [B, K, P, P] → [B, h, w]."""
-    return jnp.clip(shrink(coverage.sum(1), size), 0, 1)
+    return jnp.clip(average_pixels(coverage.sum(1), size), 0, 1)
