@@ -100,6 +100,8 @@ class Pipeline:
     sample_size: int
     """Side of the latents that the model was made for, in latent pixels."""
     preset: Preset = PRESETS["default"]
+    no_negative: str = "encoded"
+    """What the model's files say of `Preset.no_negative`, where the preset does not."""
     vocabulary: Vocabulary | None = None
     """The words that the model learnt; None for a model of open vocabulary."""
     offload: bool = False
@@ -171,7 +173,7 @@ class Pipeline:
             vision_settings=given.vision if preset.local is None else dataclasses.replace(
                 given.vision, local=preset.local),
             betas=betas, prediction=prediction, sample_size=model.config("unet").get("sample_size") or 64,
-            preset=preset, vocabulary=model.vocabulary(), offload=offload,
+            preset=preset, no_negative=model.no_negative, vocabulary=model.vocabulary(), offload=offload,
         )
         pipeline._check_parts_fit(model.root)
         return pipeline
@@ -215,7 +217,8 @@ class Pipeline:
             scope: share of the picture that a mask covers, in (0, 1].
             freeze_mask_step: the mask stays as it is from this step on; at least 1.
             branches: "fused" | "sequential", see module `sampler`.
-            negative_prompt: what the picture should not be.
+            negative_prompt: what the picture should not be; "" is encoded like any other text, and None where the preset
+                has no text either is as `Preset.no_negative` says.
             normalize, overlap: see `masks.subject_mask`; by the preset, several references do not overlap.
             latents: the initial noise [B, H, W, C] instead of the seed's, e.g. torch's.
             on_step: called with the number of each finished step.
@@ -223,7 +226,7 @@ class Pipeline:
             FileNotFoundError, ValueError: an input that cannot be used.
         """
         given = {"guidance_scale": guidance_scale, "scope": scope, "freeze_mask_step": freeze_mask_step,
-                 "negative_prompt": negative_prompt, "normalize": normalize}
+                 "normalize": normalize}
         choices = dataclasses.replace(self.preset, **{k: v for k, v in given.items() if v is not None})
         references, targets = _paired(image, target)
         check_options(seed=seed, num_images=num_images, steps=steps, guidance_scale=choices.guidance_scale,
@@ -235,7 +238,7 @@ class Pipeline:
         mask = choices.mask_config(*shape[:2], len(targets), overlap)
         noise = _noise(seed, num_images, shape) if latents is None else _given_noise(latents, (num_images, *shape))
         positive, negative, marks = self._conditionings(
-            pictures, prompt, targets, choices.negative_prompt, (width, height))
+            pictures, prompt, targets, negative_prompt, (width, height))
         inputs = jax.tree.map(lambda x: jnp.repeat(x, num_images, axis=0), (positive, negative, marks))
 
         options = {"solver": schedule, "guidance_scale": jnp.float32(choices.guidance_scale), "mask": mask,
@@ -269,6 +272,19 @@ class Pipeline:
         sizes = time_ids((height, width), order=self.preset.size_order)
         return Conditioning(tokens, pooled, jnp.tile(jnp.asarray(sizes), (len(tokens), 1)))
 
+    def encode_negative(
+        self, prompt: str | None, positive: Conditioning, *, size: tuple[int, int] | None = None
+    ) -> Conditioning:
+        """Text conditioning of the negative lanes of the B `positive` ones, for pictures of `size` (width, height).
+
+        `prompt` is encoded, an empty one too. None: the preset's is, or where that is empty, `Preset.no_negative` says
+        what stands for none.
+        """
+        text = (self.preset.negative_prompt or None) if prompt is None else prompt
+        if text is None and (self.preset.no_negative or self.no_negative) == "zeros":
+            return jax.tree.map(jnp.zeros_like, positive).replace(time_ids=positive.time_ids)
+        return self.encode_prompts([text or ""] * len(positive.text), size=size, allow_empty=True)
+
     def encode_references(self, images: Sequence[np.ndarray]) -> jax.Array:
         """Vision tokens [N, L, D] of N references, each [H, W, 3] in [0, 1]; all zero for the negative lane."""
         # Pictures of any size come to one shape here, so that the encoders are compiled once.
@@ -301,7 +317,7 @@ class Pipeline:
             fingerprint.of_tokenizer(encoder.tokenizer), _network_fingerprint(encoder.network)))
         schedule = fingerprint.of_tensors({"betas": self.betas}), self.prediction, self.sample_size
         return {
-            "text encoders": fingerprint.of_values(*texts),
+            "text encoders": fingerprint.of_values(*texts, self.no_negative),
             "autoencoder": _network_fingerprint(self.vae),
             "UNet": fingerprint.of_values(fingerprint.of_network(self.unet.module, base), *schedule),
             "image encoders": fingerprint.of_values(*map(_network_fingerprint, (self.siglip, self.dino))),
@@ -316,7 +332,7 @@ class Pipeline:
             target_tokens(self.tokenizer, prompt, target, match=self.preset.match) for target in targets]))[None]
         if self.vocabulary:
             self.vocabulary.check(prompt, targets)
-        negative = self.encode_prompts(negative_prompt, size=size, allow_empty=True)
+        negative = self.encode_negative(negative_prompt, positive, size=size)
         *tokens, nothing = self.encode_references([*pictures, np.zeros_like(pictures[0])])
         # A single reference may stand for several phrases.
         vision = jnp.stack(tokens * (len(targets) // len(tokens)))[None]

@@ -19,7 +19,7 @@ _CHOICES = {
     "normalize": NORMALIZATIONS,
     "pooled": ("unprojected", "projected"), "size_order": SIZE_ORDERS,
     "weight_order": ("adapter_last", "base_last"), "match": ("word", "released"), "local": (None, "phases", "tiles"),
-    "overlap": ("sum", *SHARING),
+    "overlap": ("sum", *SHARING), "no_negative": (None, "encoded", "zeros"),
 }
 
 
@@ -52,7 +52,11 @@ class Preset:
             it spreads over the things that it lies on (paper); 0 does not (released).
         binary: a mask is 1 where it is not 0, instead of as strong as the map.
         overlap: how the masks of several references share a picture, see `masks.owners`; "sum" lets them overlap.
-        scope, freeze_mask_step, guidance_scale, negative_prompt: defaults of a pipeline's call.
+        scope, freeze_mask_step, guidance_scale, negative_prompt: defaults of a pipeline's call; an empty negative prompt
+            stands for none.
+        no_negative: what the negative lane reads where there is no negative prompt: the text encoder's states of the
+            empty text ("encoded") or states of zeros ("zeros", diffusers' `force_zeros_for_empty_prompt`); None: as the
+            model's files say.
     Raises:
         ValueError: a choice that is not known, or a number that no model takes; says what was expected.
     """
@@ -70,6 +74,7 @@ class Preset:
     freeze_mask_step: int = 12
     guidance_scale: float = 3.5
     negative_prompt: str = ""
+    no_negative: str | None = None
 
     def __post_init__(self):
         for name, known in _CHOICES.items():
@@ -94,7 +99,13 @@ def _is_whole(value: Any) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
-NEGATIVE_PROMPT = "blurry, deformed, watermark, text, low quality"
+# The setting that the released class and scripts read from prompts/validation_negative.txt (bytedance/RealCustom 28a718e,
+# Apache-2.0), to the letter: with another one, a seed gives other pictures than theirs.
+NEGATIVE_PROMPT = (
+    "(((naked))), deformed, bad anatomy, disfigured, poorly drawn face, mutation, mutated, extra limb, ugly, "
+    "disgusting, poorly drawn hands, missing limb, floating limbs, disconnected limbs, malformed hands, blurry, "
+    "((((mutated hands and fingers)))), watermark, watermarked, oversaturated, censored, distorted hands, amputation, "
+    "missing hands, obese, doubled face, double hands")
 
 PRESETS: dict[str, Preset] = {
     # What we take unless told otherwise: the released conditioning, with one rule for the mask.

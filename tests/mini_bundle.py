@@ -85,7 +85,8 @@ def write_mini_bundle(folder: Path, kind: str = "mini", *, words: Sequence[str] 
     bundle.save_part(folder, "unet", base, tensors)
     bundle.save_part(folder, "adapter", adapter, visual)
     write_json(folder / "scheduler" / "scheduler_config.json", {"beta_schedule": "scaled_linear"})
-    write_json(folder / "model_index.json", {"_class_name": "StableDiffusionXLPipeline"})
+    write_json(folder / "model_index.json", {
+        "_class_name": "StableDiffusionXLPipeline", "force_zeros_for_empty_prompt": kind == "sdxl"})
     write_json(folder / "vocabulary.json", {
         "nouns": NOUNS, "held_out_nouns": HELD_OUT_NOUNS, "scenes": SCENES, "words": list(words)})
     return folder

@@ -1,6 +1,7 @@
 """SDXL's and SD-1.5's conditioning on tiny models, and what a model is loaded as: precision, presets, offload."""
 
 import dataclasses
+import hashlib
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from realcustom_jax.files import write_json
 from realcustom_jax.model_files import bundle, single_file
 from realcustom_jax.model_files.locate import ASSETS, read_config
 from realcustom_jax.model_files.tensors import read_tensors
@@ -70,6 +72,33 @@ def test_projected_text_needs_a_projection(mini_folder):
     pipeline = dataclasses.replace(pipeline, preset=PRESETS["paper"])
     with pytest.raises(ValueError, match="no text_projection"):
         pipeline.encode_prompts(PROMPT)
+
+
+def test_without_a_negative_prompt_the_negative_lane_reads_what_the_model_says(tmp_path):
+    folder = write_mini_bundle(tmp_path / "model", "sdxl")
+
+    def is_zero(pipeline, prompt=None):
+        positive = pipeline.encode_prompts([PROMPT, PROMPT])
+        negative = pipeline.encode_negative(prompt, positive)
+        assert negative.text.shape == positive.text.shape and negative.time_ids.any()
+        assert negative.text.any() == negative.pooled.any()
+        return not negative.text.any()
+
+    pipeline = Pipeline.load(folder)
+    assert is_zero(pipeline)
+    assert not is_zero(pipeline, "") and not is_zero(pipeline, "snow")
+    assert not is_zero(Pipeline.load(folder, preset={"no_negative": "encoded"}))
+    assert not is_zero(Pipeline.load(folder, preset={"negative_prompt": "snow"}))
+    write_json(folder / "model_index.json", {"_class_name": "StableDiffusionXLPipeline"})
+    assert not is_zero(Pipeline.load(folder))
+    assert is_zero(Pipeline.load(folder, preset={"no_negative": "zeros"}))
+
+
+def test_the_released_presets_have_the_released_negative_prompt():
+    """prompts/validation_negative.txt of bytedance/RealCustom 28a718e, by its SHA-256."""
+    released = "b2f313d2dc863af240a661695a8404ba1a215d0e2e8b17076771222158da4ff0"
+    for name in ("released_pipeline", "released_script"):
+        assert hashlib.sha256(PRESETS[name].negative_prompt.encode()).hexdigest() == released
 
 
 def test_a_model_says_how_it_is_best_used(tmp_path):

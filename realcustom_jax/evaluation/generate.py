@@ -104,7 +104,7 @@ class Generator:
         positive = pipeline.encode_prompts([str(case.prompt) for case in cases])
         texts = [str(case.description if described else case.prompt) for case in cases]
         positive = positive.replace(text=pipeline.encode_prompts(texts).text)
-        negative = pipeline.encode_prompts([pipeline.preset.negative_prompt] * len(cases), allow_empty=True)
+        negative = pipeline.encode_negative(None, positive)
         references = [reference.astype(np.float32) / 255 for case in cases for reference in case.references]
         *tokens, nothing = pipeline.encode_references([*references, np.zeros_like(references[0])])
         vision = jnp.stack(tokens).reshape(len(cases), -1, *nothing.shape)

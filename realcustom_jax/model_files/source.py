@@ -98,6 +98,11 @@ class ModelSource(abc.ABC):
     def vocabulary(self) -> Vocabulary | None:
         """The words that the model learnt; None for a model of open vocabulary."""
 
+    @property
+    @abc.abstractmethod
+    def no_negative(self) -> str:
+        """What the model reads where there is no negative prompt, see `Preset.no_negative`."""
+
     def check(self, *parts: str) -> None:
         """Raises as `config` for the first of these parts that is not there, before anything large is read."""
         for part in parts:
@@ -188,6 +193,11 @@ class FolderSource(ModelSource):
             words = self._document("vocabulary.json")
             return None if words is None else Vocabulary.from_config(words)
 
+    @property
+    def no_negative(self) -> str:
+        index = self._document("model_index.json") or {}
+        return "zeros" if index.get("force_zeros_for_empty_prompt") else "encoded"
+
     def _scheduler(self) -> dict[str, Any]:
         """The released layout has no such file: its model is Stable Diffusion's."""
         if (file := self.place("scheduler")).is_file():
@@ -245,6 +255,11 @@ class SingleFileSource(ModelSource):
 
     def vocabulary(self) -> None:
         return None
+
+    @property
+    def no_negative(self) -> str:
+        # The file does not say it. The folders that SDXL and Stable Diffusion 1.5 were published in do.
+        return "zeros" if len(self.text_encoders) == 2 else "encoded"
 
     def _lacks(self, what: str, option: str) -> FileNotFoundError:
         return FileNotFoundError(f"{self.root} is a single file, which holds no {what}; name the folder that does with "
