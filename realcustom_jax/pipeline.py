@@ -217,8 +217,8 @@ class Pipeline:
             scope: share of the picture that a mask covers, in (0, 1].
             freeze_mask_step: the mask stays as it is from this step on; at least 1.
             branches: "fused" | "sequential", see module `sampler`.
-            negative_prompt: what the picture should not be; "" is encoded like any other text, and None where the preset
-                has no text either is as `Preset.no_negative` says.
+            negative_prompt: what the picture should not be; "" is encoded like any other text. Where the preset has no
+                text either, None is as `Preset.no_negative` says.
             normalize, overlap: see `masks.subject_mask`; by the preset, several references do not overlap.
             latents: the initial noise [B, H, W, C] instead of the seed's, e.g. torch's.
             on_step: called with the number of each finished step.

@@ -12,11 +12,11 @@ from typing import Any
 
 from realcustom_jax.conditioning.size import SIZE_ORDERS
 from realcustom_jax.errors import check_choice
-from realcustom_jax.sampling.masks import NORMALIZATIONS, SHARING
+from realcustom_jax.sampling.masks import NORMALIZATIONS, SELECTIONS, SHARING
 from realcustom_jax.sampling.sampler import MaskConfig
 
 _CHOICES = {
-    "normalize": NORMALIZATIONS,
+    "normalize": NORMALIZATIONS, "select": SELECTIONS,
     "pooled": ("unprojected", "projected"), "size_order": SIZE_ORDERS,
     "weight_order": ("adapter_last", "base_last"), "match": ("word", "released"), "local": (None, "phases", "tiles"),
     "overlap": ("sum", *SHARING), "no_negative": (None, "encoded", "zeros"),
@@ -47,13 +47,13 @@ class Preset:
         size_order: of SDXL's size conditioning: (w, h, 0, 0, w, h) as released, or SDXL's (h, w, …).
         weight_order: whose UNet weights win where base and adapter files both hold them.
         match: how a target phrase is found in the prompt, see `prompts.target_tokens`.
-        normalize: of the guidance maps, see `masks.subject_mask`.
+        normalize, select: of the guidance maps, see `masks.subject_mask`.
         refine: n refines the mask by the self-attention of the layers whose size is the latents' divided by n, so that
             it spreads over the things that it lies on (paper); 0 does not (released).
         binary: a mask is 1 where it is not 0, instead of as strong as the map.
         overlap: how the masks of several references share a picture, see `masks.owners`; "sum" lets them overlap.
-        scope, freeze_mask_step, guidance_scale, negative_prompt: defaults of a pipeline's call; an empty negative prompt
-            stands for none.
+        scope, freeze_mask_step, guidance_scale, negative_prompt: defaults of a pipeline's call; an empty negative
+            prompt stands for none.
         no_negative: what the negative lane reads where there is no negative prompt: the text encoder's states of the
             empty text ("encoded") or states of zeros ("zeros", diffusers' `force_zeros_for_empty_prompt`); None: as the
             model's files say.
@@ -67,6 +67,7 @@ class Preset:
     weight_order: str = "adapter_last"
     match: str = "word"
     normalize: str = "max_norm"
+    select: str = "topk"
     refine: int = 0
     binary: bool = False
     overlap: str = "argmax"
@@ -87,8 +88,8 @@ class Preset:
     def mask_config(self, height: int, width: int, references: int = 1, overlap: str | None = None) -> MaskConfig:
         """How the masks of so many references are made for latents of this size; `overlap` instead of the preset's."""
         refine_at = (height // self.refine, width // self.refine) if self.refine > 0 else None
-        return MaskConfig(scope=self.scope, normalize=self.normalize, binary=self.binary, refine_at=refine_at,
-                          overlap=overlap or ("sum" if references == 1 else self.overlap))
+        return MaskConfig(scope=self.scope, normalize=self.normalize, select=self.select, binary=self.binary,
+                          refine_at=refine_at, overlap=overlap or ("sum" if references == 1 else self.overlap))
 
 
 def _is_number(value: Any) -> bool:
@@ -99,8 +100,8 @@ def _is_whole(value: Any) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
-# The setting that the released class and scripts read from prompts/validation_negative.txt (bytedance/RealCustom 28a718e,
-# Apache-2.0), to the letter: with another one, a seed gives other pictures than theirs.
+# The setting that the released class and scripts read from prompts/validation_negative.txt (bytedance/RealCustom
+# 28a718e, Apache-2.0), to the letter: with another one, a seed gives other pictures than theirs.
 NEGATIVE_PROMPT = (
     "(((naked))), deformed, bad anatomy, disfigured, poorly drawn face, mutation, mutated, extra limb, ugly, "
     "disgusting, poorly drawn hands, missing limb, floating limbs, disconnected limbs, malformed hands, blurry, "

@@ -74,6 +74,8 @@ def settings() -> list[Setting]:
              for normalize in ("max_norm", "min_max_norm", "min_max_per_channel")]
     rows += [Setting("mask", f"refined at 1/{refine} of the latents" if refine else "not refined", _BOTH,
                      preset={"refine": refine}) for refine in (0, 1, 2)]
+    rows += [Setting("mask", f"at least {1 - scope:g} of the strongest", _BOTH,
+                     preset={"select": "threshold", "scope": scope}) for scope in (0.5, 0.7, 0.85)]
     rows += [Setting("freeze", f"from step {step}", _TWO, preset={"freeze_mask_step": step}) for step in (1, 6, 12, 25)]
     rows += [Setting("guidance", f"scale {scale}", _TWO, preset={"guidance_scale": scale})
              for scale in (1.5, 3.5, 5.0, 7.5)]

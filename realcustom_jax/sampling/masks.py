@@ -29,6 +29,7 @@ from realcustom_jax.errors import check_choice
 from realcustom_jax.models.resize import resize_bilinear
 
 NORMALIZATIONS = "max_norm", "min_max_norm", "min_max_per_channel", "none"
+SELECTIONS = "topk", "threshold"
 
 
 SHARING: tuple[str, ...] = ("argmax", "argmax_plain", "argmax_mean", "split_first", "seeds")
@@ -59,7 +60,7 @@ def subject_mask(
     reference may keep fewer positions: argmax and its brothers in ``SHARING``, see ``owners``.
     """
     check_choice("normalize", normalize, NORMALIZATIONS)
-    check_choice("select", select, ("topk", "threshold"))
+    check_choice("select", select, SELECTIONS)
     check_choice("overlap", overlap, ("sum", *SHARING))
     if normalize_self is not None:
         check_choice("normalize_self", normalize_self, ("max_norm", "min_max_per_channel"))
