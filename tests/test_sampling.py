@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import realcustom_jax as rc
+from realcustom_jax.devices.flops import flops
 from realcustom_jax.model_files import weights
 from realcustom_jax.models import context
 from realcustom_jax.models.unet import UNet, UNetConfig
@@ -164,6 +165,73 @@ def test_no_mask_is_a_mask_of_ones_and_steps_are_reported():
     assert sorted(seen) == [0, 1, 2, 3]
 
 
+# -------------------- lanes that nobody needs, and what users give
+
+
+def operations(**changes):
+    unet, params, noise, positive, negative, target = small_case()
+    options = dict(solver=rc.make_solver(steps=25), freeze_mask_step=12, mask=rc.MaskConfig()) | changes
+    return flops(jax.make_jaxpr(lambda params: rc.sample_latents(
+        unet, params, noise, positive, negative, target, **options))(params).jaxpr)
+
+
+def test_without_guidance_there_is_no_negative_lane():
+    *inputs, negative, target = small_case()
+    ours = sample(*inputs, None, target, **OPTIONS | dict(guidance_scale=None))
+    same = sample(*small_case(), **OPTIONS | dict(guidance_scale=1.0))
+    assert_close(ours.latents, same.latents, 1e-4)
+    assert_close(ours.masks, same.masks, 1e-4)
+    for branches in ("fused", "sequential"):
+        assert operations(guidance_scale=None, branches=branches) <= 0.62 * operations(branches=branches)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("branches", ["fused", "sequential"])
+def test_given_masks_need_no_guidance_lane(branches):
+    masks = np.random.default_rng(1).uniform(size=(BATCH, REFERENCES, 6, 3)).astype(np.float32)
+    unet, params, noise, positive, negative, target = small_case()
+    options = OPTIONS | dict(branches=branches)
+    ours = sample(*small_case(), masks=masks, **options)
+    state = options["solver"].init(noise)
+    for i, t in enumerate(options["solver"].timesteps):
+        generation, uncond = (apply(unet, params, state.x, t, c.text, vision=c.vision, mask=masks).noise
+                              for c in (positive, negative))
+        state = options["solver"].step(state, i, uncond + 3.5 * (generation - uncond))
+    assert_close(ours.latents, state.x0, 1e-4)
+    assert np.array_equal(ours.masks, np.broadcast_to(masks, (4, *masks.shape)))
+    assert operations(masks=masks, branches=branches) <= 0.83 * operations(branches=branches)
+
+
+@pytest.mark.slow
+def test_the_strength_of_each_reference():
+    *inputs, positive, negative, target = small_case()
+    text_only = jit(rc.sample_text_only, static_argnums=0)(*inputs, positive, negative, solver=OPTIONS["solver"])
+    assert_close(sample(*small_case(), vision_scale=0.0, **OPTIONS).latents, text_only, 1e-4)
+    alone, first = (c.replace(vision=c.vision[:, :1]) for c in (positive, negative)), target[:, :1]
+    expected = sample(*inputs, *alone, first, vision_scale=np.float32(0.7), **OPTIONS)
+    ours = sample(*small_case(), vision_scale=np.float32([0.7, 0.0]), **OPTIONS)
+    assert_close(ours.latents, expected.latents, 1e-4)
+    assert_close(ours.masks[:, :, :1], expected.masks, 1e-4)  # masks are returned as they are, not by strength
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["euler_ancestral", "lcm"])
+def test_solvers_that_draw_noise_in_each_step(name):
+    unet, params, noise, positive, negative, target = small_case()
+    solver = rc.make_solver(name, 4)
+    fresh = np.random.default_rng(2).standard_normal((4, *noise.shape)).astype(np.float32)
+    ours = sample(*small_case(), **OPTIONS | dict(solver=solver), noise_per_step=fresh, vision_scale=0.0)
+
+    state = solver.init(noise)
+    for i, t in enumerate(solver.timesteps):
+        made, uncond = (apply(unet, params, state.x, t, c.text).noise for c in (positive, negative))
+        state = solver.step(state, i, uncond + 3.5 * (made - uncond), fresh[i])
+    assert_close(ours.latents, state.x0, 1e-4)
+    alone = rc.sample_latents(*small_case(), **OPTIONS | dict(solver=solver), noise_per_step=fresh, vision_scale=0.0,
+                              on_step=lambda step: None)
+    assert_close(alone.latents, ours.latents, 1e-4)
+
+
 # -------------------- references
 
 
@@ -313,6 +381,11 @@ def test_compute_dtype_is_the_unets_and_the_solver_is_float32():
     (dict(positive=rc.Conditioning(np.ones((BATCH, TOKENS, WIDTH)))), "use sample_text_only"),
     (dict(negative=rc.Conditioning(np.ones((BATCH, TOKENS, WIDTH)))), "differ in the shape of vision: .*, None"),
     (dict(mask=rc.MaskConfig(refine_at=(6, 6))), "no self-attention layer has that size; there are \\[\\(8, 8\\)\\]"),
+    (dict(negative=None), "negative is None, but a guidance_scale is given"),
+    (dict(masks=np.ones((BATCH, 1, 4, 4))), "give one mask for each reference"),
+    (dict(vision_scale=[1.0, 1.0, 1.0]), "vision_scale has shape \\(3,\\); .* each of the 2 reference"),
+    (dict(solver=rc.make_solver("lcm", 4)), "has shape None; this solver adds fresh noise .* \\(4, 3, 8, 8, 4\\)"),
+    (dict(noise_per_step=np.ones((4, BATCH, 8, 8, 4))), "draws none, so give none"),
     (dict(mask=rc.MaskConfig(normalize="max")), "Unknown normalize 'max'"),
 ])
 def test_mistakes_are_named(change, words):

@@ -14,6 +14,7 @@ vmapped over the images:
     1 … K − 1      [guidance] → m_i, [generation negative | m_i]      [guidance generation negative | m_{i−1}] → m_i
     K … T − 1      [generation negative | m_{K−1}]                    the same
 
+Without guidance there is no negative lane, and with given masks no guidance lane.
 Both orders evaluate as many lanes, K + 2T. Fused needs T + 1 calls instead of T + K, each large enough to fill
 the chip; in return its steps 1 … K − 1 see a mask one step old. What the latents do not change is computed before
 the loops (module `models.context`): the keys and values of text and vision tokens in every layer, and what each
@@ -101,14 +102,17 @@ def sample_latents(
     params,
     noise: jax.Array,
     positive: Conditioning,
-    negative: Conditioning,
+    negative: Conditioning | None,
     target: jax.Array,
     *,
     solver: Solver,
-    guidance_scale: ArrayLike = 3.5,
+    guidance_scale: ArrayLike | None = 3.5,
     mask: MaskConfig | None = MaskConfig(),
     freeze_mask_step: int = 12,
     branches: str = "fused",
+    masks: jax.Array | None = None,
+    vision_scale: ArrayLike = 1.0,
+    noise_per_step: jax.Array | None = None,
     on_step: Callable[[int], None] | None = None,
 ) -> Samples:
     """Customised latents from pure noise; pure, to be jitted as a whole (but see `on_step`).
@@ -117,12 +121,15 @@ def sample_latents(
         unet, params: the UNet with visual attention, for the platform that it carries. A GPU's layers are taken apart
             if they are not (`models.context.layers_apart`), which copies them in every call: load them apart.
         noise: [B, H, W, C] of unit variance.
-        positive, negative: with vision tokens, and of equal shapes.
+        positive, negative: with vision tokens, and of equal shapes; negative may be None without guidance.
         target: [B, R, T] 0/1, the tokens of each reference's phrase in the positive text.
-        guidance_scale: s; 1 is the generation lane alone.
+        guidance_scale: s; None is the generation lane alone, as 1 is, but runs no negative lane.
         mask: None lets the image act everywhere: masks of ones, no guidance lane.
         freeze_mask_step: K ≥ 1, the first step that reuses its predecessor's mask; K ≥ steps never freezes.
         branches: "fused" | "sequential", see the module.
+        masks: [B, R, h, w] of any size, instead of those of the guidance lane, which then is not run.
+        vision_scale: the strength of each reference's visual term, one number or [R]; 0 is the text alone.
+        noise_per_step: [steps, B, H, W, C] of unit variance, for a solver that draws noise in each step.
         on_step: called with the number of each finished step. The loop then runs on the host, one compiled call a step,
             so the function must not be traced with it; the result is the same.
     Raises:
@@ -130,32 +137,34 @@ def sample_latents(
     """
     check_choice("branches", branches, BRANCHES)
     _check(noise, positive, target, guidance_scale, freeze_mask_step)
+    solver.check_noise(noise_per_step, noise.shape)
     config = mask or MaskConfig()
     size = config.size(noise)
     if min(size) < 1:
         raise ValueError(f"noise has shape {noise.shape}, too small for a mask downscaled by {config.downscale}.")
     make = _Steps.make if on_step is None else _make_alone
     params = context.for_platform(params, unet.platform)
-    steps = make(unet, config, params, positive, negative, target, solver, guidance_scale)
-    freeze = 0 if mask is None else min(freeze_mask_step, solver.steps)
+    steps = make(unet, config, params, positive, None if guidance_scale is None else _given(negative), target, solver,
+                 guidance_scale, _strengths(vision_scale, target.shape[1]), noise_per_step)
+    freeze = 0 if mask is None or masks is not None else min(freeze_mask_step, solver.steps)
     fresh = freeze if branches == "sequential" else min(freeze, 1)
-    carry = solver.init(noise), jnp.ones((*target.shape[:2], *size), jnp.float32)
-    masks = []
+    first = jnp.ones((*target.shape[:2], *size), jnp.float32) if masks is None else _given_masks(masks, target)
+    carry, used_masks = (solver.init(noise), first), []
     for kind, start, stop in (
         (_Steps.sequential, 0, fresh), (_Steps.fused, fresh, freeze), (_Steps.frozen, freeze, solver.steps),
     ):
         if kind is _Steps.frozen:
             # The guidance lane leaves before the loop, because within it all tokens would be copied in each step.
-            steps = steps.replace(lanes=steps.lanes.pair())
+            steps = steps.replace(lanes=steps.lanes.generating())
         if start < stop and on_step is None:
             carry, used = _scan(functools.partial(kind, steps), carry, start, stop)
-            masks.append(used)
+            used_masks.append(used)
         elif start < stop:
             for i in range(start, stop):
                 carry, used = jax.block_until_ready(_step_alone(unet, kind, steps, carry, i))
-                masks.append(used[None])
+                used_masks.append(used[None])
                 on_step(i)
-    return Samples(carry[0].x0, jnp.concatenate(masks))
+    return Samples(carry[0].x0, jnp.concatenate(used_masks))
 
 
 def sample_text_only(
@@ -163,21 +172,24 @@ def sample_text_only(
     params,
     noise: jax.Array,
     positive: Conditioning,
-    negative: Conditioning,
+    negative: Conditioning | None,
     *,
     solver: Solver,
-    guidance_scale: ArrayLike = 3.5,
+    guidance_scale: ArrayLike | None = 3.5,
+    noise_per_step: jax.Array | None = None,
 ) -> jax.Array:
     """Latents of the base model, without visual term: the last x_0 prediction, float32 [B, H, W, C].
 
     Arguments as in `sample_latents`; vision tokens are ignored.
     """
+    solver.check_noise(noise_per_step, noise.shape)
     params = context.for_platform(params, unet.platform)
-    pair = _Lanes.make(unet, params, positive.replace(vision=None), negative.replace(vision=None), solver).pair()
+    negative = None if guidance_scale is None else _given(negative).replace(vision=None)
+    lanes = _Lanes.make(unet, params, positive.replace(vision=None), negative, solver).generating()
 
     def step(state, i):
-        noise = pair.evaluate(unet, params, state.x, i, None, None).noise
-        return solver.step(state, i, _guided(noise, guidance_scale)), None
+        predictions = lanes.evaluate(unet, params, state.x, i, None, None).noise
+        return solver.step(state, i, _guided(predictions, guidance_scale), _of_step(noise_per_step, i)), None
 
     return jax.lax.scan(step, solver.init(noise), jnp.arange(solver.steps))[0].x0
 
@@ -192,16 +204,19 @@ class _Steps:
     lanes: "_Lanes"
     target: jax.Array
     solver: Solver
-    guidance_scale: ArrayLike
+    guidance_scale: ArrayLike | None
+    strengths: jax.Array
+    noise: jax.Array | None
 
     @classmethod
-    def make(cls, unet, config, params, positive, negative, target, solver, guidance_scale) -> "_Steps":
+    def make(cls, unet, config, params, positive, negative, target, solver, *numbers) -> "_Steps":
+        """`numbers` are the guidance scale, the strengths and the noise."""
         lanes = _Lanes.make(unet, params, positive, negative, solver)
-        return cls(unet, config, params, lanes, target, solver, guidance_scale)
+        return cls(unet, config, params, lanes, target, solver, *numbers)
 
     def frozen(self, carry, i):
         state, mask = carry
-        out = self._evaluate(self.lanes.pair(), state, i, mask)
+        out = self._evaluate(self.lanes.generating(), state, i, mask)
         return (self._advance(state, i, out.noise), mask), mask
 
     def sequential(self, carry, i):
@@ -215,10 +230,11 @@ class _Steps:
         return (self._advance(state, i, out.noise), self._new_mask(out, mask)), mask
 
     def _evaluate(self, lanes, state, i, mask):
+        mask = mask * self.strengths[:, None, None]
         return lanes.evaluate(self.unet, self.params, state.x, i, mask, self.target, self.config.refine_at)
 
     def _advance(self, state, i, predictions):
-        return self.solver.step(state, i, _guided(predictions, self.guidance_scale))
+        return self.solver.step(state, i, _guided(predictions, self.guidance_scale), _of_step(self.noise, i))
 
     def _new_mask(self, out, old):
         return self.config.masks_of(out, old.shape[-2:])
@@ -246,17 +262,20 @@ class _Lanes:
     shifts: dict
 
     @classmethod
-    def make(cls, unet: UNet, params, positive: Conditioning, negative: Conditioning, solver: Solver) -> "_Lanes":
-        """Guidance, generation, negative."""
+    def make(
+        cls, unet: UNet, params, positive: Conditioning, negative: Conditioning | None, solver: Solver
+    ) -> "_Lanes":
+        """Guidance, generation and, where there is one, negative."""
+        generating = [positive] if negative is None else [positive, negative]
         for field in dataclasses.fields(Conditioning):
-            given, other = (getattr(c, field.name) for c in (positive, negative))
+            given, other = (getattr(c, field.name) for c in (positive, generating[-1]))
             if (shape := getattr(given, "shape", None)) != (other_shape := getattr(other, "shape", None)):
                 raise ValueError(f"positive and negative differ in the shape of {field.name}: {shape}, {other_shape}.")
 
-        def image(positive, negative):
-            texts = (c.replace(vision=None) for c in (positive, positive, negative))
+        def image(generating):
+            texts = (c.replace(vision=None) for c in (generating[0], *generating))
             texts = jax.tree.map(lambda *x: jnp.stack(x), *texts)
-            vision = None if positive.vision is None else jnp.stack([positive.vision, negative.vision])
+            vision = None if generating[0].vision is None else jnp.stack([c.vision for c in generating])
             tokens = context.project_tokens(unet, params, texts.text, vision)
 
             def shifts(t):
@@ -265,14 +284,14 @@ class _Lanes:
 
             return cls(1, texts, vision, tokens, jax.vmap(shifts)(jnp.asarray(solver.timesteps)))
 
-        return jax.vmap(image)(positive, negative)
+        return jax.vmap(image)(generating)
 
     def guidance(self) -> "_Lanes":
         """The guidance lane alone."""
         return self._take(slice(None, 1), guided=1, vision=None)
 
-    def pair(self) -> "_Lanes":
-        """Generation and negative alone."""
+    def generating(self) -> "_Lanes":
+        """All lanes but the guidance lane."""
         return self._take(slice(1, None), guided=0) if self.guided else self
 
     def _take(self, lanes: slice, **changes) -> "_Lanes":
@@ -321,12 +340,41 @@ def _check(noise, positive, target, guidance_scale, freeze_mask_step) -> None:
         raise ValueError(f"target has shape {target.shape} and positive.vision {positive.vision.shape}: "
                          "give one target phrase for each reference ([B,R,T] and [B,R,L,D]).")
     check_freeze(freeze_mask_step)
-    if not isinstance(guidance_scale, jax.Array) and not np.isfinite(guidance_scale):
-        raise ValueError(f"guidance_scale is {guidance_scale}; it must be a finite number.")
+    if guidance_scale is not None and not isinstance(guidance_scale, jax.Array) and not np.isfinite(guidance_scale):
+        raise ValueError(f"guidance_scale is {guidance_scale}; it must be a finite number, or None for no guidance.")
 
 
-def _guided(predictions: jax.Array, scale: ArrayLike) -> jax.Array:
-    """Of predictions [B, lanes, H, W, C], the last two of each image: generation and negative."""
+def _given(negative: Conditioning | None) -> Conditioning:
+    if negative is None:
+        raise ValueError("negative is None, but a guidance_scale is given; give both, or guidance_scale=None.")
+    return negative
+
+
+def _given_masks(masks: jax.Array, target: jax.Array) -> jax.Array:
+    if masks.ndim != 4 or masks.shape[:2] != target.shape[:2]:
+        raise ValueError(f"masks have shape {masks.shape} and target {target.shape}: give one mask for each reference "
+                         "([B,R,h,w] and [B,R,T]).")
+    return jnp.asarray(masks, jnp.float32)
+
+
+def _strengths(vision_scale: ArrayLike, references: int) -> jax.Array:
+    """One strength for each reference, float32 [R]."""
+    scale = jnp.asarray(vision_scale, jnp.float32)
+    if scale.shape not in ((), (references,)):
+        raise ValueError(f"vision_scale has shape {scale.shape}; expected one number, or one for each of the "
+                         f"{references} reference(s).")
+    return jnp.broadcast_to(scale, (references,))
+
+
+def _of_step(noise: jax.Array | None, i) -> jax.Array | None:
+    return None if noise is None else noise[i]
+
+
+def _guided(predictions: jax.Array, scale: ArrayLike | None) -> jax.Array:
+    """Of predictions [B, lanes, H, W, C], the last two of each image: generation and negative; or without a scale, the
+    last one: generation."""
+    if scale is None:
+        return predictions[:, -1].astype(jnp.float32)
     generation, negative = predictions[:, -2:].astype(jnp.float32).swapaxes(0, 1)
     return classifier_free_guidance(text=None, text_image=generation, uncond=negative, text_scale=1.0,
                                     image_scale=scale, mode="none_direct")

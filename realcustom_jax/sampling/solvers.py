@@ -23,17 +23,27 @@ x_0, m, which it replaces by a polynomial in λ. From time s to time t, with h =
 where λ_k belongs to the time at which m_k was predicted. A *multistep* update starts from the newest point
 (s = 0). A *single-step* update of order p starts again from the anchor, the point p − 1 steps back; its
 second order is the midpoint rule ("2S"). The last term of multi 3 is half of the exact integral, as
-released. DDIM (arXiv 2010.02502, equation 12, deterministic) is order 1. No h stands in a denominator: a
+released. DDIM (arXiv 2010.02502, equation 12, deterministic) is order 1. So is Euler's method for the ODE in
+x_t / α_t and σ_t / α_t (arXiv 2206.00364, algorithm 1). No h stands in a denominator: a
 last step of length zero is the identity. λ = −∞ (ᾱ = 0 at t = T − 1) enters only through 1 / (λ_0 − λ_k),
 which is then 0: the update falls back to the lower order.
 
+Two solvers draw fresh noise ε in each step. With r = α_s σ_t / (α_t σ_s) < 1, the ancestral Euler method
+(arXiv 2206.00364, appendix; "Euler a") and the sampler of latent consistency models (arXiv 2310.04378) are
+
+    euler_ancestral     x_t = (r σ_t / σ_s) x_s + α_t (1 − r²) m0 + σ_t √(1 − r²) ε
+    lcm                 x_t = α_t (c_skip x_s + c_out m0) + σ_t ε
+                        c_skip = ¼ / ((10 s)² + ¼),   c_out = 10 s / √((10 s)² + ¼)
+
 So every step of every solver is
 
-    x' = decay · anchor + Σ_k weights_k m_k,
+    x' = decay · anchor + Σ_k weights_k m_k + fresh · ε,
 
 and a ``Solver`` is nothing but the tables of these coefficients. Orders follow the released schedulers
 (``dpm_s.py``, ``dpm_m.py``, ``ddim.py``): single-step 1, then 1 … p repeating; multistep rises to p and, with
-fewer than 15 steps, falls again at the end. The last step goes to t = 0, DDIM's to ᾱ = 1.
+fewer than 15 steps, falls again at the end. The last step goes to t = 0, that of DDIM, of Euler's methods and of
+Karras' noise levels to ᾱ = 1. Euler's methods, lcm and `karras` are those of diffusers' EulerDiscreteScheduler,
+EulerAncestralDiscreteScheduler, LCMScheduler and DPMSolverMultistepScheduler, but for the scale of x.
 """
 
 from collections.abc import Callable
@@ -178,7 +188,8 @@ class Solver:
     """A solver as tables with one row per step; a pytree, which a jitted function can close over or take."""
 
     timesteps: np.ndarray
-    """int32 [steps]: the timestep that the network sees, descending."""
+    """[steps]: the timestep that the network sees, descending; int32, or float32 where some lie between the
+    schedule's."""
     to_x0: np.ndarray
     """float32 [steps, 2]: x_0 = to_x0[0] · x + to_x0[1] · prediction."""
     restart: np.ndarray
@@ -187,6 +198,8 @@ class Solver:
     """float32 [steps]: the coefficient of the anchor."""
     weights: np.ndarray
     """float32 [steps, order]: the coefficients of the x_0 predictions, newest first."""
+    fresh: np.ndarray | None = None
+    """float32 [steps]: the coefficient of each step's noise; None for a deterministic solver."""
 
     @property
     def steps(self) -> int:
@@ -197,30 +210,53 @@ class Solver:
         x = jnp.asarray(x, jnp.float32)
         return SolverState(x, x, jnp.zeros((self.weights.shape[1], *x.shape), jnp.float32))
 
-    def step(self, state: SolverState, i: ArrayLike, prediction: jax.Array) -> SolverState:
-        """Step i (may be traced), given the network's ``prediction`` at ``state.x`` and ``timesteps[i]``."""
+    def check_noise(self, noise: jax.Array | None, shape: tuple[int, ...]) -> None:
+        """Raises ValueError unless ``noise``, of all steps, is what this solver takes for samples of this shape."""
+        expected = None if self.fresh is None else (self.steps, *shape)
+        given = None if noise is None else noise.shape
+        if given != expected:
+            raise ValueError(f"the noise of the steps has shape {given}; this solver " + (
+                "draws none, so give none." if expected is None else
+                f"adds fresh noise in each step and expects {expected}, of unit variance."))
+
+    def step(self, state: SolverState, i: ArrayLike, prediction: jax.Array, noise: jax.Array | None = None
+             ) -> SolverState:
+        """Step i (may be traced), given the network's ``prediction`` at ``state.x`` and ``timesteps[i]``, and, of a
+        solver that draws it, this step's ``noise``, of x's shape and unit variance."""
         row = jax.tree.map(lambda table: jnp.asarray(table)[i], self)
         x0 = row.to_x0[0] * state.x + row.to_x0[1] * jnp.asarray(prediction, jnp.float32)
         history = jnp.concatenate([x0[None], state.history[:-1]])
         anchor = jnp.where(row.restart, state.x, state.anchor)
         # An elementwise sum rather than a dot product: accelerators round the operands of dots to fewer bits.
         x = row.decay * anchor + jnp.sum(row.weights.reshape(-1, *(1,) * x0.ndim) * history, axis=0)
+        if self.fresh is not None:
+            x = x + row.fresh * noise
         return SolverState(x, anchor, history)
 
 
 def integrate(
-    model_fn: Callable[[jax.Array, jax.Array], jax.Array], x: jax.Array, solver: Solver
+    model_fn: Callable[[jax.Array, jax.Array], jax.Array], x: jax.Array, solver: Solver,
+    noise: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Solves the ODE from noise ``x`` […] in one scan -> (final sample, last x_0 prediction), float32.
 
-    ``model_fn(x, t)``: float32 […] and a scalar int32 timestep -> the prediction […].
+    ``model_fn(x, t)``: float32 […] and a scalar timestep -> the prediction […]. ``noise``: [steps, …] of unit variance,
+    for a solver that draws some in each step, and only for such. Raises ValueError for noise of another shape.
     """
+    solver.check_noise(noise, jnp.shape(x))
 
     def step(state, i):
-        return solver.step(state, i, model_fn(state.x, jnp.asarray(solver.timesteps)[i])), None
+        fresh = None if noise is None else jnp.asarray(noise)[i]
+        return solver.step(state, i, model_fn(state.x, jnp.asarray(solver.timesteps)[i]), fresh), None
 
     state, _ = jax.lax.scan(step, solver.init(x), jnp.arange(solver.steps))
     return state.x, state.x0
+
+
+SOLVERS = "dpm_single", "dpm_multi", "ddim", "euler", "euler_ancestral", "lcm"
+_TO_NO_NOISE = "ddim", "euler", "euler_ancestral", "lcm"  # whose last step goes to ᾱ = 1
+_WITH_KARRAS = "euler", "dpm_multi"
+_RHO = 7.0  # of Karras' noise levels (arXiv 2206.00364, equation 5)
 
 
 def make_solver(
@@ -231,27 +267,44 @@ def make_solver(
     betas: ArrayLike | None = None,
     prediction: str = "epsilon",
     spacing: str = "trailing",
+    steps_offset: int = 0,
+    karras: bool = False,
+    original_steps: int = 50,
 ) -> Solver:
     """Builds the tables of a solver.
 
-    ``name``: dpm_single | dpm_multi (of ``order`` 1-3) | ddim (always of order 1).
+    ``name``: of ``SOLVERS``; dpm_single and dpm_multi are of ``order`` 1-3, the others always of order 1, and
+    euler_ancestral and lcm draw noise in each step.
     ``betas``: [T], or None for the default schedule. ``prediction``: epsilon | v_prediction.
-    ``spacing``: trailing | linspace | leading (arXiv 2305.08891, table 2).
-    Raises ValueError for an unknown name, an order outside 1-3, steps outside 1 … T, and epsilon prediction
-    from pure noise.
+    ``spacing``: trailing | linspace | leading (arXiv 2305.08891, table 2); ``steps_offset`` is added to leading ones.
+    ``karras``: noise levels evenly spaced in their seventh roots (euler and dpm_multi only).
+    ``original_steps``: of the distillation of a consistency model, among whose timesteps lcm's are; lcm has no spacing.
+    Raises ValueError for an unknown name, an order outside 1-3, steps outside 1 … T, what a solver does not have, and
+    epsilon prediction from pure noise.
     """
-    check_choice("solver", name, ("dpm_single", "dpm_multi", "ddim"))
+    check_choice("solver", name, SOLVERS)
     check_choice("prediction", prediction, ("epsilon", "v_prediction"))
     check_choice("spacing", spacing, ("trailing", "linspace", "leading"))
     if order not in (1, 2, 3):
         raise ValueError(f"order must be 1, 2 or 3, got {order}.")
+    if karras and name not in _WITH_KARRAS:
+        raise ValueError(f"karras=True with solver {name!r}: only {' and '.join(_WITH_KARRAS)} have Karras' levels.")
     alpha, sigma = _signal_and_noise(_default_betas() if betas is None else betas)
     if not 1 <= steps <= len(alpha):
         raise ValueError(f"steps must be between 1 and the schedule's {len(alpha)} timesteps, got {steps}.")
 
-    timesteps = _spaced(spacing, steps, len(alpha))
-    last = (1.0, 0.0) if name == "ddim" else (alpha[0], sigma[0])
-    alpha, sigma = alpha[timesteps], sigma[timesteps]
+    last = (1.0, 0.0) if name in _TO_NO_NOISE or karras else (alpha[0], sigma[0])
+    if name == "lcm":
+        timesteps = _of_distillation(original_steps, steps, len(alpha))
+    else:
+        # Euler's methods take evenly spaced timesteps as they are; the others round them.
+        timesteps = _spaced(spacing, steps, len(alpha), steps_offset, whole=not name.startswith("euler"))
+    if karras:
+        timesteps, alpha, sigma = _karras(name, timesteps, alpha, sigma)
+    elif np.issubdtype(timesteps.dtype, np.integer):
+        alpha, sigma = alpha[timesteps], sigma[timesteps]
+    else:
+        alpha, sigma = _unit_variance(np.interp(timesteps, np.arange(len(alpha)), sigma / alpha))
     if prediction == "v_prediction":
         to_x0 = np.stack([alpha, -sigma], axis=1)
     elif np.all(alpha > 0):
@@ -265,30 +318,86 @@ def make_solver(
     # Entry i is the noise level at which step i starts, entry i + 1 the one that it goes to.
     alpha, sigma = np.append(alpha, last[0]), np.append(sigma, last[1])
     orders = _step_orders(name, steps, order)
-    decay, weights = np.zeros(steps), np.zeros((steps, orders.max()))
-    for i, p in enumerate(orders):
-        decay[i], weights[i, :p] = _coefficients(alpha[: i + 2], sigma[: i + 2], p, name == "dpm_single")
+    if karras:
+        orders[-1] = 1  # the way to no noise at all is infinitely long in λ
+    decay, weights, fresh = np.zeros(steps), np.zeros((steps, orders.max())), None
+    if name in _DRAWING:
+        decay, weights[:, 0], fresh = _DRAWING[name](timesteps, alpha, sigma)
+        fresh = fresh.astype(np.float32)
+    else:
+        for i, p in enumerate(orders):
+            decay[i], weights[i, :p] = _coefficients(alpha[: i + 2], sigma[: i + 2], p, name == "dpm_single")
     return Solver(
         timesteps=timesteps,
         to_x0=to_x0.astype(np.float32),
         restart=np.logical_or(name != "dpm_single", orders == 1),
         decay=decay.astype(np.float32),
         weights=weights.astype(np.float32),
+        fresh=fresh,
     )
 
 
 _default_betas = betas  # inside make_solver the argument of the same name hides the function
 
 
-def _spaced(spacing: str, steps: int, num_train: int) -> np.ndarray:
-    """Exactly ``steps`` descending timesteps, int32."""
+def _spaced(spacing: str, steps: int, num_train: int, offset: int, whole: bool) -> np.ndarray:
+    """Exactly ``steps`` descending timesteps: int32, or float32 where they are not to be ``whole`` and are not."""
     if spacing == "trailing":
         timesteps = num_train - 1 - np.arange(steps) * num_train / steps
     elif spacing == "linspace":
         timesteps = np.linspace(0, num_train - 1, steps)[::-1]
+        if not whole:
+            return timesteps.astype(np.float32)
     else:
-        timesteps = np.arange(steps)[::-1] * (num_train // steps)
+        timesteps = np.minimum(np.arange(steps)[::-1] * (num_train // steps) + offset, num_train - 1)
     return np.round(timesteps).astype(np.int32)
+
+
+def _of_distillation(original_steps: int, steps: int, num_train: int) -> np.ndarray:
+    """``steps`` descending timesteps out of the ``original_steps`` that a consistency model was distilled for."""
+    if not 1 <= steps <= original_steps <= num_train:
+        raise ValueError(f"lcm takes at most original_steps={original_steps} steps, and these at most the schedule's "
+                         f"{num_train} timesteps; got {steps} steps.")
+    original = np.arange(1, original_steps + 1) * (num_train // original_steps) - 1
+    chosen = np.floor(np.linspace(0, original_steps, steps, endpoint=False)).astype(int)
+    return original[::-1][chosen].astype(np.int32)
+
+
+def _unit_variance(ratio: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """α and σ, α² + σ² = 1, of their ratio σ / α."""
+    alpha = 1 / np.sqrt(ratio**2 + 1)
+    return alpha, ratio * alpha
+
+
+def _karras(name: str, timesteps: np.ndarray, alpha: np.ndarray, sigma: np.ndarray):
+    """(timesteps, α, σ) of Karras' noise levels. Euler's lie between those of its own timesteps, which become the
+    fractional ones of equal noise; DPM's between those of the whole schedule, to whose timesteps they are rounded."""
+    with np.errstate(divide="ignore"):
+        ratios = sigma / alpha
+    if not np.isfinite(ratios[-1]):
+        raise ValueError("karras=True has no noise levels for a schedule that ends in pure noise (alpha = 0).")
+    every = np.arange(len(ratios))
+    highest, lowest = np.interp(timesteps[[0, -1]] if name == "euler" else every[[-1, 0]], every, ratios)
+    ramp = np.linspace(0, 1, len(timesteps))
+    levels = (highest ** (1 / _RHO) + ramp * (lowest ** (1 / _RHO) - highest ** (1 / _RHO))) ** _RHO
+    equal = np.interp(np.log(levels), np.log(ratios), every)
+    return (equal.astype(np.float32) if name == "euler" else np.round(equal).astype(np.int32)), *_unit_variance(levels)
+
+
+def _euler_ancestral(timesteps, alpha, sigma):
+    """(decay, weight, fresh) [steps] for the noise levels [steps + 1]."""
+    r = alpha[:-1] * sigma[1:] / (alpha[1:] * sigma[:-1])
+    return r * sigma[1:] / sigma[:-1], alpha[1:] * (1 - r**2), sigma[1:] * np.sqrt(1 - r**2)
+
+
+def _consistency(timesteps, alpha, sigma):
+    """As `_euler_ancestral`. Ten times the timestep, and data of standard deviation one half."""
+    time = 10.0 * timesteps
+    return alpha[1:] * 0.25 / (time**2 + 0.25), alpha[1:] * time / np.sqrt(time**2 + 0.25), sigma[1:]
+
+
+_DRAWING = {"euler_ancestral": _euler_ancestral, "lcm": _consistency}
+"""The solvers that draw noise in each step, and what gives their coefficients."""
 
 
 def _step_orders(name: str, steps: int, order: int) -> np.ndarray:
