@@ -13,9 +13,10 @@ import realcustom_jax as rc
 from realcustom_jax.files import write_json
 from realcustom_jax.model_files import locate, weights
 from realcustom_jax.model_files.adapter import find_adapter
+from realcustom_jax.model_files.kinds import identify
 from realcustom_jax.model_files.locate import ASSETS
 from realcustom_jax.model_files.source import FolderSource, ModelSource
-from realcustom_jax.model_files.tensors import identify, read_tensors
+from realcustom_jax.model_files.tensors import read_tensors
 
 from mini_bundle import SIDE, WIDTH
 
