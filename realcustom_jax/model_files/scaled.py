@@ -33,7 +33,7 @@ def _scaled(name: str, read_weight: Reader, read_scale: Reader) -> np.ndarray:
     if scale.size != 1 and scale.shape not in (weight.shape[:1], (*weight.shape[:1], *(1,) * (weight.ndim - 1))):
         raise ValueError(f"{name} {weight.shape} has a scale of shape {scale.shape}; expected one number, or one for "
                          "each of its rows.")
-    if not any(weight.strides):  # `tensors.headers_only` stands for zeros that take no memory
+    if weight.ndim and not any(weight.strides):  # `tensors.headers_only` stands for zeros that take no memory
         return np.broadcast_to(np.float32(0), weight.shape)
     scale = np.asarray(scale, np.float32)
     return weight.astype(np.float32) * (

@@ -157,13 +157,15 @@ def _open_safetensors(path: Path) -> Opened:
     except (safetensors.SafetensorError, ValueError, OSError) as error:
         raise ValueError(f"weight file {path} is truncated or not a safetensors file ({error}).") from None
 
+    hollow = reads_headers_only()
+
     # One file object serves all tensors: it maps the file, and stays open as long as a reader lives.
     def read(name):
         part = file.get_slice(name)
         kind, shape = part.get_dtype(), part.get_shape()
         if kind not in _TYPES | _EIGHT_BITS:
             raise ValueError(_UNREADABLE.format(path, name, kind))
-        if reads_headers_only():
+        if hollow:
             return np.broadcast_to(np.zeros((), (_TYPES | _EIGHT_BITS)[kind]), shape)
         return _read_bytes(path, name, _EIGHT_BITS[kind], shape) if kind in _EIGHT_BITS else file.get_tensor(name)
 
