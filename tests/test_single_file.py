@@ -386,9 +386,11 @@ def write_single_file(path, kind, *markers, metadata=None):
 
 @pytest.mark.parametrize(("markers", "said", "given", "expected"), [
     ((), None, None, "epsilon"), ((), "epsilon", None, "epsilon"), ((), "v", None, "v_prediction"),
-    ((), "", None, "epsilon"), (("v_pred",), "epsilon", None, "v_prediction"), (("v_pred",), "v", "epsilon", "epsilon"),
+    ((), "", None, "epsilon"), (("v_pred",), "epsilon", None, "v_prediction"),
+    (("v_pred",), "v", "epsilon", "epsilon"),
     (("ztsnr",), "v", None, "v_prediction"), (("v_pred", "ztsnr"), None, None, "v_prediction"),
-    ((), "flow", "v_prediction", "v_prediction"), ((), "flow", None, "modelspec.prediction_type is 'flow'.*--prediction"),
+    ((), "flow", "v_prediction", "v_prediction"),
+    ((), "flow", None, "modelspec.prediction_type is 'flow'.*--prediction"),
     ((), None, "velocity", "Unknown prediction 'velocity': known are epsilon, v_prediction"),
 ])
 def test_what_is_predicted_is_as_it_is_said_nearest_to_the_weights(tmp_path, markers, said, given, expected):

@@ -362,8 +362,8 @@ def test_a_text_encoder_within_a_whole_clip(tmp_path):
     width = tensors["text_projection.weight"].shape[0]
     whole = {"model_type": "clip", "projection_dim": width, "vision_config": {},
              "text_config": {name: value for name, value in config.items() if name != "projection_dim"}}
-    others = dict.fromkeys(("vision_model.post_layernorm.weight", "visual_projection.weight", "logit_scale"), np.ones(1))
-    file = written(tmp_path, tensors | others)
+    others = ("vision_model.post_layernorm.weight", "visual_projection.weight", "logit_scale")
+    file = written(tmp_path, tensors | dict.fromkeys(others, np.ones(1)))
     module, params = rc.load_text_encoder(whole, file)
     alone = rc.load_text_encoder(config, file)[1]
     assert jax.tree.all(jax.tree.map(np.array_equal, params, alone)) and module.config.projection_dim == width

@@ -67,8 +67,13 @@ def is_on_hub(model: str | Path) -> bool:
     missing here: the first word is no folder in the working directory and none of those in which people keep models,
     and the second ends like no weight file."""
     owner, _, name = str(model).partition("/")
-    return (bool(re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(model))) and owner.lower() not in _LOCAL
+    return (could_be_on_hub(model) and owner.lower() not in _LOCAL
             and not Path(owner).exists() and Path(name).suffix not in (*SINGLE_FILES, ".json"))
+
+
+def could_be_on_hub(model: str | Path) -> bool:
+    """Whether the hub has names of this form, whatever else it may be."""
+    return bool(re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(model)))
 
 
 def download(model: str) -> Path:

@@ -40,4 +40,5 @@ def wrapping(names: Collection[str]) -> str:
 
 def listed(names: Collection[str], most: int = 20) -> str:
     """The names in one line, sorted, no more than `most` of them."""
-    return ", ".join(sorted(names)[:most]) + f" … ({len(names)} in all)" * (len(names) > most)
+    shown = [name if name.isprintable() else repr(name) for name in sorted(names)[:most]]
+    return ", ".join(shown) + f" … ({len(names)} in all)" * (len(names) > most)

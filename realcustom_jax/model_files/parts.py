@@ -51,10 +51,11 @@ class PatchedSource(ModelSource):
 
     @functools.cached_property
     def _contents(self) -> dict[str, tuple[dict[str, Any], LazyTensors, LazyTensors]]:
-        """(configuration, tensors in diffusers' names, tensors as the file has them) of each part."""
+        """Of each part, see `_read`."""
         return {part: self._read(part, place) for part, place in self._places.items()}
 
     def _read(self, part: str, place: Path) -> tuple[dict[str, Any], LazyTensors, LazyTensors]:
+        """(configuration, tensors in diffusers' names, tensors as the file has them) of a part."""
         files = locate.weight_files(place) if place.is_dir() else (place,)
         if not files:
             raise FileNotFoundError(f"{place} holds no weights of the {_CALLED[part]}; expected one file, or shards "
@@ -62,9 +63,20 @@ class PatchedSource(ModelSource):
         tensors = read_tensors(*files)
         if (what := identify(tensors)) not in _FITTING[part]:
             raise ValueError(f"{place} is no {_CALLED[part]} but {what}{advice(what)}.")
-        config = _config_beside(place, part) or self._model.config(part)
+        config = _config_beside(place, part) or self._config_without_file(part, place)
         with naming(place):
             return config, single_file.part(tensors, part, config), tensors
+
+    def _config_without_file(self, part: str, place: Path) -> dict[str, Any]:
+        """The model's own part's, or where it has none, that of the autoencoder published with its kind of UNet."""
+        if self._model.has(part):
+            return self._model.config(part)
+        if part == "vae":
+            unet = _config_beside(self._places["unet"], "unet") if "unet" in self._places else None
+            with_sizes = (unet or self._model.config("unet")).get("addition_embed_type")
+            return dict(single_file.CONFIGS["sdxl" if with_sizes else "sd15"]["vae"])
+        raise FileNotFoundError(f"{place} has no config.json beside it, and {self.root} holds no UNet whose "
+                                "configuration would be taken for it; put one there.")
 
     def has(self, part: str) -> bool:
         return part in self._places or self._model.has(part)

@@ -67,6 +67,8 @@ class ModelSource(abc.ABC):
             problem = "there is no such file"
         else:
             problem = "there is no such folder"
+            if locate.could_be_on_hub(model):
+                problem += ", and as its first word is that of a folder it was not asked for on the hub"
         raise FileNotFoundError(f"{path} is not a model folder: {problem}. Give a folder of diffusers' layout, a "
                                 f"single-file checkpoint ({', '.join(locate.SINGLE_FILES)}), or a name on the hub "
                                 "(owner/model).")

@@ -203,8 +203,8 @@ def _open_torch(path: Path) -> Opened:
     others = [name for name in values if name not in tensors]
     odd = [name for name in others if not (values[name] is None or isinstance(values[name], (str, int, float)))]
     if odd or others and not tensors:
-        raise ValueError(f"weight file {path} is not a dictionary of tensors: it holds {(odd or others)[0]}; give a "
-                         "state dict, names to tensors.")
+        raise ValueError(f"weight file {path} is not a dictionary of tensors: it holds {listed((odd or others)[:1])}; "
+                         "give a state dict, names to tensors.")
     return {name: functools.partial(_from_torch, path, name, tensor) for name, tensor in tensors.items()}, others, {}
 
 
