@@ -137,6 +137,16 @@ def test_what_would_need_another_unet_is_named(key, value):
         rc.load_unet({key: value})
 
 
+@pytest.mark.parametrize("loader, config", [
+    (rc.load_unet, {"layers_per_block": "2"}), (rc.load_unet, {"norm_num_groups": 7}),
+    (rc.load_unet, {"norm_num_groups": None}), (rc.load_unet, {"attention_head_dim": 0}),
+    (rc.load_autoencoder, {"block_out_channels": ["w"]}), (rc.load_text_encoder, {"num_hidden_layers": "many"}),
+])
+def test_what_the_network_makes_of_a_broken_configuration_is_a_value_error(loader, config):
+    with pytest.raises(ValueError):
+        loader(config)
+
+
 @pytest.mark.parametrize("key", ["shift_factor", "latents_mean", "latents_std"])
 def test_latents_that_are_shifted_are_refused(key):
     with pytest.raises(ValueError, match=f"autoencoder config: {key} is .*scaling_factor"):

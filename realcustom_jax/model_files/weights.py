@@ -210,7 +210,7 @@ def _as_they_are(params):
 
 def _load(part: str, module: nn.Module, tensors, dtype, *init_args, optional=None, rng=None, arrange=_as_they_are,
           **init_kwargs):
-    with naming(f"{part} config"):
+    with naming():
         shapes = jax.eval_shape(arrange, parameter_shapes(module, *init_args, **init_kwargs))
     params, unused = from_torch(shapes, tensors, part, dtype=dtype, missing_ok=optional)
     _raise(part, tensors, unknown=sorted(unused))
