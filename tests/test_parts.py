@@ -120,13 +120,14 @@ def test_a_model_without_a_unet_takes_one(mini_folder, changed):
     ("unet", "nowhere", "nowhere, given as the UNet, does not exist"),
     ("vae", "empty", "empty holds no weights of the autoencoder"),
     ("vae", "unet", "is no autoencoder but a diffusers UNet; give it as the unet"),
+    ("unet", "adapter", "is no UNet but a RealCustom adapter; give it as the adapter"),
     ("unet", "vae", "is no UNet but a diffusers autoencoder; give it as the vae"),
     ("vae", "text_encoder", "is no autoencoder but a CLIP text encoder"),
 ])
 def test_what_is_no_such_part_is_named(mini_folder, tmp_path, option, given, message):
     (tmp_path / "empty").mkdir()
     places = {"empty": tmp_path / "empty", **{
-        part: next((mini_folder / part).glob("*.safetensors")) for part in ("unet", "vae", "text_encoder")}}
+        part: next((mini_folder / part).glob("*.safetensors")) for part in ("unet", "vae", "text_encoder", "adapter")}}
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         rc.Pipeline.load(mini_folder, **{option: places.get(given, given)})
 

@@ -61,7 +61,9 @@ class PatchedSource(ModelSource):
             raise FileNotFoundError(f"{place} holds no weights of the {_CALLED[part]}; expected one file, or shards "
                                     "with their index.")
         tensors = read_tensors(*files)
-        if (what := identify(tensors)) not in _FITTING[part]:
+        what = identify(tensors)
+        # A released adapter's file may hold the UNet too; one that does not is no UNet.
+        if what not in _FITTING[part] or what == "a RealCustom adapter" and "conv_in.weight" not in tensors:
             raise ValueError(f"{place} is no {_CALLED[part]} but {what}{advice(what)}.")
         config = _config_beside(place, part) or self._config_without_file(part, place)
         with naming(place):
