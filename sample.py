@@ -11,7 +11,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-_LOADED = "model", "adapter", "vision", "tokenizer", "preset", "dtype"  # what a pipeline is loaded from, and how
+# What a pipeline is loaded from, and how.
+_LOADED = "model", "adapter", "vision", "tokenizer", "vae", "unet", "prediction", "preset", "dtype"
 _WORDS = "prompt", "image", "target"  # what each row of a batch says for itself
 _PROMPT = "a dog on the beach"
 
@@ -44,8 +45,9 @@ def _run(options: argparse.Namespace) -> int:
     say(f"Loading {options.model} …")
     with headers_only() if options.memory else nullcontext():
         pipeline = Pipeline.load(
-            options.model, options.adapter, vision=options.vision, tokenizer=options.tokenizer,
-            preset=options.preset, dtype=options.dtype, offload=options.offload)
+            options.model, options.adapter, vision=options.vision, tokenizer=options.tokenizer, vae=options.vae,
+            unet=options.unet, prediction=options.prediction, preset=options.preset, dtype=options.dtype,
+            offload=options.offload)
     choices |= {"negative_prompt": options.negative_prompt, "width": options.width, "height": options.height}
     if options.memory:
         return _say_memory(pipeline, choices, rows, references=max(len(options.image or [None]), len(
@@ -136,6 +138,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--adapter", help="file or folder of an adapter (the model's own)")
     add("--vision", help="folder of the image encoders (the model's own)")
     add("--tokenizer", help="folder of tokenizer/ and tokenizer_2/ (the model's own)")
+    add("--vae", help="file or folder of another autoencoder (the model's own)")
+    add("--unet", help="file or folder of another base UNet (the model's own)")
+    add("--prediction", choices=("epsilon", "v_prediction"), help="what the UNet predicts (as its file says)")
     add("--preset", help="default, released_pipeline, released_script or paper (the model's own)")
     add("--dtype", default="float32", choices=("float32", "bfloat16", "float16"),
         help="of parameters and computation")

@@ -25,8 +25,8 @@ def check_choice(what: str, given: str, known: Iterable[str]) -> None:
 @contextlib.contextmanager
 def naming(*places: str | Path) -> Iterator[None]:
     """Puts the places in front of what is wrong with the files there, unless that names them itself; what a broken
-    configuration makes our own code raise becomes a ValueError."""
-    where = f"{' with '.join(map(str, places))}: "
+    configuration makes our own code raise becomes a ValueError. Without a place it does the latter alone."""
+    where = f"{' with '.join(map(str, places))}: " if places else ""
     try:
         yield
     except ValueError as error:

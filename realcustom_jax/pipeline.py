@@ -33,6 +33,7 @@ from realcustom_jax.devices.platform import Platform
 from realcustom_jax.errors import check_choice
 from realcustom_jax.model_files import fingerprint
 from realcustom_jax.model_files.adapter import find_adapter, load_adapter_projector, split_unet
+from realcustom_jax.model_files.parts import with_parts
 from realcustom_jax.model_files.source import ModelSource
 from realcustom_jax.models.clip_text import TextOutput
 from realcustom_jax.models.resize import resize_bilinear
@@ -115,6 +116,9 @@ class Pipeline:
         *,
         vision: str | Path | None = None,
         tokenizer: str | Path | None = None,
+        vae: str | Path | None = None,
+        unet: str | Path | None = None,
+        prediction: str | None = None,
         preset: str | Preset | Mapping[str, Any] | None = None,
         dtype=jnp.float32,
         offload: bool = False,
@@ -129,6 +133,10 @@ class Pipeline:
             adapter: an adapter's folder or file, see `adapter.find_adapter`; by default the model's own `adapter/`.
             vision: the folder that holds the image encoders, by default the model's.
             tokenizer: the folder that holds `tokenizer/` (and SDXL's `tokenizer_2/`), by default the model's.
+            vae, unet: another autoencoder or base UNet than the model's: a file in diffusers' or the original names, a
+                folder, or a name on the hub (module `parts`).
+            prediction: what the UNet predicts, "epsilon" or "v_prediction"; None: as its file or the model's scheduler
+                says (module `prediction`).
             preset: how the model is used, see module `presets`; None: as its `preset.json` says, or the default. What
                 an adapter says of the conditioning it was trained with (`adapter.CONDITIONING`) goes first.
             dtype: of parameters and computation: float32, bfloat16 or float16. Softmax, norms and the solver's state
@@ -146,15 +154,15 @@ class Pipeline:
         enable_compilation_cache()
         platform = Platform.of(platform)
         dtype = _dtype(dtype, platform)
-        model = ModelSource.open(path)
-        model.check("unet")
+        model = with_parts(ModelSource.open(path), unet=unet, vae=vae)
+        model.check("unet", "vae")
         given = find_adapter(adapter) if adapter else model.adapter()
         words, encoders = (ModelSource.open(other) if other else model for other in (tokenizer, vision))
         tokenizers = [words.tokenizer(i) for i in range(len(model.text_encoders))]
         encoders.check("image_encoder_siglip", "image_encoder_dinov2")
         preset = model.preset() if preset is None else find_preset(preset)
         preset = dataclasses.replace(preset, **given.conditioning)
-        betas, prediction = model.schedule()
+        betas, prediction = model.schedule(prediction)
 
         def encoder(source: ModelSource, part: str) -> Network:
             module, params = source.load(part, dtype=dtype, platform=platform)

@@ -62,3 +62,14 @@ def test_a_bug_of_ours_is_admitted(mini_folder, tmp_path, capsys, monkeypatch, d
     said = capsys.readouterr().err
     assert "error: this is a bug in realcustom_jax, not a mistake in your input (KeyError: 'down_blocks')" in said
     assert ("Traceback" in said) == ("in broken" in said) == debug
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "float8_e4m3fn", "float8_e5m2"])
+def test_types_that_numpy_does_not_know_are_written_for_torch(tmp_path, kind):
+    torch = pytest.importorskip("torch")
+    import ml_dtypes
+
+    values = np.array([[1.5, -2], [0.25, 0]], getattr(ml_dtypes, kind))
+    export._write(tmp_path / "x.pth", {"x": values})
+    read = torch.load(tmp_path / "x.pth", weights_only=True)["x"]
+    assert str(read.dtype) == f"torch.{kind}" and read.float().tolist() == values.astype(np.float32).tolist()

@@ -13,9 +13,10 @@ import realcustom_jax as rc
 from realcustom_jax.files import write_json
 from realcustom_jax.model_files import locate, weights
 from realcustom_jax.model_files.adapter import find_adapter
+from realcustom_jax.model_files.kinds import identify
 from realcustom_jax.model_files.locate import ASSETS
 from realcustom_jax.model_files.source import FolderSource, ModelSource
-from realcustom_jax.model_files.tensors import identify, read_tensors
+from realcustom_jax.model_files.tensors import read_tensors
 
 from mini_bundle import SIDE, WIDTH
 
@@ -185,6 +186,91 @@ def test_of_a_model_on_the_hub_only_what_is_needed_is_fetched(folder, tmp_path, 
     assert f"unet/diffusion_pytorch_model{suffix}" in fetched and "tokenizer/tokenizer.json" in fetched
     assert "model_index.json" in fetched and "vocabulary.json" in fetched
     assert not any("fp16" in file or "whole" in file or "safety" in file for file in fetched)
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A repository on the hub, asked by the client's own filter: (its folder, what is in the cache)."""
+    repository, cache = tmp_path / "repository", tmp_path / "cache"
+
+    def snapshot_download(name, *, allow_patterns, ignore_patterns):
+        files = [str(file.relative_to(repository)) for file in repository.rglob("*") if file.is_file()]
+        for file in filter_repo_objects(files, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns):
+            (cache / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(repository / file, cache / file)
+        return str(cache)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    return repository, cache
+
+
+def converted(file, suffix):
+    """The weight file in another form, in its place."""
+    other = file.with_name(file.name.removesuffix(".safetensors") + suffix)
+    if suffix.endswith(".safetensors"):
+        return file.rename(other)
+    import torch
+
+    torch.save({name: torch.from_numpy(value) for name, value in read_tensors(file).items()}, other)
+    file.unlink()
+    return other
+
+
+@pytest.mark.parametrize("forms", [
+    {UNET: ".fp16.safetensors", TEXT: ".fp16.safetensors", "vae/diffusion_pytorch_model.safetensors": ".fp16.bin"},
+    {TEXT: ".bin"}, {UNET: ".bin", TEXT: ".fp16.safetensors"},
+    {UNET: ".fp16.safetensors", "adapter/realcustom.safetensors": ".bin"},
+])
+def test_a_model_on_the_hub_of_parts_in_several_forms(mini_folder, mini_pipeline, hub, forms):
+    pytest.importorskip("torch")
+    repository, cache = hub
+    shutil.copytree(mini_folder, repository)
+    for name, suffix in forms.items():
+        converted(repository / name, suffix)
+    # What is there in full precision is not fetched in half, nor fp16 in two forms.
+    (repository / "image_encoder_dinov2/model.fp16.safetensors").touch()
+    (repository / "unet/diffusion_pytorch_model.fp16.bin").touch()
+    pipeline = rc.Pipeline.load("someone/model")
+    for part in ("unet", "vae", "siglip", "dino", "projector"):
+        assert same(getattr(pipeline, part).params, getattr(mini_pipeline, part).params), part
+    for part in ("unet", "vae", "text_encoder", "image_encoder_dinov2", "adapter"):
+        fetched = [file.name for file in (cache / part).iterdir() if file.suffix in (".safetensors", ".bin")]
+        assert len(fetched) == 1, fetched
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".fp16.safetensors"])
+def test_an_autoencoder_that_is_alone_on_the_hub(mini_folder, hub, suffix):
+    repository, cache = hub
+    shutil.copytree(mini_folder / "vae", repository)
+    converted(repository / "diffusion_pytorch_model.safetensors", suffix)
+    (repository / "whole.safetensors").touch()
+    pipeline = rc.Pipeline.load(mini_folder, vae="someone/an-autoencoder")
+    assert same(pipeline.vae.params, rc.Pipeline.load(mini_folder).vae.params)
+    assert not (cache / "whole.safetensors").exists()
+
+
+@pytest.mark.parametrize("name, local", [
+    ("ckpts/sdxl", True), ("runs/mini", True), ("models/sdxl", True), ("Checkpoints/x", True), ("./x/y", True),
+    ("../x", True), ("/x/y", True), ("here/x", True), ("someone/model.safetensors", True), ("someone/model.ckpt", True),
+    ("a/b/c", True), ("someone/model", False), ("someone/model-1.0", False), ("nobody.x/y_z", False),
+])
+def test_what_looks_like_a_path_is_not_asked_for_on_the_hub(tmp_path, monkeypatch, name, local):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path)
+    asked = []
+
+    def download(name, **_):
+        asked.append(name)
+        raise OSError("no network")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    kind = "file" if name.endswith((".safetensors", ".ckpt")) else "folder"
+    message = "is no folder here, and cannot be downloaded"
+    if local:
+        message = f"is not a model folder: there is no such {kind}"
+    with pytest.raises(FileNotFoundError, match=message):
+        ModelSource.open(name)
+    assert asked == [] if local else asked == [name]
 
 
 def test_a_name_that_is_neither_a_folder_nor_on_the_hub(monkeypatch):

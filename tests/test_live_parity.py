@@ -58,6 +58,11 @@ UNETS = {
         "use_linear_projection": True, "transformer_layers_per_block": (1, 2, 3), "addition_embed_type": "text_time",
         "addition_time_embed_dim": 8, "projection_class_embeddings_input_dim": 6 * 8 + 10,
     },
+    "levels": {
+        "block_out_channels": (8, 16, 16), "layers_per_block": (1, 3, 2), "cross_attention_dim": 12,
+        "attention_head_dim": 2, "down_block_types": (*["CrossAttnDownBlock2D"] * 2, "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", *["CrossAttnUpBlock2D"] * 2),
+    },
 }
 
 

@@ -101,6 +101,16 @@ def test_what_no_model_takes_is_told_before_one_is_loaded(monkeypatch, tmp_path,
         assert code == 2 and re.search(message, lines[-1]), lines
 
 
+def test_parts_of_other_files_and_the_prediction_are_handed_on(mini_pipeline, monkeypatch, tmp_path, capsys):
+    given = {}
+    monkeypatch.setattr(Pipeline, "load", lambda *_, **options: given.update(options) or mini_pipeline)
+    arguments = ["--vae", "a.safetensors", "--unet", "b", "--prediction", "v_prediction", "--steps", "1"]
+    assert _runner(tmp_path, capsys)(*arguments)[0] == 0
+    assert (given["vae"], given["unet"], given["prediction"]) == ("a.safetensors", "b", "v_prediction")
+    code, lines, _ = _runner(tmp_path, capsys)("--prediction", "flow")
+    assert code == 2 and "'flow'" in lines[-1]
+
+
 def test_a_bug_of_ours_is_admitted_and_debug_shows_where(command, monkeypatch, capsys):
     """The user's input is not blamed; nor for a bug while a model is loaded."""
     def broken(*_, **__):

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+import realcustom_jax as rc
 from realcustom_jax.model_files import single_file, tensors, weights
+from realcustom_jax.model_files.source import ModelSource
 from realcustom_jax.models.clip_text import ClipText, ClipTextConfig
 from realcustom_jax.models.unet import UNet, UNetConfig
 from realcustom_jax.models.vae import Autoencoder, VAEConfig
@@ -350,6 +352,58 @@ def test_a_part_that_the_file_lacks_is_empty():
     names = [name for name in original_names("sdxl", tiny=True) if not name.startswith("first_stage_model.")]
     parts = single_file.rename(names)
     assert parts["vae"] == {} and parts["unet"]
+
+
+def test_a_projection_that_is_named_as_a_linear_layer_is_not_transposed():
+    names = original_names("sdxl", tiny=True)
+    plain = "conditioner.embedders.1.model.text_projection"
+    linear = [name + ".weight" * (name == plain) for name in names]
+    ours = {kind: single_file.rename(given)["text_encoder_2"] for kind, given in (("plain", names), ("linear", linear))}
+    assert ours["linear"] == ours["plain"] | {"text_projection.weight": single_file.Entry(f"{plain}.weight")}
+    with pytest.raises(ValueError, match="for tensors that it has already: .*text_projection"):
+        single_file.rename([*names, f"{plain}.weight"])
+
+
+@pytest.mark.parametrize(("kind", "stray"), [
+    ("sdxl", "conditioner.embedders.0.transformer.text_projection.weight"), ("sdxl", "global_step"), ("sd15", "epoch"),
+    ("sd15", "embedding_manager.initial_embeddings.toy"), ("sdxl", "first_stage.moved"), ("sd15", "optimizer.0"),
+])
+def test_a_few_stray_keys_are_told_of_and_ignored(kind, stray):
+    names = original_names(kind, tiny=True)
+    with pytest.warns(UserWarning, match=f"no part needs, which are ignored: {stray}") as told:
+        parts = single_file.rename([*names, stray])
+    assert parts == single_file.rename(names) and len(told) == 1
+
+
+def write_single_file(path, kind, *markers, metadata=None):
+    """Every name of the kind with a tensor of no size to speak of."""
+    file = dict.fromkeys(original_names(kind), np.zeros(1, np.float32))
+    file["model.diffusion_model.input_blocks.0.0.weight"] = np.zeros((1, 4, 1, 1), np.float32)
+    file |= dict.fromkeys(markers, np.zeros(0, np.float32))
+    safetensors.numpy.save_file(file, path, metadata=metadata)
+    return path
+
+
+@pytest.mark.parametrize(("markers", "said", "given", "expected"), [
+    ((), None, None, "epsilon"), ((), "epsilon", None, "epsilon"), ((), "v", None, "v_prediction"),
+    ((), "", None, "epsilon"), (("v_pred",), "epsilon", None, "v_prediction"),
+    (("v_pred",), "v", "epsilon", "epsilon"),
+    (("ztsnr",), "v", None, "v_prediction"), (("v_pred", "ztsnr"), None, None, "v_prediction"),
+    ((), "flow", "v_prediction", "v_prediction"),
+    ((), "flow", None, "modelspec.prediction_type is 'flow'.*--prediction"),
+    ((), None, "velocity", "Unknown prediction 'velocity': known are epsilon, v_prediction"),
+])
+def test_what_is_predicted_is_as_it_is_said_nearest_to_the_weights(tmp_path, markers, said, given, expected):
+    metadata = None if said is None else {"modelspec.prediction_type": said}
+    source = ModelSource.open(write_single_file(tmp_path / "x.safetensors", "sd15", *markers, metadata=metadata))
+    if expected not in ("epsilon", "v_prediction"):
+        with pytest.raises(ValueError, match=f"x.safetensors: {expected}"):
+            source.schedule(given)
+        return
+    betas, prediction = source.schedule(given)
+    assert prediction == expected
+    np.testing.assert_array_equal(betas, rc.betas(terminal_pure_noise="ztsnr" in markers))
+    assert (np.prod(1 - betas) < 1e-12) == ("ztsnr" in markers)
 
 
 def test_v_prediction_is_read_from_the_markers():

@@ -6,10 +6,12 @@ import shutil
 
 import numpy as np
 import pytest
+import safetensors.numpy
 
 import realcustom_jax as rc
 from realcustom_jax.files import write_json
 from realcustom_jax.model_files.source import FolderSource, ModelSource, SingleFileSource
+from realcustom_jax.model_files.tensors import read_tensors
 from realcustom_jax.models.clip_text import ClipTextConfig
 from realcustom_jax.models.unet import UNetConfig
 from realcustom_jax.models.vae import VAEConfig
@@ -69,6 +71,22 @@ def test_a_schedule_is_what_its_class_makes_of_what_the_file_leaves_out(tmp_path
             FolderSource(tmp_path).schedule()
 
 
+@pytest.mark.parametrize("scheduler, said, marked, given, expected", [
+    ("v_prediction", None, False, None, "v_prediction"), ("v_prediction", "epsilon", False, None, "epsilon"),
+    ("epsilon", "v", False, None, "v_prediction"), ("epsilon", "epsilon", True, None, "v_prediction"),
+    ("v_prediction", "v", True, "epsilon", "epsilon"),
+])
+def test_a_folder_predicts_what_its_unets_file_says(mini_folder, tmp_path, scheduler, said, marked, given, expected):
+    folder = shutil.copytree(mini_folder, tmp_path / "model")
+    write_json(folder / "scheduler/scheduler_config.json", {"prediction_type": scheduler})
+    file = folder / "unet/diffusion_pytorch_model.safetensors"
+    tensors = dict(read_tensors(file)) | ({"v_pred": np.zeros(0, np.float32)} if marked else {})
+    safetensors.numpy.save_file(tensors, file, metadata=said and {"modelspec.prediction_type": said})
+    source = ModelSource.open(folder)
+    assert source.schedule(given)[1] == expected
+    source.load_unet(source.adapter())
+
+
 def defaults(function):
     return {name: parameter.default for name, parameter in inspect.signature(function).parameters.items()
             if parameter.default is not inspect.Parameter.empty}
@@ -92,6 +110,48 @@ def test_what_a_configuration_leaves_out_is_as_transformers_has_it():
         ClipTextConfig(hidden_size=64, projection_dim=32))
     both = json.loads(json.dumps(CLIPConfig(text_config={"hidden_size": 64, "projection_dim": 32}).to_dict()))
     assert ClipTextConfig.from_config(both) == ClipTextConfig(hidden_size=64, projection_dim=32)
+
+
+@pytest.mark.parametrize("change, same_as", [
+    ({"layers_per_block": [2, 2]}, {"layers_per_block": 2}), ({"cross_attention_dim": [12, 12]}, {}),
+    ({"transformer_layers_per_block": [[1, 1], [2, 2, 2]], "reverse_transformer_layers_per_block": [[2, 2], 1]},
+     {"transformer_layers_per_block": [1, 2]}),
+    ({"only_cross_attention": [False, False]}, {}), ({"dual_cross_attention": None}, {}),
+])
+def test_a_unets_values_for_each_level_may_be_lists(change, same_as):
+    base = {"block_out_channels": [8, 8], "down_block_types": ["CrossAttnDownBlock2D"] * 2,
+            "up_block_types": ["CrossAttnUpBlock2D"] * 2, "cross_attention_dim": 12}
+    assert UNetConfig.from_config(base | change) == UNetConfig.from_config(base | same_as)
+
+
+@pytest.mark.parametrize("key, value", [
+    ("cross_attention_dim", [64, 32, 64, 64]), ("transformer_layers_per_block", [1, [2, 1], 1, 1]),
+    ("reverse_transformer_layers_per_block", [1, 1, 1, 2]), ("layers_per_block", [1, 2]),
+    ("dual_cross_attention", True), ("class_embed_type", "timestep"), ("only_cross_attention", [True, False]),
+    ("mid_block_only_cross_attention", True), ("addition_embed_type", "image"), ("attention_type", "gated"),
+    ("time_cond_proj_dim", 256), ("num_class_embeds", 10), ("encoder_hid_dim_type", "image_proj"),
+    ("mid_block_type", None), ("conv_in_kernel", 5), ("time_embedding_type", "fourier"),
+])
+def test_what_would_need_another_unet_is_named(key, value):
+    with pytest.raises(ValueError, match=f"UNet config: {key}"):
+        rc.load_unet({key: value})
+
+
+@pytest.mark.parametrize("loader, config", [
+    (rc.load_unet, {"layers_per_block": "2"}), (rc.load_unet, {"norm_num_groups": 7}),
+    (rc.load_unet, {"norm_num_groups": None}), (rc.load_unet, {"attention_head_dim": 0}),
+    (rc.load_autoencoder, {"block_out_channels": ["w"]}), (rc.load_text_encoder, {"num_hidden_layers": "many"}),
+])
+def test_what_the_network_makes_of_a_broken_configuration_is_a_value_error(loader, config):
+    with pytest.raises(ValueError):
+        loader(config)
+
+
+@pytest.mark.parametrize("key", ["shift_factor", "latents_mean", "latents_std"])
+def test_latents_that_are_shifted_are_refused(key):
+    with pytest.raises(ValueError, match=f"autoencoder config: {key} is .*scaling_factor"):
+        rc.load_autoencoder({key: [0.1] * 4})
+    assert VAEConfig.from_config({key: None}) == VAEConfig()
 
 
 @pytest.mark.parametrize("loader, config, message", [

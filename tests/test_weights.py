@@ -1,5 +1,7 @@
 """Torch-named files ↔ parameters: exact both ways, and strict about what is in a file."""
 
+import contextlib
+import json
 import re
 
 import jax
@@ -10,6 +12,7 @@ from flax.traverse_util import flatten_dict
 
 import realcustom_jax as rc
 from realcustom_jax.model_files import weights
+from realcustom_jax.model_files.names import wrapping
 from realcustom_jax.model_files.tensors import headers_only, read_tensors
 
 from goldens import FIXTURES
@@ -256,14 +259,114 @@ def test_tensors_that_numpy_cannot_hold_are_named(tmp_path):
     torch = pytest.importorskip("torch")
     from safetensors.torch import save_file
 
-    small = torch.ones(4).to(torch.float8_e4m3fn)
-    kinds = {"sparse": torch.eye(3).to_sparse(), "empty": torch.empty(3, device="meta"), "small": small}
+    tiny = torch.zeros(4, dtype=torch.uint8).view(torch.float4_e2m1fn_x2)
+    kinds = {"sparse": torch.eye(3).to_sparse(), "empty": torch.empty(3, device="meta")}
     torch.save(kinds, tmp_path / "kinds.pth")
-    save_file({"small": small}, tmp_path / "kinds.safetensors")
-    for file, name in (("kinds.pth", "sparse"), ("kinds.pth", "empty"), ("kinds.pth", "small"),
-                       ("kinds.safetensors", "small")):
+    save_file({"tiny": tiny}, tmp_path / "kinds.safetensors")
+    for file, name in (("kinds.pth", "sparse"), ("kinds.pth", "empty"), ("kinds.safetensors", "tiny")):
         with pytest.raises(ValueError, match=rf"{file}: {name} is a tensor of kind .*, which cannot be read; save"):
             read_tensors(tmp_path / file)[name]
+        with headers_only(), pytest.raises(ValueError, match="cannot be read"):
+            read_tensors(tmp_path / file)[name]
+
+
+@pytest.mark.parametrize("kind", ["float8_e4m3fn", "float8_e5m2"])
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_weights_of_eight_bits_are_read_and_told_of(tmp_path, kind, suffix):
+    """With the values that torch reads, and the same for `--memory`, which reads headers only."""
+    torch = pytest.importorskip("torch")
+    from safetensors.torch import save_file
+
+    tensors = {k: torch.from_numpy(v).to(getattr(torch, kind)) for k, v in tensors_of("vae").items()}
+    file = tmp_path / f"small{suffix}"
+    save_file(tensors, file) if suffix == ".safetensors" else torch.save(tensors, file)
+    with pytest.warns(UserWarning, match=f"this autoencoder are stored as {kind}, computed in bfloat16"):
+        _, params = load(rc.load_autoencoder, "vae", file, dtype=jax.numpy.bfloat16)
+    ours = weights.to_torch(params)
+    assert {name: value.astype(np.float32).tolist() for name, value in ours.items()} == {
+        name: value.float().tolist() for name, value in tensors.items()}
+    with headers_only(), pytest.warns(UserWarning, match="stored as float8"):
+        shapes = load(rc.load_autoencoder, "vae", file)[1]
+    assert jax.tree.map(np.shape, shapes) == jax.tree.map(np.shape, params)
+
+
+@pytest.mark.parametrize("suffix, scale", [(".scale_weight", 0.5), (".weight_scale", [[2.0], [4.0]])])
+def test_scales_of_eight_bit_weights_are_applied(tmp_path, suffix, scale):
+    small, bias = jax.numpy.float8_e4m3fn, np.array([0.1, 0.2], np.float32)
+    stored = np.array([[1, -2, 3], [0.5, 8, 0.25]]).astype(small)
+    tensors = {"layer.weight": stored, f"layer{suffix}": np.array(scale, np.float32), "layer.bias": bias,
+               "layer.scale_input": np.ones(1, np.float32), "scaled_fp8": np.zeros(2, small)}
+    file = written(tmp_path, tensors)
+    read = read_tensors(file)
+    assert set(read) == {"layer.weight", "layer.bias"}
+    np.testing.assert_array_equal(read["layer.weight"], np.float32([[1, -2, 3], [0.5, 8, 0.25]]) * np.float32(scale))
+    with headers_only():
+        assert read_tensors(file)["layer.weight"].shape == (2, 3)
+    for change, message in (({f"layer{suffix}": np.ones(3, np.float32)}, "has a scale of shape"),
+                            ({"layer.weight": stored.astype(np.int8)}, "stored as int8 with a scale")):
+        with pytest.raises(ValueError, match=message):
+            read_tensors(written(tmp_path, tensors | change))["layer.weight"]
+
+
+@pytest.mark.parametrize("kind", [np.int8, np.bool_, np.complex64])
+def test_weights_that_are_no_floating_point_numbers_are_refused(tmp_path, kind):
+    tensors = tensors_of("vae")
+    tensors["encoder.conv_in.bias"] = tensors["encoder.conv_in.bias"].astype(kind)
+    for context in (contextlib.nullcontext(), headers_only()):
+        with context, pytest.raises(ValueError, match=r"not floating-point numbers: encoder\.conv_in\.bias of \w+\."):
+            load(rc.load_autoencoder, "vae", written(tmp_path, tensors))
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "state_dict.", "model.", "module._orig_mod.",
+                                    "model.module.", "_orig_mod.module._orig_mod."])
+def test_what_wraps_all_names_is_taken_away(tmp_path, prefix):
+    original = tensors_of("vae")
+    wrapped = {prefix + name: value for name, value in original.items()}
+    with pytest.warns(UserWarning, match="is ignored: epoch, global_step"):
+        file = read_tensors(written(tmp_path, wrapped | {"epoch": np.ones(1), "global_step": np.ones(1)}))
+    assert set(file) == set(original)
+    assert_same(weights.to_torch(load(rc.load_autoencoder, "vae", file)[1]), original)
+    first, *others = wrapped
+    some = {first.removeprefix(prefix): wrapped[first]} | {name: wrapped[name] for name in others}
+    with pytest.raises(ValueError, match="keys that belong to no part: .*" + re.escape(others[0])):
+        load(rc.load_autoencoder, "vae", written(tmp_path, some))
+
+
+def test_the_prefix_of_single_files_is_no_wrapper():
+    assert wrapping(["model.diffusion_model.out.0.bias"]) == ""
+    assert wrapping(["module.model.diffusion_model.out.0.bias", "module.first_stage_model.x"]) == "module."
+    assert wrapping(["state_dict.model.diffusion_model.out.0.bias"]) == "state_dict."
+    assert wrapping(["model.a", "v_pred", "epoch", "optimizer.state.0"]) == "model." and wrapping([]) == ""
+
+
+def test_what_a_trainer_keeps_beside_the_weights_is_told_of_and_ignored(tmp_path):
+    torch = pytest.importorskip("torch")
+    tensors = tensors_of("vae")
+    model = {name: torch.from_numpy(value) for name, value in tensors.items()}
+    optimizer = {"state": {0: {"exp_avg": torch.ones(2), "step": 3}}, "param_groups": [{"lr": 1e-4}]}
+    torch.save({"module": model, "optimizer": optimizer, "epoch": 3, "note": "mine"}, tmp_path / "all.pth")
+    with pytest.warns(UserWarning, match="all.pth .* is ignored: epoch, note, optimizer") as told:
+        read = read_tensors(tmp_path / "all.pth")
+    assert len(told) == 1 and set(read) == set(tensors)
+    assert_same(weights.to_torch(load(rc.load_autoencoder, "vae", read)[1]), tensors)
+    with pytest.raises(ValueError, match="missing keys: encoder.conv_in.bias"), pytest.warns(UserWarning):
+        del model["encoder.conv_in.bias"]
+        torch.save({"model": model, "epoch": 3}, tmp_path / "all.pth")
+        load(rc.load_autoencoder, "vae", tmp_path / "all.pth")
+
+
+def test_a_text_encoder_within_a_whole_clip(tmp_path):
+    """transformers writes the width of the joint space beside both towers, and makes the projection by that."""
+    config = json.loads((FIXTURES / "clip_text_proj_gelu.json").read_text())
+    tensors = tensors_of("clip_text_proj_gelu")
+    width = tensors["text_projection.weight"].shape[0]
+    whole = {"model_type": "clip", "projection_dim": width, "vision_config": {},
+             "text_config": {name: value for name, value in config.items() if name != "projection_dim"}}
+    others = ("vision_model.post_layernorm.weight", "visual_projection.weight", "logit_scale")
+    file = written(tmp_path, tensors | dict.fromkeys(others, np.ones(1)))
+    module, params = rc.load_text_encoder(whole, file)
+    alone = rc.load_text_encoder(config, file)[1]
+    assert jax.tree.all(jax.tree.map(np.array_equal, params, alone)) and module.config.projection_dim == width
 
 
 def test_torch_files_that_are_cut_or_none(tmp_path):

@@ -15,7 +15,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from realcustom_jax.conditioning.references import VisionSettings
 from realcustom_jax.errors import check_choice, naming
 from realcustom_jax.model_files import locate, weights
-from realcustom_jax.model_files.tensors import LazyTensors, identify, read_tensors
+from realcustom_jax.model_files.kinds import advice, identify
+from realcustom_jax.model_files.tensors import LazyTensors, read_tensors
 from realcustom_jax.models.projector import ProjectorConfig
 from realcustom_jax.models.unet import UNetConfig
 
@@ -67,8 +68,7 @@ def find_adapter(path: str | Path) -> Adapter:
         config = next((file for file in beside if file.is_file()), None)
     tensors = read_tensors(*files)
     if not any(name.startswith(weights.PROJECTOR_PREFIX) for name in tensors):
-        raise ValueError(f"{files[0]} is no RealCustom adapter but {identify(tensors)}: it has no tensors named "
-                         f"{weights.PROJECTOR_PREFIX}…; give the adapter's file, e.g. RealCustom_highres.pth.")
+        raise ValueError(_no_adapter(files[0], tensors))
     if config is None:
         return _released(tensors, path)
     mapping = locate.read_config(config)
@@ -89,12 +89,26 @@ def find_adapter(path: str | Path) -> Adapter:
     return Adapter(settings, vision, tensors, path, conditioning)
 
 
+def _no_adapter(file: Path, tensors: LazyTensors) -> str:
+    """What is wrong with a file that holds no projector under its own name."""
+    if wrapped := next((name for name in tensors if weights.PROJECTOR_PREFIX in name), None):
+        return (f"{file} holds a RealCustom adapter under other names: {wrapped!r}, where a name begins with "
+                f"{weights.PROJECTOR_PREFIX}; take {wrapped.partition(weights.PROJECTOR_PREFIX)[0]!r} away from the "
+                "names.")
+    if any(f".{layer}." in name for name in tensors for layer in _LAYERS):
+        return (f"{file} holds only half of a RealCustom adapter: the visual attention layers, but not the projector "
+                f"({weights.PROJECTOR_PREFIX}…); give the whole file.")
+    what = identify(tensors)
+    return (f"{file} is no RealCustom adapter but {what}{advice(what)}: it has no tensors named "
+            f"{weights.PROJECTOR_PREFIX}…, as the released RealCustom_highres.pth has.")
+
+
 def _released(tensors: LazyTensors, path: Path) -> Adapter:
     """A released checkpoint without its JSON: one projector stream more is the shallow variant."""
     variant = "shallow" if f"{weights.PROJECTOR_PREFIX}projector2.0.weight" in tensors else "highres"
     base = f"{weights.PROJECTOR_PREFIX}projector_base.weight"
     shape = tensors[base].shape if base in tensors else None
-    if shape is None or len(shape) != 2:
+    if shape is None or len(shape) != 2 or 0 in shape:
         problem = "lacks" if shape is None else f"has, of shape {list(shape)},"
         raise ValueError(f"{path} is not a whole RealCustom adapter: it {problem} {base}, whose two sizes say which "
                          "model it is for; give the whole file, or its JSON beside it.")

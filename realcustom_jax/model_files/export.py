@@ -10,7 +10,6 @@ import io
 import sys
 from pathlib import Path
 
-import jax
 import numpy as np
 import safetensors.numpy
 
@@ -67,8 +66,9 @@ def _write(out: Path, tensors: dict[str, np.ndarray]) -> None:
 
 
 def _tensor(torch, value: np.ndarray):
-    if value.dtype == jax.numpy.bfloat16:
-        return torch.from_numpy(value.view(np.uint16).copy()).view(torch.bfloat16)
+    if value.dtype.name == "bfloat16" or value.dtype.name.startswith("float8"):  # of which torch reads the bits alone
+        bits = np.dtype(f"uint{8 * value.dtype.itemsize}")
+        return torch.from_numpy(value.view(bits).copy()).view(getattr(torch, value.dtype.name))
     return torch.from_numpy(value)
 
 

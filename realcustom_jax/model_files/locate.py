@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from realcustom_jax.model_files import single_file
+from realcustom_jax.model_files.kinds import check_is_itself
 from realcustom_jax.model_files.tensors import read_index
 
 ASSETS = Path(__file__).parents[1] / "assets"
@@ -47,41 +48,67 @@ FOLDERS = {
 _STEMS = ("diffusion_pytorch_model", "model", "pytorch_model", "open_clip_model", "open_clip_pytorch_model",
           "sdxl-unet", "realcustom")
 _SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
-SINGLE_FILES = (".safetensors", ".ckpt", ".pt")
+SINGLE_FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 """How single-file checkpoints end."""
+_LOCAL = {"ckpt", "ckpts", "checkpoint", "checkpoints", "data", "exp", "experiments", "log", "logs", "model", "models",
+          "out", "output", "outputs", "result", "results", "run", "runs", "tmp", "train", "weights", "work", "workdir"}
+"""How people name the folders in which their own models lie; no name on the hub is taken to begin so."""
 
 # Of a hub repository: its parts' folders, and not the many other forms in which it holds the same weights.
 _FETCHED = ("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler",
             "image_encoder_siglip", "image_encoder_dinov2", "adapter")
-_NOT_FETCHED = ("*.fp16*", "*non_ema*", "*openvino*", "*flax*")
+_NOT_FETCHED = ("*non_ema*", "*openvino*", "*flax*")
+_ALONE = "."  # where an autoencoder or a UNet lies that is published alone
+_WITH_WEIGHTS = (*(part for part in _FETCHED if part not in ("tokenizer", "tokenizer_2", "scheduler")), _ALONE)
 
 
 def is_on_hub(model: str | Path) -> bool:
-    """Whether this is a name as models have on the hub: "owner/model"."""
+    """Whether this is a name as models have on the hub, "owner/model", and not the path of a folder or file that is
+    missing here: the first word is no folder in the working directory and none of those in which people keep models,
+    and the second ends like no weight file."""
+    owner, _, name = str(model).partition("/")
+    return (could_be_on_hub(model) and owner.lower() not in _LOCAL
+            and not Path(owner).exists() and Path(name).suffix not in (*SINGLE_FILES, ".json"))
+
+
+def could_be_on_hub(model: str | Path) -> bool:
+    """Whether the hub has names of this form, whatever else it may be."""
     return bool(re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(model)))
 
 
 def download(model: str) -> Path:
-    """The folder, in the hub's cache, of the parts of a model on the hub; what is not there yet is downloaded.
+    """The folder, in the hub's cache, of the parts of a model on the hub; what is not there yet is downloaded. Of each
+    part that is one form of its weights: of full precision before fp16, safetensors before torch files.
 
     Raises:
         FileNotFoundError: it cannot be downloaded; says why, and what to give instead.
     """
     from huggingface_hub import snapshot_download
 
+    names, weights, lacking = ["*.json", *(f"{part}/*.txt" for part in _FETCHED)], {}, {*_WITH_WEIGHTS}
     try:
-        for suffix in _SUFFIXES[:2]:
-            names = [f"{part}/*{ending}" for part in _FETCHED for ending in (".json", ".txt", suffix)]
-            folder = Path(snapshot_download(
-                model, allow_patterns=["*.json", *names], ignore_patterns=list(_NOT_FETCHED)))
-            if weight_files(folder / "unet"):
-                break
+        for precision in ("", ".fp16"):
+            for suffix in _SUFFIXES[:2]:
+                # What was found before is asked for again, which costs nothing.
+                weights |= {part: f"{_STEMS[0]}{precision}{suffix}" if part == _ALONE else
+                            f"{part}/*{precision}*{suffix}" for part in lacking}
+                halves = [f"{part}/*.fp16*" for part in _FETCHED if not precision or part not in lacking]
+                folder = Path(snapshot_download(
+                    model, allow_patterns=[*names, *weights.values()], ignore_patterns=[*_NOT_FETCHED, *halves]))
+                lacking = {part for part in _WITH_WEIGHTS if not _holds_weights(folder / part)}
+                there = {part for part in lacking - {_ALONE} if (folder / part).is_dir()}
+                if not there and not lacking >= {"unet", _ALONE}:
+                    return folder
         return folder
     except Exception as error:  # the hub's client raises many kinds: no network, no such model, no permission
         reason = str(error).strip().splitlines()[0]
         raise FileNotFoundError(
             f"{model} is no folder here, and cannot be downloaded from the Hugging Face hub ({reason}). Without a "
             "network, download it elsewhere and give the folder that holds unet/, vae/, text_encoder/ …") from None
+
+
+def _holds_weights(folder: Path) -> bool:
+    return any(file.suffix in _SUFFIXES for file in folder.glob("*"))
 
 
 def config_file(folder: Path) -> Path | None:
@@ -122,6 +149,7 @@ def read_config(config: Mapping[str, Any] | str | Path) -> dict[str, Any]:
     if isinstance(config, Mapping):
         return dict(config)
     try:
+        check_is_itself(Path(config))
         value = json.loads(Path(config).read_text())
     except FileNotFoundError:
         raise FileNotFoundError(f"configuration file {config} does not exist.") from None

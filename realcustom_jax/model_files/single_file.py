@@ -18,11 +18,14 @@ Not in the file: the tokenizer, which the caller needs a folder for.
 import dataclasses
 import functools
 import re
+import warnings
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
 
+from realcustom_jax.model_files.names import MARKERS, listed
+from realcustom_jax.model_files.prediction import by_markers
 from realcustom_jax.model_files.tensors import LazyTensors
 
 Config = Mapping[str, Any]
@@ -84,6 +87,10 @@ _PREFIXES = {
              "text_encoder": "conditioner.embedders.0.transformer.",
              "text_encoder_2": "conditioner.embedders.1.model."},
 }
+# Of one part in a file: within a single file, or as tools save it alone; and how it is known without any of these.
+_PART_PREFIXES = {"unet": ("model.diffusion_model.", "diffusion_model."), "vae": ("first_stage_model.",)}
+_ORIGINAL_NAMES = {"unet": re.compile(r"input_blocks\.\d"),
+                   "vae": re.compile(r"(encoder\.down|decoder\.up)\.\d+\.block\.|(encoder|decoder)\.mid\.block_1\.")}
 _UNSUPPORTED = {  # how a key begins → what the file is
     "cond_stage_model.model.": "Stable Diffusion 2 (an open_clip text encoder at cond_stage_model.model)",
     "conditioner.embedders.0.model.": "the SDXL refiner",
@@ -95,9 +102,11 @@ _IGNORED = re.compile(
     # The moving average of the UNet, and what training keeps for itself.
     r"model_ema\.|denoiser\.|first_stage_model\.loss\.|lvlb_weights$|logvar$"
     # The noise schedule.
-    r"|(betas|alphas_cumprod|alphas_cumprod_prev|sqrt_\w+|log_one_minus_alphas_cumprod|posterior_\w+)$|(v_pred|ztsnr)$"
+    r"|(betas|alphas_cumprod|alphas_cumprod_prev|sqrt_\w+|log_one_minus_alphas_cumprod|posterior_\w+)$"
     # Text encoders: a constant, and heads of the contrastive training.
     r"|.*\.position_ids$|.*\.logit_scale$|cond_stage_model\.(transformer\.)?text_projection(\.weight)?$")
+_UNUSED = re.compile(r"conditioner\.embedders\.0\.transformer\.text_projection(\.weight)?$")  # SDXL reads no such text
+_MOST_STRAY = 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,7 +158,8 @@ def rename(names: Collection[str] | Mapping[str, Any]) -> dict[str, dict[str, En
         part ("unet", "vae", "text_encoder" and, for SDXL, "text_encoder_2") → name in diffusers or transformers → its
         place. A part that the file lacks is empty; a part's completeness is the loader's to check.
     Raises:
-        ValueError: the file is of no supported kind, has keys that are unknown, or two for one tensor.
+        ValueError: the file is of no supported kind, has unknown keys among a part's or many outside of the parts, or
+            two for one tensor. A few keys outside, as merges and trainers leave them, are warned of and passed over.
     """
     which = kind(names)
     if which is None:
@@ -160,7 +170,7 @@ def rename(names: Collection[str] | Mapping[str, Any]) -> dict[str, dict[str, En
     parts: dict[str, dict[str, Entry]] = {part: {} for part in _PREFIXES[which]}
     unknown, twice = [], []
     for name in names:
-        if _IGNORED.match(name):
+        if _IGNORED.match(name) or name in MARKERS:
             continue
         module = _enclosing(modules, name)
         if module is None:
@@ -172,10 +182,14 @@ def rename(names: Collection[str] | Mapping[str, Any]) -> dict[str, dict[str, En
             entry = Entry(name, third, transposed=name.endswith(".text_projection"))
             if parts[part].setdefault(ours.replace("*", letter), entry) != entry:
                 twice.append(name)
+    if 0 < len(unknown) <= _MOST_STRAY and not any(
+            name.startswith(tuple(_PREFIXES[which].values())) and not _UNUSED.match(name) for name in unknown):
+        warnings.warn(f"the single file ({which}) has keys that no part needs, which are ignored: "
+                      f"{listed(unknown, 5)}.", stacklevel=2)
+        unknown = []
     for keys, problem in (unknown, "that belong to no part that we know"), (twice, "for tensors that it has already"):
         if keys:
-            listed = ", ".join(sorted(keys)[:20]) + f" … ({len(keys)} in all)" * (len(keys) > 20)
-            raise ValueError(f"the single file ({which}) has keys {problem}: {listed}.")
+            raise ValueError(f"the single file ({which}) has keys {problem}: {listed(keys)}.")
     return parts
 
 
@@ -186,17 +200,37 @@ def split(tensors: Mapping[str, np.ndarray]) -> dict[str, LazyTensors]:
             for part, entries in rename(tensors).items()}
 
 
-def scheduler(names: Collection[str]) -> dict[str, Any]:
-    """The noise schedule in the keys of diffusers' `scheduler_config.json`: Stable Diffusion's, predicting noise.
+def part(tensors: LazyTensors, which: str, config: Config) -> LazyTensors:
+    """The tensors of one part, "unet" or "vae", in diffusers' names, from a file that holds it in any of the ways in
+    which they are shared: in diffusers' names, in the original ones, or in these within a single file.
 
-    The empty tensors `v_pred` and `ztsnr`, by which some files say so, stand for v prediction and for a schedule that
-    ends in pure noise. A file may be of that kind without saying so.
+    config: the part's, in the original JSON's keys. Names of the part that are unknown are left as they are, for the
+    loader to list.
+    """
+    prefix = next((p for p in _PART_PREFIXES[which] if any(name.startswith(p) for name in tensors)), "")
+    if not prefix and not any(map(_ORIGINAL_NAMES[which].match, tensors)):
+        return tensors
+    modules = _MODULES[which](CONFIGS["sd15"][which] | dict(config))
+
+    def new_name(name):
+        if not name.startswith(prefix) or name.startswith(f"{prefix}loss."):
+            return None
+        name = name[len(prefix):]
+        if not prefix and _IGNORED.match(name):
+            return None
+        module = _enclosing(modules, name)
+        return name if module is None else modules[module] + name[len(module):]
+
+    return tensors.rename(new_name)
+
+
+def scheduler(names: Collection[str]) -> dict[str, Any]:
+    """The noise schedule in the keys of diffusers' `scheduler_config.json`: Stable Diffusion's, predicting noise, but
+    for what the markers among the names say (`prediction.by_markers`). A file may be of another kind without saying so.
     """
     return {
         "num_train_timesteps": 1000, "beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012,
-        "prediction_type": "v_prediction" if "v_pred" in names else "epsilon",
-        "rescale_betas_zero_snr": "ztsnr" in names,
-    }
+        "prediction_type": "epsilon", "rescale_betas_zero_snr": False, **by_markers(names)}
 
 
 def _read(tensors: Mapping[str, np.ndarray], entry: Entry) -> np.ndarray:
@@ -286,6 +320,8 @@ def _open_clip_modules(config: Config) -> dict[str, str]:
         "token_embedding": "text_model.embeddings.token_embedding",
         "positional_embedding": "text_model.embeddings.position_embedding.weight",
         "ln_final": "text_model.final_layer_norm", "text_projection": "text_projection.weight",
+        # Some tools name it as the linear layer that it then is, not transposed.
+        "text_projection.weight": "text_projection.weight",
     }
     for i in range(config["num_hidden_layers"]):
         modules |= _inside(f"transformer.resblocks.{i}", f"text_model.encoder.layers.{i}", layer)

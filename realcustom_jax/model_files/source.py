@@ -24,7 +24,9 @@ from realcustom_jax.errors import check_choice, naming
 from realcustom_jax.model_files import locate, single_file, weights
 from realcustom_jax.model_files.adapter import Adapter, check_backbone, find_adapter
 from realcustom_jax.model_files.bundle import WEIGHT_FILES
-from realcustom_jax.model_files.tensors import LazyTensors, identify, read_tensors
+from realcustom_jax.model_files.kinds import advice, check_is_itself, identify
+from realcustom_jax.model_files.prediction import PREDICTIONS, said_of
+from realcustom_jax.model_files.tensors import LazyTensors, read_tensors, reads_headers_only
 from realcustom_jax.presets import PRESETS, Preset, find_preset
 from realcustom_jax.sampling.solvers import betas
 
@@ -59,7 +61,14 @@ class ModelSource(abc.ABC):
             return SingleFileSource(path)
         if locate.is_on_hub(model):
             return FolderSource(locate.download(str(model)))
-        problem = "it is a file of another kind" if path.is_file() else "there is no such folder"
+        if path.is_file():
+            problem = f"it is a file of another kind ({path.suffix or 'without an ending'})"
+        elif path.suffix in locate.SINGLE_FILES:
+            problem = "there is no such file"
+        else:
+            problem = "there is no such folder"
+            if locate.could_be_on_hub(model):
+                problem += ", and as its first word is that of a folder it was not asked for on the hub"
         raise FileNotFoundError(f"{path} is not a model folder: {problem}. Give a folder of diffusers' layout, a "
                                 f"single-file checkpoint ({', '.join(locate.SINGLE_FILES)}), or a name on the hub "
                                 "(owner/model).")
@@ -108,11 +117,21 @@ class ModelSource(abc.ABC):
         for part in parts:
             self.config(part)
 
-    def schedule(self) -> tuple[np.ndarray, str]:
-        """(betas [T], what the UNet predicts: "epsilon" or "v_prediction"). Raises as `config`, and ValueError for a
-        schedule that is not Stable Diffusion's."""
+    def unet_file(self) -> LazyTensors:
+        """The tensors of the file that holds the UNet, in its own names, and its metadata."""
+        return self.tensors("unet")
+
+    def schedule(self, prediction: str | None = None) -> tuple[np.ndarray, str]:
+        """(betas [T], what the UNet predicts: "epsilon" or "v_prediction").
+
+        `prediction`: as the caller says; None: as the UNet's file says, and else the scheduler's configuration (module
+        `prediction`). Raises as `config`, and ValueError for a schedule that is not Stable Diffusion's.
+        """
+        with naming(self.place("unet")):
+            file = self.unet_file() if self.has("unet") else LazyTensors({})
+            said = said_of(file, file.metadata, prediction)
         with naming(self.place("scheduler")):
-            return _schedule(self.config("scheduler"))
+            return _schedule(self.config("scheduler") | said)
 
     def adapter(self) -> Adapter:
         """The adapter that comes with the model. Raises FileNotFoundError for a base model, which has none."""
@@ -140,6 +159,10 @@ class ModelSource(abc.ABC):
 class FolderSource(ModelSource):
     """A folder for each part: diffusers' layout, which is ours too, or that of the released RealCustom (`locate`)."""
 
+    def __init__(self, root: Path):
+        super().__init__(root)
+        self._opened: dict[tuple[str, bool], LazyTensors] = {}
+
     def has(self, part: str) -> bool:
         return self.place(part).is_dir()
 
@@ -152,13 +175,21 @@ class FolderSource(ModelSource):
     def config(self, part: str) -> dict[str, Any]:
         if part == "unet" and not self.has(part):
             raise FileNotFoundError(f"{self.root} is not a model folder: it holds no unet/ folder.")
+        if part == "vae" and not self.has(part):
+            raise _no_autoencoder(self.root)
         return self._scheduler() if part == "scheduler" else locate.part_config(self.place(part), part)
 
     def tensors(self, part: str) -> LazyTensors:
         folder = self.place(part)
-        if not (files := locate.weight_files(folder)):
-            raise FileNotFoundError(f"The model is not complete: {folder / WEIGHT_FILES[part]} is missing.")
-        return read_tensors(*files)
+        # What is wrong with a file is said once, and not whenever it is asked for something.
+        if (key := (part, reads_headers_only())) not in self._opened:
+            if not (files := locate.weight_files(folder)):
+                raise FileNotFoundError(f"The model is not complete: {folder / WEIGHT_FILES[part]} is missing.")
+            self._opened[key] = read_tensors(*files)
+        return self._opened[key]
+
+    def unet_file(self) -> LazyTensors:
+        return self.tensors("unet") if locate.weight_files(self.place("unet")) else LazyTensors({})
 
     def tokenizer(self, i: int = 0) -> CLIPTokenizer:
         folder = self.place(f"tokenizer_{i + 1}" if i else "tokenizer")
@@ -166,6 +197,8 @@ class FolderSource(ModelSource):
             if not any((folder / name).is_file() for name in names):
                 # transformers would make do with a tokenizer that knows no word.
                 raise FileNotFoundError(f"The model is not complete: {folder / names[0]} is missing.")
+        for file in sorted(folder.glob("*.json")) + sorted(folder.glob("*.txt")):
+            check_is_itself(file)
         try:
             tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
         except Exception as error:  # transformers and tokenizers raise many kinds for a broken file
@@ -219,15 +252,16 @@ class SingleFileSource(ModelSource):
     """
 
     @functools.cached_property
-    def _contents(self) -> tuple[Mapping[str, Mapping[str, Any]], Mapping[str, LazyTensors]]:
-        """(configuration, tensors) of each part."""
+    def _contents(self) -> tuple[Mapping[str, Mapping[str, Any]], Mapping[str, LazyTensors], LazyTensors]:
+        """(configuration of each part, tensors of each part, tensors of the file in its own names)."""
         tensors = read_tensors(self.root)
         with naming(self.root):
             if (kind := single_file.kind(tensors)) is None:
-                raise ValueError(f"it holds {identify(tensors)}; expected a whole Stable Diffusion 1.5 or SDXL "
-                                 "checkpoint.")
+                what = identify(tensors)
+                raise ValueError(f"it holds {what}; expected a whole Stable Diffusion 1.5 or SDXL checkpoint"
+                                 f"{advice(what)}.")
             parts = single_file.split(tensors)
-        return single_file.CONFIGS[kind] | {"scheduler": single_file.scheduler(tensors)}, parts
+        return single_file.CONFIGS[kind] | {"scheduler": single_file.scheduler(tensors)}, parts, tensors
 
     def has(self, part: str) -> bool:
         return bool(self._contents[1].get(part))
@@ -238,10 +272,17 @@ class SingleFileSource(ModelSource):
     def config(self, part: str) -> dict[str, Any]:
         if part.startswith("image_encoder"):
             raise self._lacks("image encoders", "vision")
+        if part == "vae" and not self.has(part):
+            raise _no_autoencoder(self.root)
+        if part.startswith("text_encoder") and not self.has(part):
+            raise FileNotFoundError(f"{self.root} holds no {part}; give a checkpoint that holds all text encoders.")
         return dict(self._contents[0][part])
 
     def tensors(self, part: str) -> LazyTensors:
         return self._contents[1][part]
+
+    def unet_file(self) -> LazyTensors:
+        return self._contents[2]
 
     def tokenizer(self, i: int = 0) -> CLIPTokenizer:
         raise self._lacks("tokenizer", "tokenizer")
@@ -264,6 +305,10 @@ class SingleFileSource(ModelSource):
     def _lacks(self, what: str, option: str) -> FileNotFoundError:
         return FileNotFoundError(f"{self.root} is a single file, which holds no {what}; name the folder that does with "
                                  f"{option} (--{option}).")
+
+
+def _no_autoencoder(root: Path) -> FileNotFoundError:
+    return FileNotFoundError(f"{root} holds no autoencoder; give one with vae (--vae), a file or a folder.")
 
 
 _SCHEDULES = {"scaled_linear": "squared_linear", "squaredcos_cap_v2": "cosine"}  # diffusers' names → ours
@@ -289,5 +334,5 @@ def _schedule(config: Mapping[str, Any]) -> tuple[np.ndarray, str]:
     values = betas(_SCHEDULES.get(name, name), config.get("num_train_timesteps", 1000),
                    terminal_pure_noise=config.get("rescale_betas_zero_snr", False))
     prediction = config.get("prediction_type", "epsilon")
-    check_choice("prediction_type", prediction, ("epsilon", "v_prediction"))
+    check_choice("prediction_type", prediction, PREDICTIONS)
     return values, prediction

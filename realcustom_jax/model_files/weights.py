@@ -14,6 +14,7 @@ belongs to no part, or has another shape.
 
 import dataclasses
 import re
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,10 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from realcustom_jax.errors import naming
+from realcustom_jax.model_files.kinds import identify
 from realcustom_jax.model_files.locate import read_config
-from realcustom_jax.model_files.tensors import LazyTensors, identify, read_tensors, reads_headers_only
+from realcustom_jax.model_files.names import MARKERS, listed
+from realcustom_jax.model_files.tensors import LazyTensors, read_tensors, reads_headers_only
 from realcustom_jax.models import clip_text, context, projector, unet, vae, vit
 
 PROJECTOR_PREFIX = "encoder_hidden_states_vision_projection."
@@ -136,7 +139,7 @@ def from_torch(shapes, tensors: Mapping[str, np.ndarray], part: str, *, dtype,
     Raises:
         ValueError: lists the missing and the wrongly shaped tensors.
     """
-    params, missing, wrong, used = {}, [], [], set()
+    params, problems, used, small = {}, {"missing": [], "wrong": [], "numbers": []}, set(), set()
     for path, leaf in flatten_dict(shapes).items():
         stacked = _SCANNED in path
         names = [torch_name(path, layer) for layer in range(leaf.shape[0])] if stacked else [torch_name(path)]
@@ -144,41 +147,49 @@ def from_torch(shapes, tensors: Mapping[str, np.ndarray], part: str, *, dtype,
         used.update(names)
         if len(absent) == len(names) and missing_ok and all(map(missing_ok, names)):
             continue
-        missing += absent
-        params[path], unfit = _fill(leaf, stacked, path[-1] == "kernel", names, tensors, dtype)
-        wrong += unfit
-    # Whatever a leaf lacks is in one of the two lists, so that no memory that nothing was written to is returned.
-    _raise(part, tensors, missing=missing, wrong=wrong)
+        problems["missing"] += absent
+        params[path], stored = _fill(leaf, stacked, path[-1] == "kernel", names, tensors, dtype, problems)
+        small.update(kind for kind in stored if kind.startswith("float8"))
+    # Whatever a leaf lacks is in one of the lists, so that no memory that nothing was written to is returned.
+    _raise(part, tensors, **problems)
+    if small:
+        warnings.warn(f"the weights of this {part} are stored as {', '.join(sorted(small))}, computed in "
+                      f"{jnp.dtype(dtype).name}: they take the memory of the latter.", stacklevel=2)
     return unflatten_dict(params), set(tensors) - used
 
 
-def _fill(leaf, stacked: bool, kernel: bool, names: list[str], tensors: Mapping[str, np.ndarray], dtype):
-    """(one leaf's array of the tensors of these names, or its shape under `tensors.headers_only`; what is wrong with
-    the shapes of those that are there). Where one is absent or wrong, the array is not to be used."""
-    expected, wrong = leaf.shape[1:] if stacked else leaf.shape, []
+def _fill(leaf, stacked: bool, kernel: bool, names: list[str], tensors: Mapping[str, np.ndarray], dtype,
+          problems: dict[str, list[str]]):
+    """(one leaf's array of the tensors of these names, or its shape under `tensors.headers_only`; the types that they
+    are stored in). What is wrong with those that are there is added to `problems`; where one is absent or wrong, the
+    array is not to be used."""
+    expected, stored = leaf.shape[1:] if stacked else leaf.shape, set()
     # A stack is filled in place, so that a deep one is never there twice.
     filled = None if reads_headers_only() else np.empty((len(names), *expected), dtype)
     for layer, name in enumerate(names):
         if name not in tensors:
             continue
         value = given = tensors[name]
+        stored.add(value.dtype.name)
         if value.ndim == 4 and len(expected) == 2 and value.shape[2:] == (1, 1):
             value = value[:, :, 0, 0]  # old autoencoders keep their linear layers as 1×1 convolutions
         if kernel and value.ndim in (2, 4):
             value = value.transpose((1, 0) if value.ndim == 2 else (2, 3, 1, 0))
         if value.shape != expected:
-            wrong.append(f"{name} {tuple(given.shape)}, expected {_torch_shape(expected, kernel)}")
+            problems["wrong"].append(f"{name} {tuple(given.shape)}, expected {_torch_shape(expected, kernel)}")
+        elif not jnp.issubdtype(value.dtype, jnp.floating):
+            problems["numbers"].append(f"{name} of {value.dtype.name}")
         elif filled is not None:
             filled[layer] = value
     if filled is None:
-        return jax.ShapeDtypeStruct(leaf.shape, dtype), wrong
-    return jnp.asarray(filled if stacked else filled[0]), wrong
+        return jax.ShapeDtypeStruct(leaf.shape, dtype), stored
+    return jnp.asarray(filled if stacked else filled[0]), stored
 
 
 def _raise(part: str, tensors: Mapping[str, Any], **problems: list[str]):
-    titles = {"missing": "missing keys", "wrong": "wrong shapes", "unknown": "keys that belong to no part"}
-    found = [f"{titles[kind]}: {', '.join(sorted(names)[:20])}" + (f" … ({len(names)} in all)" * (len(names) > 20))
-             for kind, names in problems.items() if names]
+    titles = {"missing": "missing keys", "wrong": "wrong shapes", "numbers": "not floating-point numbers",
+              "unknown": "keys that belong to no part"}
+    found = [f"{titles[kind]}: {listed(names)}" for kind, names in problems.items() if names]
     if found:
         what = identify(problems.get("unknown") or tensors)
         raise ValueError(f"the weights (of {what}) do not fit this {part}: " + "; ".join(found) + ".")
@@ -186,11 +197,11 @@ def _raise(part: str, tensors: Mapping[str, Any], **problems: list[str]):
 
 def _select(tensors: LazyTensors, part: str) -> LazyTensors:
     """The tensors of one part, prefix removed; raises for keys that belong to no part at all."""
-    rule = _PARTS[part]
+    rule, tensors = _PARTS[part], tensors.rename(lambda name: None if name in MARKERS else name)
     _raise(part, tensors,
            unknown=[k for k in tensors if not any(p.match(k) for p in (rule.own, rule.other, rule.ignored))])
-    return LazyTensors({rule.rename(name.removeprefix(rule.prefix)): read for name, read in tensors.readers.items()
-                        if rule.own.match(name) and not rule.ignored.match(name)})
+    return tensors.rename(lambda name: rule.rename(name.removeprefix(rule.prefix))
+                          if rule.own.match(name) and not rule.ignored.match(name) else None)
 
 
 def _as_they_are(params):
@@ -199,7 +210,8 @@ def _as_they_are(params):
 
 def _load(part: str, module: nn.Module, tensors, dtype, *init_args, optional=None, rng=None, arrange=_as_they_are,
           **init_kwargs):
-    shapes = jax.eval_shape(arrange, parameter_shapes(module, *init_args, **init_kwargs))
+    with naming():
+        shapes = jax.eval_shape(arrange, parameter_shapes(module, *init_args, **init_kwargs))
     params, unused = from_torch(shapes, tensors, part, dtype=dtype, missing_ok=optional)
     _raise(part, tensors, unknown=sorted(unused))
     absent = set(flatten_dict(shapes)) - set(flatten_dict(params))
@@ -275,9 +287,17 @@ def load_text_encoder(config, *files, dtype=jnp.float32, platform=None):
     """A CLIP text encoder from its transformers JSON and weights; `.projected` is there if the files have
     `text_projection.weight`. Returns (module, params); raises as `load_unet`."""
     tensors = _select(read_tensors(*files), "text encoder")
+    mapping = read_config(config)
     config = _architecture(clip_text.ClipTextConfig, config, "CLIP text config")
+    if _has_shape(tensors, "text_projection.weight", (mapping.get("projection_dim"), config.hidden_size)):
+        # A whole CLIPModel's JSON says it once more, beside what it says of each tower, and its weights go by that.
+        config = dataclasses.replace(config, projection_dim=mapping["projection_dim"])
     module = clip_text.ClipText(config, "text_projection.weight" in tensors, dtype, platform)
     return _load("text encoder", module, tensors, dtype, jnp.zeros((1, 2), jnp.int32))
+
+
+def _has_shape(tensors: Mapping[str, np.ndarray], name: str, shape: tuple) -> bool:
+    return name in tensors and tensors[name].shape == shape
 
 
 def load_vision_encoder(config, *files, dtype=jnp.float32, platform=None):

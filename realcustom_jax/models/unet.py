@@ -25,7 +25,8 @@ from realcustom_jax.models.resnet import Downsample, ResnetBlock, Upsample
 _FIXED = {
     "act_fn": "silu", "center_input_sample": False, "class_embed_type": None, "class_embeddings_concat": False,
     "conv_in_kernel": 3, "conv_out_kernel": 3, "cross_attention_norm": None, "downsample_padding": 1,
-    "dual_cross_attention": False, "encoder_hid_dim": None, "encoder_hid_dim_type": None, "mid_block_scale_factor": 1,
+    "dual_cross_attention": False, "encoder_hid_dim": None, "encoder_hid_dim_type": None,
+    "mid_block_only_cross_attention": None, "mid_block_scale_factor": 1,
     "mid_block_type": "UNetMidBlock2DCrossAttn", "num_class_embeds": None, "only_cross_attention": False,
     "resnet_out_scale_factor": 1.0, "resnet_skip_time_act": False, "resnet_time_scale_shift": "default",
     "time_cond_proj_dim": None, "time_embedding_act_fn": None, "time_embedding_dim": None,
@@ -47,7 +48,7 @@ class UNetConfig:
     in_channels: int = 4
     out_channels: int = 4
     block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
-    layers_per_block: int = 2
+    layers_per_block: int | tuple[int, ...] = 2
     cross_attention: tuple[bool, ...] = (True, True, True, False)
     transformer_layers: tuple[int, ...] = (1, 1, 1, 1)
     heads: tuple[int, ...] = (8, 8, 8, 8)
@@ -71,15 +72,39 @@ class UNetConfig:
         """
         mapping = {**_DEFAULTS, **mapping}
         for key, only in _FIXED.items():
-            if mapping.get(key, only) != only and not (key == "only_cross_attention" and not mapping[key]):
-                raise ValueError(f"UNet config: {key}={mapping[key]!r} is not supported; only {only!r} is.")
+            given = mapping.get(key, only)
+            # What is off for every level may be written so; None and False both mean off.
+            off = not only and (given in (None, False) or isinstance(given, (list, tuple)) and not any(given))
+            if given != only and not off:
+                raise ValueError(f"UNet config: {key}={given!r} is not supported; only {only!r} is.")
         channels = tuple(mapping["block_out_channels"])
 
-        def per_level(value):
+        def per_level(value, key="block types"):
             value = tuple(value) if isinstance(value, (list, tuple)) else (value,) * len(channels)
             if len(value) != len(channels):
-                raise ValueError(f"UNet config: {value} has not one value for each of the {len(channels)} levels.")
+                raise ValueError(f"UNet config: {key} {value} has not one value for each of the {len(channels)} "
+                                 "levels.")
             return value
+
+        def one_of_each(key, default):
+            """One value for each level, where the levels' values may be lists of equal ones, for its transformers."""
+            values = per_level(mapping.get(key, default), key)
+            if mixed := [x for x in values if isinstance(x, (list, tuple)) and len(set(map(str, x))) != 1]:
+                raise ValueError(f"UNet config: {key} holds {mixed[0]!r} for one level; only equal values within a "
+                                 "level are supported.")
+            return tuple(x[0] if isinstance(x, (list, tuple)) else x for x in values)
+
+        transformers = one_of_each("transformer_layers_per_block", 1)
+        if mapping.get("reverse_transformer_layers_per_block") is not None:
+            upwards = one_of_each("reverse_transformer_layers_per_block", None)
+            if upwards != transformers[::-1]:
+                raise ValueError(f"UNet config: reverse_transformer_layers_per_block={upwards} is not supported; only "
+                                 f"transformer_layers_per_block reversed, {transformers[::-1]}, is.")
+        layers = per_level(mapping.get("layers_per_block", 2), "layers_per_block")
+        text = set(per_level(mapping.get("cross_attention_dim", 1280), "cross_attention_dim"))
+        if len(text) > 1:
+            raise ValueError(f"UNet config: cross_attention_dim={mapping['cross_attention_dim']!r} is not supported; "
+                             "only text of one width for all levels is.")
 
         for key, known in (("down_block_types", _DOWN), ("up_block_types", _UP)):
             if unknown := [name for name in per_level(mapping[key]) if name not in known]:
@@ -101,16 +126,19 @@ class UNetConfig:
         settings = mapping.get("image_prompt_settings") or {}
         return cls(
             in_channels=mapping.get("in_channels", 4), out_channels=mapping.get("out_channels", 4),
-            block_out_channels=channels, layers_per_block=mapping.get("layers_per_block", 2),
-            cross_attention=cross_attention, heads=per_level(heads),
-            transformer_layers=per_level(mapping.get("transformer_layers_per_block", 1)),
-            cross_attention_dim=mapping.get("cross_attention_dim", 1280),
+            block_out_channels=channels, layers_per_block=layers[0] if len(set(layers)) == 1 else layers,
+            cross_attention=cross_attention, heads=per_level(heads, "the number of heads"),
+            transformer_layers=transformers, cross_attention_dim=text.pop(),
             norm_num_groups=mapping.get("norm_num_groups", 32), norm_eps=mapping.get("norm_eps", 1e-5),
             use_linear_projection=bool(mapping.get("use_linear_projection", False)),
             flip_sin_to_cos=mapping.get("flip_sin_to_cos", True), freq_shift=mapping.get("freq_shift", 0),
             addition_embed=kind is not None, addition_time_embed_dim=time_dim, pooled_dim=pooled_dim,
             vision=settings.get("vision_projection_type", "none") != "none",
         )
+
+    def layers(self, level: int) -> int:
+        """The number of residual blocks of a level on its way down; on its way up it has one more."""
+        return self.layers_per_block[level] if isinstance(self.layers_per_block, tuple) else self.layers_per_block
 
 
 @flax.struct.dataclass
@@ -252,14 +280,14 @@ class UNet(nn.Module):
         skips, maps, self_maps = [x], (), ()
         for level in levels:
             x, states, *new = stage(
-                level, c.layers_per_block, c.layers_per_block * c.cross_attention[level],
+                level, c.layers(level), c.layers(level) * c.cross_attention[level],
                 "down" if level + 1 < len(levels) else None, name=f"down_blocks_{level}",
             )(x, embedding, attention_inputs)
             skips, maps, self_maps = skips + states, maps + new[0], self_maps + new[1]
         x, _, *new = stage(levels[-1], 2, 1, None, name="mid_block")(x, embedding, attention_inputs)
         maps, self_maps = maps + new[0], self_maps + new[1]
-        resnets = c.layers_per_block + 1
         for i, level in enumerate(reversed(levels)):
+            resnets = c.layers(level) + 1
             skips, used = skips[:-resnets], tuple(skips[-resnets:])
             x, _, *new = stage(
                 level, resnets, resnets * c.cross_attention[level], "up" if level > 0 else None, name=f"up_blocks_{i}",

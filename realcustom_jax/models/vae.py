@@ -38,6 +38,9 @@ class VAEConfig:
                 raise ValueError(f"autoencoder config: {key} holds {sorted(unknown)}; only {only} is supported.")
         if mapping.get("act_fn", "silu") != "silu":
             raise ValueError(f"autoencoder config: act_fn is {mapping['act_fn']!r}; only 'silu' is supported.")
+        if shifted := [key for key in ("shift_factor", "latents_mean", "latents_std") if mapping.get(key) is not None]:
+            raise ValueError(f"autoencoder config: {shifted[0]} is {mapping[shifted[0]]!r}; only latents that are "
+                             "scaled, by scaling_factor, are supported.")
         names = {f.name for f in dataclasses.fields(cls)}
         values = {k: v for k, v in mapping.items() if k in names and v is not None}
         if "block_out_channels" in values:
