@@ -108,6 +108,10 @@ class PatchedSource(ModelSource):
     def vocabulary(self) -> Vocabulary | None:
         return self._model.vocabulary()
 
+    @property
+    def no_negative(self) -> str:
+        return self._model.no_negative
+
 
 def _find(part: str, path: str | Path) -> Path:
     """The file, or the folder of nothing but this part."""
