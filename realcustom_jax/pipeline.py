@@ -24,8 +24,9 @@ import numpy as np
 from PIL import Image
 from transformers import CLIPTokenizer
 
+from realcustom_jax.conditioning.images import ImageSource, listed, load_image, to_uint8
 from realcustom_jax.conditioning.prompts import encode_prompt, target_tokens
-from realcustom_jax.conditioning.references import VisionSettings, load_image, to_uint8, vision_tokens
+from realcustom_jax.conditioning.references import VisionSettings, square_reference, vision_tokens
 from realcustom_jax.conditioning.size import time_ids
 from realcustom_jax.conditioning.vocabulary import Vocabulary
 from realcustom_jax.devices.compilation import enable_compilation_cache, jit_sampler
@@ -35,14 +36,12 @@ from realcustom_jax.model_files import fingerprint
 from realcustom_jax.model_files.adapter import find_adapter, load_adapter_projector, split_unet
 from realcustom_jax.model_files.source import ModelSource
 from realcustom_jax.models.clip_text import TextOutput
-from realcustom_jax.models.resize import resize_bilinear
 from realcustom_jax.models.unet import UNetConfig
 from realcustom_jax.presets import PRESETS, Preset, find_preset
 from realcustom_jax.sampling.sampler import BRANCHES, Conditioning, Samples, check_freeze, sample_latents
 from realcustom_jax.sampling.solvers import make_solver
 from realcustom_jax.sampling.tiling import decode_tiles
 
-ImageSource = str | Path | Image.Image
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -203,7 +202,7 @@ class Pipeline:
         What is None is as the preset says.
 
         Args:
-            image: a reference, or R of them (paths or PIL images).
+            image: a reference, or R of them; see `images.load_image` for what can be read.
             prompt: the text.
             target: the words of the prompt that stand for the subject; one phrase for each reference, or several
                 for a single one.
@@ -273,7 +272,7 @@ class Pipeline:
         """Vision tokens [N, L, D] of N references, each [H, W, 3] in [0, 1]; all zero for the negative lane."""
         # Pictures of any size come to one shape here, so that the encoders are compiled once.
         size = self.vision_settings.size
-        squares = jnp.concatenate([resize_bilinear(jnp.asarray(image)[None], (size, size)) for image in images])
+        squares = jnp.stack([square_reference(image, size) for image in images])
         params = (self.siglip.params, self.dino.params, self.projector.params)
         return _encode_references(
             self.siglip.module, self.dino.module, self.projector.module, self.vision_settings, params, squares)
@@ -398,7 +397,7 @@ def _network_fingerprint(network: Network) -> str:
 
 def _paired(image, target) -> tuple[list[ImageSource], tuple[str, ...]]:
     """References and targets as sequences that fit each other."""
-    references = [image] if isinstance(image, ImageSource) else list(image)
+    references = listed(image)
     targets = (target,) if isinstance(target, str) else tuple(target)
     if not targets or len(references) not in (1, len(targets)):
         raise ValueError(f"{len(references)} reference(s) and {len(targets)} target(s) were given; expected one target "
