@@ -76,7 +76,7 @@ def _prompt(options: argparse.Namespace) -> str:
 def _checked_choices(options: argparse.Namespace) -> dict:
     """Options of `Pipeline.__call__`. A large model loads for a minute: what is wrong without it is told before."""
     from realcustom_jax import contact_sheet
-    from realcustom_jax.conditioning.references import load_image
+    from realcustom_jax.conditioning.images import load_image
     from realcustom_jax.pipeline import check_options
     from realcustom_jax.presets import find_preset
 

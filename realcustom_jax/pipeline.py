@@ -24,8 +24,9 @@ import numpy as np
 from PIL import Image
 from transformers import CLIPTokenizer
 
+from realcustom_jax.conditioning.images import ImageSource, listed, load_image, to_uint8
 from realcustom_jax.conditioning.prompts import encode_prompt, target_tokens
-from realcustom_jax.conditioning.references import VisionSettings, load_image, to_uint8, vision_tokens
+from realcustom_jax.conditioning.references import VisionSettings, square_reference, vision_tokens
 from realcustom_jax.conditioning.size import time_ids
 from realcustom_jax.conditioning.vocabulary import Vocabulary
 from realcustom_jax.devices.compilation import enable_compilation_cache, jit_sampler
@@ -36,14 +37,13 @@ from realcustom_jax.model_files.adapter import find_adapter, load_adapter_projec
 from realcustom_jax.model_files.parts import with_parts
 from realcustom_jax.model_files.source import ModelSource
 from realcustom_jax.models.clip_text import TextOutput
-from realcustom_jax.models.resize import resize_bilinear
+from realcustom_jax.models.norm import MOMENTS
 from realcustom_jax.models.unet import UNetConfig
 from realcustom_jax.presets import PRESETS, Preset, find_preset
 from realcustom_jax.sampling.sampler import BRANCHES, Conditioning, Samples, check_freeze, sample_latents
 from realcustom_jax.sampling.solvers import make_solver
-from realcustom_jax.sampling.tiling import decode_tiles
+from realcustom_jax.sampling.tiling import decode_tiles, tile_shape
 
-ImageSource = str | Path | Image.Image
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -213,7 +213,7 @@ class Pipeline:
         What is None is as the preset says.
 
         Args:
-            image: a reference, or R of them (paths or PIL images).
+            image: a reference, or R of them; see `images.load_image` for what can be read.
             prompt: the text.
             target: the words of the prompt that stand for the subject; one phrase for each reference, or several
                 for a single one.
@@ -297,16 +297,17 @@ class Pipeline:
         """Vision tokens [N, L, D] of N references, each [H, W, 3] in [0, 1]; all zero for the negative lane."""
         # Pictures of any size come to one shape here, so that the encoders are compiled once.
         size = self.vision_settings.size
-        squares = jnp.concatenate([resize_bilinear(jnp.asarray(image)[None], (size, size)) for image in images])
+        squares = jnp.stack([square_reference(image, size) for image in images])
         params = (self.siglip.params, self.dino.params, self.projector.params)
         return _encode_references(
             self.siglip.module, self.dino.module, self.projector.module, self.vision_settings, params, squares)
 
     def decode(self, latents: jax.Array) -> np.ndarray:
-        """Latents [B, h, w, C] as the UNet sees them to pictures, uint8 [B, H, W, 3]; tile by tile where they are
-        larger than the model's own size."""
+        """Latents [B, h, w, C] as the UNet sees them to pictures, uint8 [B, H, W, 3]; tile by tile where they have
+        more pixels than the model's own."""
         decode = functools.partial(decode_latents, self.vae.module, self.vae.params)
-        pictures = decode_tiles(decode, latents, tile=self.sample_size, factor=self._factor)
+        measure = functools.partial(_decoder_moments, self.vae.module, self.vae.params)
+        pictures = decode_tiles(decode, latents, tile=self.sample_size, factor=self._factor, measure=measure)
         if not np.isfinite(pictures).all():
             raise ValueError("The pictures are not made of finite numbers: the weights hold some that are not, or "
                              "float16 overflowed; check the files, or choose another dtype.")
@@ -315,7 +316,7 @@ class Pipeline:
     def decoded_at_once(self, shape: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
         """The shape of what `decode` decodes at once of latents [B, h, w, C] of `shape`."""
         batch, height, width, channels = shape
-        return batch, min(height, self.sample_size), min(width, self.sample_size), channels
+        return batch, *tile_shape(height, width, self.sample_size), channels
 
     def fingerprints(self) -> dict[str, str]:
         """What each part is made of (module `fingerprint`), by the part's name. Two pipelines with equal ones and equal
@@ -422,7 +423,7 @@ def _network_fingerprint(network: Network) -> str:
 
 def _paired(image, target) -> tuple[list[ImageSource], tuple[str, ...]]:
     """References and targets as sequences that fit each other."""
-    references = [image] if isinstance(image, ImageSource) else list(image)
+    references = listed(image)
     targets = (target,) if isinstance(target, str) else tuple(target)
     if not targets or len(references) not in (1, len(targets)):
         raise ValueError(f"{len(references)} reference(s) and {len(targets)} target(s) were given; expected one target "
@@ -483,9 +484,18 @@ _encode_references = jax.jit(vision_tokens, static_argnums=(0, 1, 2, 3))
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def decode_latents(module, params, latents: jax.Array) -> jax.Array:
-    """Pictures [B, H, W, 3], about [-1, 1], of latents [B, h, w, C] as the UNet sees them."""
-    return module.apply({"params": params}, latents / module.config.scaling_factor, method="decode")
+def decode_latents(module, params, latents: jax.Array, moments: Mapping[str, Any] | None = None) -> jax.Array:
+    """Pictures [B, H, W, 3], about [-1, 1], of latents [B, h, w, C] as the UNet sees them; `moments` are those of all
+    norms, where the latents are a part of a whole."""
+    variables = {"params": params, MOMENTS: {} if moments is None else moments}
+    return module.apply(variables, latents / module.config.scaling_factor, method="decode")
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _decoder_moments(module, params, latents: jax.Array) -> Mapping[str, Any]:
+    """Mean and variance of all norms while these latents are decoded."""
+    latents = latents / module.config.scaling_factor
+    return module.apply({"params": params}, latents, method="decode", mutable=MOMENTS)[1][MOMENTS]
 
 
 @functools.partial(jit_sampler, static_argnums=0, static_argnames=("mask", "freeze_mask_step", "branches"))

@@ -1,5 +1,6 @@
 """A folder of pictures as a dataset: sizes, references, and rows that are broken in every way."""
 
+import io
 import json
 import os
 import subprocess
@@ -9,6 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from realcustom_jax.conditioning.images import load_image
+from realcustom_jax.conditioning.references import square_reference
 from realcustom_jax.data.loader import Split
 from realcustom_jax.data.pictures import manifest
 from realcustom_jax.data.pictures.cutouts import cut_out_subject, recontextualised
@@ -19,6 +22,7 @@ from realcustom_jax.data.pictures.folder import (
     bucket_of,
     buckets,
     cover,
+    example,
     make_dataset,
 )
 from realcustom_jax.data.pictures.manifest import read_manifest
@@ -206,6 +210,55 @@ def test_a_file_that_was_written_a_moment_ago_is_not_trusted(pictures, tmp_path)
     write_manifest(pictures, GOOD[0])
     manifest.fingerprint(pictures, tmp_path / "seen.json")
     assert not (tmp_path / "seen.json").exists()
+
+
+def references_of(folder, row, side=64):
+    """{difficulty: picture} that a manifest of one row gives."""
+    write_manifest(folder, row)
+    (row,), broken = read_manifest(folder / "manifest.jsonl")
+    assert not broken
+    made = example(row, buckets(128), side, np.random.default_rng(0))
+    pictures = [np.asarray(Image.open(io.BytesIO(png))) for png in made["references"]]
+    return dict(zip(made["difficulty"], pictures, strict=True))
+
+
+def test_training_sees_references_as_sampling_does(pictures):
+    """Shrunk without antialiasing, as the released code shrinks them: noise keeps most of its contrast."""
+    noise = np.random.default_rng(0).integers(0, 256, (500, 750, 3), np.uint8)
+    Image.fromarray(noise).save(pictures / "noise.png")
+    mask = np.zeros((500, 750), np.uint8)
+    mask[50:450, 100:500] = 255
+    Image.fromarray(mask).save(pictures / "noise_mask.png")
+    seen = references_of(pictures, {"target": "noise.png", "caption": "a toy", "word": "toy", "mask": "noise_mask.png",
+                                    "reference": "noise.png"}, side=192)
+    sampled = square_reference(load_image(pictures / "noise.png"), 192)
+    np.testing.assert_allclose(seen[OTHER_VIEW] / 255, sampled, atol=0.51 / 255)
+    cut_out = load_image(cut_out_subject(Image.fromarray(noise), mask > 0))
+    np.testing.assert_allclose(seen[RECONSTRUCTION] / 255, square_reference(cut_out, 192), atol=0.51 / 255)
+    subject = seen[AUGMENTED].astype(float).reshape(-1, 3)
+    subject = subject[(subject != subject[0]).any(-1)]  # turned, which smooths it a little, on a plain background
+    for contrast in (sampled.std(), seen[OTHER_VIEW].std() / 255, cut_out.std(), subject.std() / 255):
+        assert contrast > 0.13
+
+
+@pytest.mark.parametrize("kind, numbers", [
+    ("png", np.uint16([26000, 40000])), ("tif", np.uint16([26000, 40000])), ("tif", np.int32([26000, 40000])),
+    ("tif", np.float32([0.4, 0.6])), ("tif", np.float32([100, 150])), ("png", np.uint8([100, 150])),
+    ("png", np.bool([False, True]))])
+def test_half_is_the_threshold_of_masks_of_every_depth(pictures, kind, numbers):
+    mask = np.zeros((180, 90), int)
+    mask[30:90, 20:80] = 1
+    Image.new("RGB", (90, 180), "blue").save(pictures / "tall.png")
+    Image.fromarray(numbers[mask]).save(pictures / f"deep.{kind}")
+    row = {"target": "tall.png", "caption": "a toy", "word": "toy", "mask": f"deep.{kind}"}
+    Image.fromarray(np.uint8(255 * mask)).save(pictures / "plain.png")
+    np.testing.assert_array_equal(references_of(pictures, row)[AUGMENTED],
+                                  references_of(pictures, row | {"mask": "plain.png"})[AUGMENTED])
+
+
+def test_a_very_long_picture_is_cropped_before_it_is_enlarged(pictures):
+    cropped, (top, left) = cover(Image.new("RGB", (60000, 2), "red"), (128, 128), focus=(30000, 1))
+    assert cropped.size == (128, 128) and top == 0 and left == 64 * 30000 - 64
 
 
 def test_buckets_have_about_the_area_and_the_nearest_shape_is_taken():

@@ -49,6 +49,14 @@ def test_a_larger_picture_needs_more_and_xla_needs_about_the_estimate(mini_pipel
 
 
 @pytest.mark.slow
+def test_the_decoder_is_counted_for_what_it_decodes_at_once(mini_pipeline):
+    """The whole of a wide picture of the model's own area; of a larger one, tiles of that area."""
+    decoders = {size: sampler_memory(mini_pipeline, width=size[0], height=size[1]).decoder for size in (
+        (16, 16), (32, 8), (8, 8), (32, 32))}
+    assert decoders[32, 8] == decoders[16, 16] == decoders[32, 32] > 2 * decoders[8, 8]
+
+
+@pytest.mark.slow
 def test_the_presets_refinement_and_freeze_are_counted(mini_pipeline):
     """Self-attention maps of 8 × 8 latents are [1, 64, 64] in each layer; a mask that freezes at once needs no call of
     three lanes. What is asked for in the call goes before the preset."""

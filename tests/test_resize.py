@@ -2,7 +2,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from realcustom_jax.models.resize import resize_align_corners, resize_bilinear
+from realcustom_jax.models.resize import resize_align_corners, resize_bilinear, resize_bilinear_on_host
 
 ROW = jnp.array([0.0, 4.0, 8.0, 12.0]).reshape(1, 1, 4, 1)
 
@@ -34,6 +34,16 @@ def test_keeps_dtype_and_identity(resize):
     same = resize(x, (3, 5))
     assert same.dtype == jnp.bfloat16
     np.testing.assert_array_equal(same, x)
+
+
+@pytest.mark.parametrize("source", [(8, 8), (5, 12), (1, 7), (300, 200)])
+@pytest.mark.parametrize("target", [(8, 8), (16, 16), (3, 20), (7, 1)])
+def test_the_host_resizes_as_devices_do(source, target):
+    x = np.random.default_rng(0).random((2, *source, 3), np.float32)
+    on_host = resize_bilinear_on_host(x, target)
+    assert type(on_host) is np.ndarray and on_host.dtype == np.float32
+    # XLA computes the places in float32.
+    np.testing.assert_allclose(on_host, resize_bilinear(jnp.asarray(x), target), atol=2e-5)
 
 
 @pytest.mark.parametrize(("resize", "corners"), [(resize_bilinear, False), (resize_align_corners, True)])

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import realcustom_jax as rc
-from realcustom_jax.conditioning.references import from_uint8
+from realcustom_jax.conditioning.images import from_uint8
 from realcustom_jax.data.sprites.bank import BankConfig, paint_bank
 from realcustom_jax.data.sprites.captions import caption
 from realcustom_jax.data.sprites.composition import compose_few

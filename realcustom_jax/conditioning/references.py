@@ -1,6 +1,4 @@
-"""Pictures in and out: files, arrays, and a reference image's features that the projector takes.
-
-Two ranges are in use: [0, 1] for references (the encoders normalise further), [-1, 1] for the autoencoder.
+"""A reference image's features that the projector takes.
 
 The reference is seen twice: whole, at the encoders' size, and at `split` times that size in split² parts, so
 that the encoders read its details (cross-scale, in RealCustom++, arXiv 2408.09744). Both frozen encoders see
@@ -11,17 +9,15 @@ Dimensions: B batch, H W pixels, g the size that the encoders see, L tokens, C c
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image, ImageOps
 
 from realcustom_jax.errors import check_choice
 from realcustom_jax.models.projector import Projector
-from realcustom_jax.models.resize import resize_align_corners, resize_bilinear
+from realcustom_jax.models.resize import resize_align_corners, resize_bilinear, resize_bilinear_on_host
 from realcustom_jax.models.vit import VisionTransformer
 
 SIGLIP_MEAN, SIGLIP_STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
@@ -77,48 +73,10 @@ class VisionSettings:
                    siglip_layers=siglip_layers, dino_layers=dino_layers)
 
 
-def load_image(source: str | Path | Image.Image) -> np.ndarray:
-    """Reads a picture as it is meant to be seen: turned as its EXIF says, transparency on white.
-
-    Args:
-        source: path of an image file, or an image opened with Pillow.
-    Returns:
-        float32 [H, W, 3] in [0, 1].
-    Raises:
-        FileNotFoundError, ValueError: if there is no such file, or Pillow cannot read it.
-    """
-    try:
-        image = source if isinstance(source, Image.Image) else Image.open(source)
-        image = ImageOps.exif_transpose(image)
-        if image.has_transparency_data:
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        return np.asarray(image.convert("RGB"), np.float32) / 255
-    except FileNotFoundError:
-        raise FileNotFoundError(f"The image {source} does not exist.") from None
-    except Exception as error:  # Pillow raises many kinds for a broken file
-        raise ValueError(f"The image {source} cannot be read ({error}); give a PNG or JPEG file.") from None
-
-
-def from_uint8(images: jax.Array | np.ndarray) -> jax.Array:
-    """uint8 pictures of any shape to the autoencoder's range: float32 in [-1, 1]."""
-    return jnp.asarray(images, jnp.float32) / 127.5 - 1
-
-
-def to_uint8(images: jax.Array | np.ndarray) -> np.ndarray:
-    """The autoencoder's output, about [-1, 1], clipped and rounded to uint8."""
-    return np.round((np.clip(np.asarray(images, np.float32), -1, 1) + 1) * 127.5).astype(np.uint8)
-
-
-def grid(images: jax.Array | np.ndarray, columns: int) -> Image.Image:
-    """One picture of many: [N, H, W, 3] in [-1, 1], rows first; places left over are white."""
-    images = to_uint8(images)
-    count, height, width, channels = images.shape
-    rows = -(-count // columns)
-    sheet = np.full((rows * columns, height, width, channels), 255, np.uint8)
-    sheet[:count] = images
-    sheet = sheet.reshape(rows, columns, height, width, channels).swapaxes(1, 2)
-    return Image.fromarray(sheet.reshape(rows * height, columns * width, channels))
+def square_reference(picture: np.ndarray, size: int) -> np.ndarray:
+    """A reference as training and sampling begin with it: the square of `size` of `prepare_reference`, whatever the
+    picture's size and aspect, so that what follows is compiled once. float [H, W, 3] -> [size, size, 3]."""
+    return resize_bilinear_on_host(np.asarray(picture)[None], (size, size))[0]
 
 
 def prepare_reference(

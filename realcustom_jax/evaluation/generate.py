@@ -25,8 +25,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from realcustom_jax.conditioning.images import from_uint8
 from realcustom_jax.conditioning.prompts import target_tokens
-from realcustom_jax.conditioning.references import from_uint8
 from realcustom_jax.devices.compilation import jit_sampler
 from realcustom_jax.errors import check_choice
 from realcustom_jax.evaluation.cases import Case

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from realcustom_jax.conditioning.references import from_uint8
+from realcustom_jax.conditioning.images import from_uint8
 from realcustom_jax.data.sprites.world import ACCESSORIES, BUILDS, COLOURS, NOUNS, PATTERNS, SCENES
 from realcustom_jax.model_files import bundle, weights
 from realcustom_jax.model_files.source import FolderSource

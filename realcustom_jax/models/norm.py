@@ -8,6 +8,9 @@ from jax import lax
 from realcustom_jax.devices.platform import Platform
 from realcustom_jax.models.parts import largest_divisor
 
+MOMENTS = "moments"
+"""The collection of variables with the norms' means and variances: written where it is mutable, else used if given."""
+
 _AT_ONCE = 256
 """Pixels that are summed at once where a GPU sums many."""
 
@@ -34,12 +37,20 @@ class GroupNorm(nn.Module):
         values = x.astype(jnp.float32)
         moments = _in_one_reading if self.platform.norms_read_once else _by_channels
         mean, variance = (jnp.repeat(of_groups, channels // self.groups, axis=-1)
-                          for of_groups in moments(values, self.groups))
+                          for of_groups in self._shared(moments(values, self.groups)))
         centre, factor = mean, scale * lax.rsqrt(variance + self.epsilon)
         if self.platform.norm_barrier:
             centre, factor = lax.optimization_barrier((centre, factor))
         centre, factor = (jnp.expand_dims(v, range(1, x.ndim - 1)) for v in (centre, factor))
         return ((values - centre) * factor + bias).astype(self.dtype)
+
+    def _shared(self, found: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        """Mean and variance, each [B, groups], as they were found, or as they are given in `MOMENTS`."""
+        if self.is_mutable_collection(MOMENTS) and not self.is_initializing():
+            self.put_variable(MOMENTS, "found", jnp.stack(found))
+        elif self.has_variable(MOMENTS, "found"):
+            return tuple(self.get_variable(MOMENTS, "found"))
+        return found
 
 
 def _by_channels(x: jax.Array, groups: int) -> tuple[jax.Array, jax.Array]:

@@ -10,7 +10,6 @@ low-pass filter is applied when shrinking.
 """
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 
@@ -18,6 +17,14 @@ def resize_bilinear(x: jax.Array, size: tuple[int, int]) -> jax.Array:
     """Half-pixel bilinear resize without antialiasing: float [B, H, W, C] -> [B, h, w, C], size = (h, w)."""
     batch, _, _, channels = x.shape
     return jax.image.resize(x, (batch, *size, channels), method="bilinear", antialias=False)
+
+
+def resize_bilinear_on_host(x: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """`resize_bilinear` of arrays of numpy, which compiles nothing: for pictures that are all of different sizes."""
+    for axis, length in zip((1, 2), size, strict=True):
+        places = (np.arange(length) + 0.5) * x.shape[axis] / length - 0.5
+        x = _lerp_along(x, axis, np.clip(places, 0, x.shape[axis] - 1))
+    return x
 
 
 def resize_align_corners(x: jax.Array, size: tuple[int, int]) -> jax.Array:
@@ -40,10 +47,11 @@ def average_pixels(x, size: tuple[int, int]):
     return x.reshape(*lead, h, height // h, w, width // w).mean((-3, -1))
 
 
-def _lerp_along(x: jax.Array, axis: int, positions: np.ndarray) -> jax.Array:
+def _lerp_along(x, axis: int, positions: np.ndarray):
+    """x, an array of numpy or of JAX, between its pixels along an axis."""
     low = np.floor(positions).astype(np.int32)
     high = np.minimum(low + 1, x.shape[axis] - 1)
     weight_shape = [1] * x.ndim
     weight_shape[axis] = -1
-    weight = jnp.asarray(positions - low, x.dtype).reshape(weight_shape)
-    return jnp.take(x, low, axis) * (1 - weight) + jnp.take(x, high, axis) * weight
+    weight = (positions - low).astype(x.dtype).reshape(weight_shape)
+    return x.take(low, axis) * (1 - weight) + x.take(high, axis) * weight

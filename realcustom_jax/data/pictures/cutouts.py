@@ -3,6 +3,8 @@
 import numpy as np
 from PIL import Image
 
+from realcustom_jax.conditioning.references import square_reference
+
 _PADDING = 0.08
 _TURN = 25.0  # degrees to either side
 _SIZES = (0.45, 0.9)  # of the subject in its new square
@@ -25,11 +27,13 @@ def recontextualised(picture: Image.Image, mask: np.ndarray, rng: np.random.Gene
     subject.putalpha(alpha)
     if rng.random() < 0.5:
         subject = subject.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    subject = subject.rotate(rng.uniform(-_TURN, _TURN), Image.Resampling.BICUBIC, expand=True)
-    size = max(1, round(side * rng.uniform(*_SIZES)))
-    subject = subject.resize((size, size), Image.Resampling.LANCZOS)
+    angle, size = rng.uniform(-_TURN, _TURN), side * rng.uniform(*_SIZES)
+    turned = np.cos(np.radians(abs(angle))) + np.sin(np.radians(abs(angle)))  # how much wider a turned square is
+    resized = square_reference(np.asarray(subject, np.float32), max(1, round(size / turned)))
+    subject = Image.fromarray(np.uint8(np.round(resized))).rotate(angle, Image.Resampling.BICUBIC, expand=True)
     background = Image.new("RGB", (side, side), tuple(int(x) for x in rng.integers(90, 256, 3)))
-    background.paste(subject, tuple(int(x) for x in rng.integers(0, side - size + 1, 2)), subject)
+    corner = tuple(int(x) for x in rng.integers(0, max(1, side - max(subject.size) + 1), 2))
+    background.paste(subject, corner, subject)
     return background
 
 

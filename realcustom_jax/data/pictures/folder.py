@@ -16,7 +16,8 @@ from array_record.python.array_record_module import ArrayRecordReader
 from PIL import Image
 from tqdm import tqdm
 
-from realcustom_jax.conditioning.references import load_image
+from realcustom_jax.conditioning.images import load_image
+from realcustom_jax.conditioning.references import square_reference
 from realcustom_jax.data.pictures.cutouts import cut_out_subject, recontextualised
 from realcustom_jax.data.pictures.manifest import ManifestRow, fingerprint, read_manifest
 from realcustom_jax.files import png
@@ -49,8 +50,10 @@ def cover(
     scale = max(size[0] / picture.width, size[1] / picture.height)
     whole = tuple(max(round(length * scale), s) for length, s in zip(picture.size, size, strict=True))
     left, top = (int(np.clip(at * scale - s / 2, 0, w - s)) for at, s, w in zip(focus, size, whole, strict=True))
-    scaled = picture.resize(whole, Image.Resampling.LANCZOS)
-    return scaled.crop((left, top, left + size[0], top + size[1])), (top, left)
+    # Only the crop is computed: the whole of a picture that is very long would not fit the memory.
+    x, y = (length / w for length, w in zip(picture.size, whole, strict=True))
+    box = left * x, top * y, (left + size[0]) * x, (top + size[1]) * y
+    return picture.resize(size, Image.Resampling.LANCZOS, box), (top, left)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -74,7 +77,7 @@ class FolderConfig(tfds.core.BuilderConfig):
 class Folder(tfds.core.GeneratorBasedBuilder):
     """Rows of a manifest, in its order, without the broken ones."""
 
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version("2.0.0")  # since 2.0.0, references are resized as sampling does it
 
     def _info(self) -> tfds.core.DatasetInfo:
         picture = tfds.features.Image(shape=(None, None, 3), encoding_format="png")
@@ -121,7 +124,7 @@ def _check(broken: list[str], limit: int) -> None:
 
 def example(row: ManifestRow, sizes: list[tuple[int, int]], reference_side: int, rng: np.random.Generator) -> dict:
     """The fields of one row. Raises OSError, ValueError: a picture that cannot be read, or a mask that does not fit."""
-    picture = _open(row.target)
+    picture = _to_pillow(load_image(row.target))
     mask = _mask(row, picture.size)
     focus = (picture.width / 2, picture.height / 2)
     if mask is not None:
@@ -129,22 +132,22 @@ def example(row: ManifestRow, sizes: list[tuple[int, int]], reference_side: int,
         focus = ((xs.min() + xs.max() + 1) / 2, (ys.min() + ys.max() + 1) / 2)
     bucket = bucket_of(*picture.size, sizes)
     target, corner = cover(picture, sizes[bucket], focus)
-    square = (reference_side, reference_side)
-    references = [(_open(path).resize(square, Image.Resampling.BILINEAR), OTHER_VIEW) for path in row.references]
+    references = [(load_image(path), OTHER_VIEW) for path in row.references]
     if mask is not None:
-        references.append((cut_out_subject(picture, mask).resize(square, Image.Resampling.BILINEAR), RECONSTRUCTION))
+        references.append((load_image(cut_out_subject(picture, mask)), RECONSTRUCTION))
     if row.mask is not None:
-        references.append((recontextualised(picture, mask, rng, reference_side), AUGMENTED))
+        references.append((load_image(recontextualised(picture, mask, rng, reference_side)), AUGMENTED))
     pictures, difficulty = zip(*references, strict=True)
+    squares = [_to_pillow(square_reference(x, reference_side)) for x in pictures]
     return {
         "target": png(target), "caption": row.caption, "word": row.word, "bucket": bucket,
         "original_size": np.array([picture.height, picture.width], np.int32),
-        "crop_top_left": np.array(corner, np.int32), "references": [png(x) for x in pictures],
+        "crop_top_left": np.array(corner, np.int32), "references": [png(x) for x in squares],
         "difficulty": list(difficulty)}
 
 
-def _open(path: Path) -> Image.Image:
-    return Image.fromarray(np.uint8(np.round(load_image(path) * 255)))
+def _to_pillow(picture: np.ndarray) -> Image.Image:
+    return Image.fromarray(np.uint8(np.round(picture * 255)))
 
 
 def _mask(row: ManifestRow, size: tuple[int, int]) -> np.ndarray | None:
@@ -165,6 +168,11 @@ def _mask(row: ManifestRow, size: tuple[int, int]) -> np.ndarray | None:
     if not mask.any():
         raise ValueError(f"the box {list(row.box)} lies outside its target of {size[0]} x {size[1]}")
     return mask
+
+
+def dataset_name(folder: Path) -> str:
+    """What the dataset in a folder holds, as `make_dataset` made it: its configuration and how it was made."""
+    return f"{folder.parent.name}_{folder.name}"
 
 
 def finished(folder: Path) -> bool:

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from realcustom_jax.conditioning.references import VisionSettings, grid, vision_tokens
+from realcustom_jax.conditioning.images import grid
+from realcustom_jax.conditioning.references import VisionSettings, vision_tokens
 from realcustom_jax.data.sprites.composition import compose
 from realcustom_jax.model_files.adapter import merge_unet
 from realcustom_jax.models.clip_text import ClipText

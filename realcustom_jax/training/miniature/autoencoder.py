@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from realcustom_jax.conditioning.references import grid
+from realcustom_jax.conditioning.images import grid
 from realcustom_jax.data.sprites.composition import compose
 from realcustom_jax.models.vae import Autoencoder, VAEConfig
 from realcustom_jax.training.losses import reconstruction_loss

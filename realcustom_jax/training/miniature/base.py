@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from realcustom_jax.conditioning.references import grid
+from realcustom_jax.conditioning.images import grid
 from realcustom_jax.data.sprites.composition import compose
 from realcustom_jax.model_files import weights
 from realcustom_jax.models.clip_text import ClipText

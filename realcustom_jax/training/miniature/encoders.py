@@ -18,12 +18,12 @@ import numpy as np
 import optax
 from PIL import Image
 
+from realcustom_jax.conditioning.images import grid
 from realcustom_jax.conditioning.references import (
     DINO_MEAN,
     DINO_STD,
     SIGLIP_MEAN,
     SIGLIP_STD,
-    grid,
     normalize,
     prepare_reference,
 )

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 from PIL import Image
 
-from realcustom_jax.conditioning.references import grid
+from realcustom_jax.conditioning.images import grid
 from realcustom_jax.data.sprites.composition import compose
 from realcustom_jax.evaluation.judge import ATTRIBUTES, Judge, JudgeConfig, init_judge
 from realcustom_jax.models.resize import average_pixels

@@ -22,11 +22,13 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
+from realcustom_jax.conditioning.images import from_uint8
 from realcustom_jax.conditioning.prompts import encode_prompt
-from realcustom_jax.conditioning.references import from_uint8, reference_features
+from realcustom_jax.conditioning.references import reference_features
 from realcustom_jax.conditioning.size import time_ids
 from realcustom_jax.data.loader import Split
 from realcustom_jax.data.pictures.bucketed import BucketBatches
+from realcustom_jax.data.pictures.folder import dataset_name
 from realcustom_jax.files import write_json
 from realcustom_jax.model_files import fingerprint
 from realcustom_jax.pipeline import Pipeline, text_states
@@ -126,7 +128,7 @@ def compute_features(encoders: Encoders, data: Path, batches: BucketBatches, par
     Raises OSError: the disk has not enough room, said before much is computed; ValueError: a feature does not fit
     float16.
     """
-    folder = parent / f"{data.parent.name}_{encoders.fingerprint()}"
+    folder = parent / f"{dataset_name(data)}_{encoders.fingerprint()}"
     if not folder.is_dir():
         partial = folder.with_name(folder.name + ".partial")
         shutil.rmtree(partial, ignore_errors=True)

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 from tqdm import tqdm
 
-from realcustom_jax.conditioning.references import grid
+from realcustom_jax.conditioning.images import grid
 from realcustom_jax.data.loader import Split
 from realcustom_jax.data.pictures import folder
 from realcustom_jax.data.pictures.bucketed import BucketBatches
@@ -58,7 +58,8 @@ def train_adapter(config: ConfigDict, workdir: Path) -> None:
     settings = train.optimization
     mesh = sharding.make_mesh(**dataclasses.asdict(train.mesh))
     on_first_process(functools.partial(_find_parts, train))  # before the pictures take their hours
-    sizes = {"side": train.side, "reference_side": train.fresh.vision_settings.size}
+    vision = find_adapter(train.adapter).vision if train.adapter else train.fresh.vision_settings
+    sizes = {"side": train.side, "reference_side": vision.size}
     pictures = dataclasses.asdict(train.data)
     on_first_process(lambda: folder.make_dataset(data_dir=workdir / "data", **sizes, **pictures))
     data = folder.make_dataset(data_dir=workdir / "data", **sizes, **pictures)
@@ -96,7 +97,7 @@ def _identity(train: Mapping[str, Any], pipeline: Pipeline, data: Path) -> dict[
     """What the run is about. Paths are not: a model may be trained anew at its path, or moved. The precision stands
     beside a part's name, as the same files give other numbers in another precision."""
     parts = {f"the content of the {name} in {train['dtype']}": found for name, found in pipeline.fingerprints().items()}
-    return {name: train[name] for name in _THE_RUN} | parts | {"the content of the pictures": data.parent.name}
+    return {name: train[name] for name in _THE_RUN} | parts | {"the content of the pictures": folder.dataset_name(data)}
 
 
 def _find_parts(train: PublishedConfig) -> None:
