@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,10 @@ import numpy as np
 from PIL import Image
 from transformers import CLIPTokenizer
 
-from realcustom_jax.conditioning.prompts import encode_prompt, target_tokens
+from realcustom_jax.conditioning.prompts import encode_prompt
 from realcustom_jax.conditioning.references import VisionSettings, load_image, to_uint8, vision_tokens
 from realcustom_jax.conditioning.size import time_ids
+from realcustom_jax.conditioning.targets import mark_targets, target_phrase
 from realcustom_jax.conditioning.vocabulary import Vocabulary
 from realcustom_jax.devices.compilation import enable_compilation_cache, jit_sampler
 from realcustom_jax.devices.platform import Platform
@@ -88,7 +89,7 @@ class Pipeline:
     """All parts of a model; `load` makes one from a folder."""
 
     text_encoders: tuple[TextEncoder, ...]
-    """One, or SDXL's two; a phrase of the prompt is found with the first one's tokenizer."""
+    """One, or SDXL's two, whose texts the UNet reads side by side."""
     vae: Network
     unet: Network
     siglip: Network
@@ -148,7 +149,7 @@ class Pipeline:
         model.check("unet")
         given = find_adapter(adapter) if adapter else model.adapter()
         words, encoders = (ModelSource.open(other) if other else model for other in (tokenizer, vision))
-        tokenizers = [words.tokenizer(i) for i in range(len(model.text_encoders))]
+        tokenizers = [words.tokenizer(i, positions=model.text_positions(i)) for i in range(len(model.text_encoders))]
         encoders.check("image_encoder_siglip", "image_encoder_dinov2")
         preset = model.preset() if preset is None else find_preset(preset)
         preset = dataclasses.replace(preset, **given.conditioning)
@@ -206,7 +207,8 @@ class Pipeline:
             image: a reference, or R of them (paths or PIL images).
             prompt: the text.
             target: the words of the prompt that stand for the subject; one phrase for each reference, or several
-                for a single one.
+                for a single one. A phrase that is given as often as it occurs stands for one occurrence each, in their
+                order; "dog#2" is the second dog.
             seed: of the noise; image i of a call is the same whatever `num_images` is.
             num_images: B.
             width, height: of the pictures, in pixels; None: the side that the model was made for.
@@ -235,7 +237,7 @@ class Pipeline:
         mask = choices.mask_config(*shape[:2], len(targets), overlap)
         noise = _noise(seed, num_images, shape) if latents is None else _given_noise(latents, (num_images, *shape))
         positive, negative, marks = self._conditionings(
-            pictures, prompt, targets, choices.negative_prompt, (width, height))
+            pictures, prompt, targets, choices.negative_prompt, (width, height), overlapping=mask.overlap == "sum")
         inputs = jax.tree.map(lambda x: jnp.repeat(x, num_images, axis=0), (positive, negative, marks))
 
         options = {"solver": schedule, "guidance_scale": jnp.float32(choices.guidance_scale), "mask": mask,
@@ -248,19 +250,26 @@ class Pipeline:
 
     @property
     def tokenizer(self) -> CLIPTokenizer:
-        """The one that finds a phrase in the prompt."""
+        """The first text encoder's."""
         return self.text_encoders[0].tokenizer
 
+    def mark_targets(self, prompt: str, targets: Sequence[str], *, overlapping: bool = False) -> np.ndarray:
+        """int32 [R, T]: the tokens of R targets, see `targets.mark_targets`."""
+        return mark_targets([encoder.tokenizer for encoder in self.text_encoders], prompt, targets,
+                            match=self.preset.match, overlapping=overlapping)
+
     def encode_prompts(
-        self, prompts: str | Sequence[str], *, size: tuple[int, int] | None = None, allow_empty: bool = False
+        self, prompts: str | Sequence[str], *, size: tuple[int, int] | None = None, allow_empty: bool = False,
+        what: str = "prompt",
     ) -> Conditioning:
-        """Text conditioning of B prompts for pictures of `size` (width, height); no vision tokens yet."""
+        """Text conditioning of B prompts for pictures of `size` (width, height); no vision tokens yet. Messages name
+        them `what`."""
         outputs = []
         for i, encoder in enumerate(self.text_encoders):
             with warnings.catch_warnings():
                 if i > 0:
                     warnings.simplefilter("ignore")  # the first tokenizer has already said what is cut
-                ids = encode_prompt(encoder.tokenizer, prompts, allow_empty=allow_empty)
+                ids = encode_prompt(encoder.tokenizer, prompts, allow_empty=allow_empty, what=what)
             outputs.append(_encode_text(encoder.network.module, encoder.network.params, ids))
         tokens, pooled = text_states(outputs, self.unet.module.config, self.preset.pooled)
         if pooled is None:
@@ -309,14 +318,13 @@ class Pipeline:
                 _network_fingerprint(self.projector), fingerprint.of_parameters(visual), self.vision_settings),
         }
 
-    def _conditionings(self, pictures, prompt, targets, negative_prompt, size):
+    def _conditionings(self, pictures, prompt, targets, negative_prompt, size, *, overlapping):
         """(positive, negative, marked target tokens [1, R, T]) for one image."""
         positive = self.encode_prompts(prompt, size=size)
-        marks = jnp.asarray(np.stack([
-            target_tokens(self.tokenizer, prompt, target, match=self.preset.match) for target in targets]))[None]
+        marks = jnp.asarray(self.mark_targets(prompt, targets, overlapping=overlapping))[None]
         if self.vocabulary:
-            self.vocabulary.check(prompt, targets)
-        negative = self.encode_prompts(negative_prompt, size=size, allow_empty=True)
+            self.vocabulary.check(prompt, [target_phrase(prompt, x, match=self.preset.match) for x in targets])
+        negative = self.encode_prompts(negative_prompt, size=size, allow_empty=True, what="negative prompt")
         *tokens, nothing = self.encode_references([*pictures, np.zeros_like(pictures[0])])
         # A single reference may stand for several phrases.
         vision = jnp.stack(tokens * (len(targets) // len(tokens)))[None]
@@ -375,6 +383,8 @@ class Pipeline:
         for encoder, text in zip(self.text_encoders, texts, strict=True):
             size, length = len(encoder.tokenizer), encoder.tokenizer.model_max_length
             checks |= {
+                f"the tokenizers make {self.tokenizer.model_max_length} and {length} tokens of a prompt":
+                    length == self.tokenizer.model_max_length,
                 f"the tokenizer has {size} tokens, the text encoder {text.vocab_size}": size <= text.vocab_size,
                 f"the tokenizer makes {length} tokens of a prompt, the text encoder takes "
                 f"{text.max_position_embeddings}": length <= text.max_position_embeddings,
@@ -399,7 +409,7 @@ def _network_fingerprint(network: Network) -> str:
 def _paired(image, target) -> tuple[list[ImageSource], tuple[str, ...]]:
     """References and targets as sequences that fit each other."""
     references = [image] if isinstance(image, ImageSource) else list(image)
-    targets = (target,) if isinstance(target, str) else tuple(target)
+    targets = tuple(target) if isinstance(target, Iterable) and not isinstance(target, str) else (target,)
     if not targets or len(references) not in (1, len(targets)):
         raise ValueError(f"{len(references)} reference(s) and {len(targets)} target(s) were given; expected one target "
                          "for each reference, or one reference for all targets.")

@@ -25,6 +25,8 @@ from realcustom_jax.model_files import locate, single_file, weights
 from realcustom_jax.model_files.adapter import Adapter, check_backbone, find_adapter
 from realcustom_jax.model_files.bundle import WEIGHT_FILES
 from realcustom_jax.model_files.tensors import LazyTensors, identify, read_tensors
+from realcustom_jax.model_files.tokenizer import read_tokenizer
+from realcustom_jax.models.clip_text import ClipTextConfig
 from realcustom_jax.presets import PRESETS, Preset, find_preset
 from realcustom_jax.sampling.solvers import betas
 
@@ -33,9 +35,6 @@ _LOADERS = {
     "text_encoder_2": weights.load_text_encoder, "image_encoder_siglip": weights.load_vision_encoder,
     "image_encoder_dinov2": weights.load_vision_encoder,
 }
-
-
-_LONGEST = 10**6  # tokens of a prompt
 
 
 class ModelSource(abc.ABC):
@@ -82,8 +81,9 @@ class ModelSource(abc.ABC):
         """A part's tensors in the original torch names (those of diffusers, transformers, timm). Raises as `config`."""
 
     @abc.abstractmethod
-    def tokenizer(self, i: int = 0) -> CLIPTokenizer:
-        """The tokenizer of the i-th text encoder. Raises as `config`."""
+    def tokenizer(self, i: int = 0, *, positions: int | None = None) -> CLIPTokenizer:
+        """The tokenizer of the i-th text encoder. `positions`: how many tokens that encoder takes, for a tokenizer that
+        does not say how many it makes; None: as this model's own encoder. Raises as `config`."""
 
     @property
     @abc.abstractmethod
@@ -102,6 +102,12 @@ class ModelSource(abc.ABC):
         """Raises as `config` for the first of these parts that is not there, before anything large is read."""
         for part in parts:
             self.config(part)
+
+    def text_positions(self, i: int = 0) -> int:
+        """How many tokens the i-th text encoder takes. Raises as `config`."""
+        part = _numbered("text_encoder", i)
+        with naming(self.place(part)):
+            return ClipTextConfig.from_config(self.config(part)).max_position_embeddings
 
     def schedule(self) -> tuple[np.ndarray, str]:
         """(betas [T], what the UNet predicts: "epsilon" or "v_prediction"). Raises as `config`, and ValueError for a
@@ -132,6 +138,11 @@ class ModelSource(abc.ABC):
             return weights.load_unet(config, *files, **options)
 
 
+def _numbered(part: str, i: int) -> str:
+    """The i-th of several parts of a kind: tokenizer, tokenizer_2 …"""
+    return f"{part}_{i + 1}" if i else part
+
+
 class FolderSource(ModelSource):
     """A folder for each part: diffusers' layout, which is ours too, or that of the released RealCustom (`locate`)."""
 
@@ -155,20 +166,10 @@ class FolderSource(ModelSource):
             raise FileNotFoundError(f"The model is not complete: {folder / WEIGHT_FILES[part]} is missing.")
         return read_tensors(*files)
 
-    def tokenizer(self, i: int = 0) -> CLIPTokenizer:
-        folder = self.place(f"tokenizer_{i + 1}" if i else "tokenizer")
-        for names in (("tokenizer_config.json",), ("tokenizer.json", "vocab.json")):
-            if not any((folder / name).is_file() for name in names):
-                # transformers would make do with a tokenizer that knows no word.
-                raise FileNotFoundError(f"The model is not complete: {folder / names[0]} is missing.")
-        try:
-            tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-        except Exception as error:  # transformers and tokenizers raise many kinds for a broken file
-            raise ValueError(f"{folder}: the tokenizer cannot be read ({error}).") from None
-        if tokenizer.model_max_length > _LONGEST:  # transformers' value where the file says nothing
-            raise ValueError(f"{folder / 'tokenizer_config.json'} lacks model_max_length, the number of tokens that "
-                             "the text encoder takes; add it (Stable Diffusion's is 77).")
-        return tokenizer
+    def tokenizer(self, i: int = 0, *, positions: int | None = None) -> CLIPTokenizer:
+        if positions is None and self.has(_numbered("text_encoder", i)):
+            positions = self.text_positions(i)
+        return read_tokenizer(self.place(_numbered("tokenizer", i)), positions)
 
     @property
     def text_encoders(self) -> tuple[str, ...]:
@@ -233,7 +234,7 @@ class SingleFileSource(ModelSource):
     def tensors(self, part: str) -> LazyTensors:
         return self._contents[1][part]
 
-    def tokenizer(self, i: int = 0) -> CLIPTokenizer:
+    def tokenizer(self, i: int = 0, *, positions: int | None = None) -> CLIPTokenizer:
         raise self._lacks("tokenizer", "tokenizer")
 
     @property
