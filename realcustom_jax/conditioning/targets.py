@@ -221,8 +221,8 @@ def _check_apart(prompt: str, targets: Sequence[str], marks: np.ndarray) -> None
         for j, outer in enumerate(marks):
             if i != j and not (inner & ~outer).any():
                 raise ValueError(
-                    f"All words of the target {quoted(targets[i])} in the prompt {quoted(prompt)} are those of the target "
-                    f"{quoted(targets[j])} too, so its mask would be empty; give each subject words of its own.")
+                    f"All words of the target {quoted(targets[i])} in the prompt {quoted(prompt)} are those of the "
+                    f"target {quoted(targets[j])} too, so its mask would be empty; give each subject words of its own.")
 
 
 def _absent(prompt: str, phrase: str) -> str:
