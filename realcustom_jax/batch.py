@@ -5,8 +5,8 @@
 
 `NAME.json` is written after the pictures of its row and says what they were made of, so it marks the row as complete:
 whatever kills a run, the next one makes the rows that lack it, and no others. A row that cannot be read or made is
-told, and the others are made. Rows run in the order of the file; each shape (size, number of pictures, number of references)
-compiles once, wherever its rows stand. A folder belongs to one run at a time.
+told, and the others are made. Rows run in the order of the file; each shape (size, number of pictures, number of
+references) compiles once, wherever its rows stand. A folder belongs to one run at a time.
 """
 
 import codecs

@@ -56,8 +56,9 @@ def contact_sheet(result: Result, columns: int = 5) -> Image.Image:
     rows = []
     for b, image in enumerate(result.images):
         for r, (reference, target) in enumerate(zip(references, result.targets, strict=True)):
-            label = textwrap.shorten(f"reference: {target}", len("reference: ") + _LABEL_LETTERS, placeholder=" …")
-            cells = [(label, _framed(reference, r))]
+            label = " ".join(target.split())
+            label = label if len(label) <= _LABEL_LETTERS else f"{label[:_LABEL_LETTERS]}…"
+            cells = [(f"reference: {label}", _framed(reference, r))]
             for step in steps:
                 mask = result.masks[step, b, r : r + 1]
                 cells.append((f"mask, step {step + 1}: {mask.min():.1f} to {mask.max():.1f}",

@@ -29,8 +29,12 @@ def quoted(value: Any, limit: int = _LONGEST_QUOTE) -> str:
 def sentence(error: BaseException) -> str:
     """What an exception says, as one line of bounded length that holds nothing a terminal would obey or refuse."""
     said = " ".join(str(error).split())
-    said = said if len(said) <= _LONGEST_SENTENCE else f"{said[:_LONGEST_SENTENCE]}…"
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in said)
+    return visible(said if len(said) <= _LONGEST_SENTENCE else f"{said[:_LONGEST_SENTENCE]}…")
+
+
+def visible(text: str) -> str:
+    """The text with escapes for what cannot be seen or printed."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def printable(line: str, stream: TextIO | None) -> str:

@@ -19,13 +19,15 @@ import regex
 from transformers import PreTrainedTokenizerBase
 
 from realcustom_jax.conditioning.prompts import max_length, token_offsets
-from realcustom_jax.errors import check_choice, check_text, quoted
+from realcustom_jax.errors import check_choice, check_text, quoted, visible
 
 _MATCHES = ("word", "released")
 _INVISIBLE = regex.compile(r"[\p{Default_Ignorable_Code_Point}\p{Cf}\p{Cc}]+")
 # Written without spaces between words, so that a word has no boundaries that could be seen.
 _UNSPACED = regex.compile(
     r"[\p{scx=Han}\p{scx=Hiragana}\p{scx=Katakana}\p{scx=Bopomofo}\p{scx=Thai}\p{scx=Lao}\p{scx=Khmer}\p{scx=Myanmar}]")
+_GRAPHEMES = regex.compile(r"\s|\X")  # a space is one alone: an accent after it is a letter to the tokenizer
+_WORDS = regex.compile(r"[[\w'’\-]--\p{Default_Ignorable_Code_Point}]+", regex.VERSION1)
 _ALIKE = str.maketrans(dict.fromkeys("’‘‛ʼ′＇`´", "'") | dict.fromkeys("‐‑‒–−﹣－", "-") | dict.fromkeys("“”„‟＂", '"'))
 _NUMBERED = re.compile(r"(.*)[#＃](\d{1,9})\s*", re.DOTALL)
 _SHOWN_WORDS, _SHOWN_LETTERS, _SEARCHED_WORDS = 20, 40, 500
@@ -157,7 +159,7 @@ def word_spans(prompt: str, phrase: str) -> list[Span]:
 
 def words_of(text: str) -> list[str]:
     """The different words of a text, in their order."""
-    return list(dict.fromkeys(regex.findall(r"[\w'’-]+", text)))
+    return list(dict.fromkeys(_WORDS.findall(text)))
 
 
 def _find(prompt: str, target: str, match: str) -> _Found:
@@ -232,8 +234,8 @@ def _absent(prompt: str, phrase: str) -> str:
     folded = {group.casefold(): group for group in sorted(groups)}
     near = difflib.get_close_matches(phrase[:_SHOWN_LETTERS].casefold(), folded, n=1)
     suggestion = f"; did you mean {folded[near[0]]!r}?" if near else "."
-    listed = ", ".join(word if len(word) <= _SHOWN_LETTERS else f"{word[:_SHOWN_LETTERS]}…"
-                       for word in words[:_SHOWN_WORDS]) or "none"
+    listed = visible(", ".join(word if len(word) <= _SHOWN_LETTERS else f"{word[:_SHOWN_LETTERS]}…"
+                               for word in words[:_SHOWN_WORDS])) or "none"
     more = ", …" if len(words) > _SHOWN_WORDS else ""
     return (f"The target phrase {quoted(phrase)} does not occur in the prompt {quoted(prompt)} (its words: "
             f"{listed}{more}){suggestion}")
@@ -245,8 +247,8 @@ def _times(count: int) -> str:
 
 def _letters(text: str) -> _Letters:
     folded, spans, gaps, gap = [], [], [], _NOTHING
-    for grapheme in regex.finditer(r"\X", text):
-        if grapheme[0][0].isspace():
+    for grapheme in _GRAPHEMES.finditer(text):
+        if grapheme[0].isspace():
             gap = _SPACE
         elif letters := _fold(grapheme[0]):
             folded.append(letters)
