@@ -23,7 +23,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from realcustom_jax.errors import check_choice, check_text, printable, quoted, sentence
+from realcustom_jax.errors import check_choice, check_text, printable, quoted, sentence, visible
 from realcustom_jax.files import png, sole_user, write_file, write_json
 from realcustom_jax.memory import enough_memory
 
@@ -138,7 +138,7 @@ def run_batch(
                 raise ValueError(row.problem)
             requests.append((row, _request(row, options, {**loaded, _SOURCE: source})))
         except (ValueError, OSError) as error:
-            unreadable.append(f"{_title(row)} failed: {sentence(error)}")
+            unreadable.append(_failure(row, error))
     _check_names(requests)
     out.mkdir(parents=True, exist_ok=True)
     with sole_user(out):
@@ -149,8 +149,9 @@ def run_batch(
     return dataclasses.replace(summary, failed=summary.failed + len(unreadable))
 
 
-def _title(row: Row | BadRow) -> str:
-    return f"{row.where} ({row.name})" if isinstance(row, Row) else row.where
+def _failure(row: Row | BadRow, error: Exception) -> str:
+    title = f"{row.where} ({row.name})" if isinstance(row, Row) else row.where
+    return visible(f"{title} failed: {sentence(error)}")
 
 
 def _todo(requests: Sequence[tuple[Row, Mapping[str, Any]]], out: Path) -> list[tuple[Row, Mapping[str, Any]]]:
@@ -169,7 +170,7 @@ def _run(pipeline, todo: Sequence[tuple[Row, Mapping[str, Any]]], count: int, ou
             with enough_memory():
                 images = pipeline(list(row.references), row.prompt, row.targets, **request["options"]).images
         except (ValueError, OSError) as error:
-            report(f"{_title(row)} failed: {sentence(error)}")
+            report(_failure(row, error))
             failed += 1
             continue
         for file, image in zip(request["files"], images, strict=True):

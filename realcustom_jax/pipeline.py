@@ -264,12 +264,14 @@ class Pipeline:
     ) -> Conditioning:
         """Text conditioning of B prompts for pictures of `size` (width, height); no vision tokens yet. Messages name
         them `what`."""
-        outputs = []
-        for i, encoder in enumerate(self.text_encoders):
-            with warnings.catch_warnings():
-                if i > 0:
-                    warnings.simplefilter("ignore")  # the first tokenizer has already said what is cut
+        outputs, told = [], False
+        for encoder in self.text_encoders:
+            with warnings.catch_warnings(record=True) as said:
+                warnings.simplefilter("always")
                 ids = encode_prompt(encoder.tokenizer, prompts, allow_empty=allow_empty, what=what)
+            for warning in () if told else said:  # of several tokenizers one is enough to say what is cut
+                warnings.warn(warning.message, stacklevel=2)
+            told = told or bool(said)
             outputs.append(_encode_text(encoder.network.module, encoder.network.params, ids))
         tokens, pooled = text_states(outputs, self.unet.module.config, self.preset.pooled)
         if pooled is None:

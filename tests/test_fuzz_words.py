@@ -15,7 +15,7 @@ from realcustom_jax.conditioning.prompts import build_tokenizer, encode_prompt
 from realcustom_jax.conditioning.targets import mark_targets, target_tokens, word_spans
 
 LENGTH = 24
-# What people's texts are made of, and what comes of it on the way: joiners, marks, halves of emoji, spaces of all kinds.
+# What people's texts are made of, and what comes of it on the way: marks, joiners, halved emoji, all kinds of spaces.
 PIECES = [
     "dog", "Dog", "red toy", "café", "cafe\u0301", "ß", "ẞ", "İ", "ﬁ", "ʼ", "’", "'s", "狗", "แมว",
     "ガ", "カ\u3099", "각", "\u1100\u1161", "कु", "👨\u200d👩", "🐶", "❤\ufe0f", " ", " ", "  ", "\u00a0", "\u200b",

@@ -1,6 +1,7 @@
 """The pipeline on a tiny model of random weights: what goes in and comes out, not how it looks."""
 
 import dataclasses
+import json
 import shutil
 import warnings
 
@@ -8,15 +9,18 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
+from transformers import CLIPTokenizer
 
 import realcustom_jax as rc
+from realcustom_jax.conditioning.prompts import build_tokenizer
 from realcustom_jax.files import write_json
 from realcustom_jax.model_files import bundle
 from realcustom_jax.model_files.locate import ASSETS, read_config
 from realcustom_jax.model_files.source import FolderSource
 from realcustom_jax.model_files.tensors import read_tensors
+from realcustom_jax.pipeline import TextEncoder
 
-from mini_bundle import SIDE
+from mini_bundle import SIDE, WORDS
 
 DOG, CAR = ASSETS / "references" / "dog.png", ASSETS / "references" / "car.png"
 PROMPT = "a dog on the beach"
@@ -239,3 +243,19 @@ def test_messages_say_which_text_they_mean(mini_pipeline):
                            ({"negative_prompt": "\ud83d"}, "negative prompt holds half")):
         with pytest.raises(ValueError, match=message):
             call(mini_pipeline, **{"prompt": "a dog", "targets": "dog", "count": 1} | words)
+
+
+@pytest.mark.parametrize("prompt, cut", [
+    ("!!! " * 6 + "dog", "! !!! dog"), ("dog " * 20, "dog dog dog dog dog dog ")])
+def test_what_any_tokenizer_cuts_is_told_once(mini_pipeline, prompt, cut):
+    """SDXL's second tokenizer makes three tokens of "!!!", so that its text may end before the first one's."""
+    first = build_tokenizer([*WORDS, "!!!"], max_length=16)
+    rules = json.loads(first.backend_tokenizer.to_str())["model"]
+    second = CLIPTokenizer(vocab=rules["vocab"], merges=list(map(tuple, rules["merges"])), model_max_length=16,
+                           pad_token="!")
+    network = mini_pipeline.text_encoders[0].network
+    pipeline = dataclasses.replace(
+        mini_pipeline, text_encoders=tuple(TextEncoder(tokenizer, network) for tokenizer in (first, second)))
+    with pytest.warns(UserWarning) as said:
+        pipeline.encode_prompts(prompt)
+    assert [str(warning.message) for warning in said] == [f"The prompt exceeds 16 tokens; its end is ignored: {cut!r}."]
