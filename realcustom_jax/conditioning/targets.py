@@ -117,13 +117,13 @@ def mark_targets(
     """
     found = [_find(prompt, target, match) for target in targets]
     meant = [_meant(tokenizers, prompt, one, match) for one in found]
-    places = [one.spans if one.occurrence is None else None for one in found]
+    whole = [one.spans if one.occurrence is None else None for one in found]  # equal for equal phrases, however written
     for i, (target, tokens) in enumerate(zip(targets, list(meant), strict=True)):
-        count = 1 if places[i] is None else places.count(places[i])
+        count = 1 if whole[i] is None else whole.count(whole[i])
         if count == 1:
             continue
         if count == len(tokens):
-            meant[i] = [tokens[places[:i].count(places[i])]]
+            meant[i] = [tokens[whole[:i].count(whole[i])]]
         elif not overlapping:
             advice = (f"let each target name one of them, such as {quoted(target + '#1')}" if len(tokens) > count else
                       "give other words for each subject, or let the prompt hold these as often")
