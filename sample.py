@@ -29,7 +29,8 @@ def main(arguments: list[str] | None = None) -> int:
             return _run(options)
 
     with warnings.catch_warnings():  # which also puts the caller's way of showing warnings back
-        warnings.showwarning = lambda message, kind, *_: kind is UserWarning and say(f"warning: {message}")
+        warnings.showwarning = lambda message, kind, *_: kind is UserWarning and say(
+            f"warning: {errors.sentence(message)}")
         return errors.exit_code(work, debug=options.debug, report=say)
 
 
@@ -41,7 +42,7 @@ def _run(options: argparse.Namespace) -> int:
     from realcustom_jax.pipeline import Pipeline
 
     choices = _checked_choices(options)
-    rows = batch.read_rows(options.batch) if options.batch else ()
+    rows = batch.read_rows(options.batch) if options.batch is not None else ()
     say(f"Loading {options.model} …")
     with headers_only() if options.memory else nullcontext():
         pipeline = Pipeline.load(
@@ -77,6 +78,7 @@ def _checked_choices(options: argparse.Namespace) -> dict:
     """Options of `Pipeline.__call__`. A large model loads for a minute: what is wrong without it is told before."""
     from realcustom_jax import contact_sheet
     from realcustom_jax.conditioning.images import load_image
+    from realcustom_jax.errors import check_text
     from realcustom_jax.pipeline import check_options
     from realcustom_jax.presets import find_preset
 
@@ -90,6 +92,10 @@ def _checked_choices(options: argparse.Namespace) -> dict:
                "branches": options.branches, "freeze_mask_step": options.freeze_mask_step, "seed": options.seed,
                "num_images": options.num_images}
     check_options(**choices)
+    for what, texts in (("prompt", [_prompt(options)]), ("target", options.target or []),
+                        ("negative prompt", [options.negative_prompt or ""])):
+        for text in texts:
+            check_text(what, text)
     if options.preset is not None:
         find_preset(options.preset)
     for image in options.image or ():
@@ -99,13 +105,15 @@ def _checked_choices(options: argparse.Namespace) -> dict:
 
 def _say_memory(pipeline, choices: dict, rows, references: int) -> int:
     """Prints what the call needs, or the row of a batch that needs most; 2 where the device has less."""
+    from realcustom_jax.batch import Row
     from realcustom_jax.memory import sampler_memory
 
     about = "width", "height", "num_images", "branches", "steps", "scope", "freeze_mask_step"
     calls = [{name: choices[name] for name in about} | {"references": references}]
     if rows:
         calls = [calls[0] | {name: x for name, x in row.options.items() if name in about}
-                 | {"references": max(len(row.references), len(row.targets))} for row in rows]
+                 | {"references": max(len(row.references), len(row.targets))}
+                 for row in rows if isinstance(row, Row)]
     distinct = {tuple(call.items()): call for call in calls}.values()
     memory = max((sampler_memory(pipeline, **call) for call in distinct), key=lambda memory: memory.needed)
     print(memory)
@@ -113,7 +121,9 @@ def _say_memory(pipeline, choices: dict, rows, references: int) -> int:
 
 
 def say(line: str) -> None:
-    tqdm.write(line, file=sys.stderr)
+    from realcustom_jax.errors import printable
+
+    tqdm.write(printable(line, sys.stderr), file=sys.stderr)
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:

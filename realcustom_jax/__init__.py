@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 # For type checkers, which do not run `__getattr__`; `_MODULES` says the same to Python.
 if TYPE_CHECKING:
-    from realcustom_jax.conditioning.prompts import target_tokens
     from realcustom_jax.conditioning.references import prepare_reference
+    from realcustom_jax.conditioning.targets import target_tokens
     from realcustom_jax.model_files.weights import (
         load_autoencoder,
         load_projector,
@@ -39,8 +39,8 @@ __all__ = [
 ]
 
 _MODULES = {
-    "conditioning.prompts": ("target_tokens",),
     "conditioning.references": ("prepare_reference",),
+    "conditioning.targets": ("target_tokens",),
     "model_files.weights": (
         "load_autoencoder", "load_projector", "load_text_encoder", "load_unet", "load_vision_encoder"),
     "pipeline": ("Pipeline", "Result"),

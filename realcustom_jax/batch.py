@@ -4,16 +4,18 @@
     {"name": "pair", "prompt": "a dog and a car in space", "image": ["dog.png", "car.png"], "target": ["dog", "car"]}
 
 `NAME.json` is written after the pictures of its row and says what they were made of, so it marks the row as complete:
-whatever kills a run, the next one makes the rows that lack it, and no others. Rows run in the order of the file; each
-shape (size, number of pictures, number of references) compiles once, wherever its rows stand. A folder belongs to one
-run at a time.
+whatever kills a run, the next one makes the rows that lack it, and no others. A row that cannot be read or made is
+told, and the others are made. Rows run in the order of the file; each shape (size, number of pictures, number of
+references) compiles once, wherever its rows stand. A folder belongs to one run at a time.
 """
 
+import codecs
 import dataclasses
 import hashlib
 import json
 import os
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -21,7 +23,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from realcustom_jax.errors import check_choice
+from realcustom_jax.errors import check_choice, check_text, printable, quoted, sentence, visible
 from realcustom_jax.files import png, sole_user, write_file, write_json
 from realcustom_jax.memory import enough_memory
 
@@ -42,6 +44,14 @@ class Row:
 
 
 @dataclasses.dataclass(frozen=True)
+class BadRow:
+    """A line that says no call."""
+
+    where: str
+    problem: str
+
+
+@dataclasses.dataclass(frozen=True)
 class Summary:
     """How many rows were made, were there already, and could not be made."""
 
@@ -50,49 +60,64 @@ class Summary:
     failed: int
 
 
-def read_rows(file: str | Path) -> tuple[Row, ...]:
-    """Reads a JSON object from each line that is not blank.
+def read_rows(file: str | Path) -> tuple[Row | BadRow, ...]:
+    """Reads a JSON object from each line that is not blank; a line that cannot be used becomes a `BadRow`.
 
     Its keys: prompt; image and target, a text or a list of them; optional are name (by default the number of the
     line, as 0001), seed, num_images, width, height and negative_prompt. Images are relative to the file's folder.
 
     Raises:
-        OSError, ValueError: the file cannot be read, or has bad lines, of which the first ten are named.
+        OSError, ValueError: the file cannot be read, or none of its lines can be used; the first ten are named.
     """
-    rows, problems, taken = [], [], {}
-    try:
-        content = Path(file).read_bytes()
-    except OSError as error:
-        raise type(error)(f"{file} cannot be read ({error.strerror}); give a file with a JSON object on each "
-                          "line.") from None
-    for number, line in enumerate(content.split(b"\n"), 1):
+    rows, taken = [], {}
+    for number, line in enumerate(_read(file).splitlines(), 1):
         if not line.strip():
             continue
+        where = f"{file}, line {number}"
         try:
-            row = _parse(line, f"{number:04d}", Path(file).parent, f"{file}, line {number}")
+            row = _parse(line, f"{number:04d}", Path(file).parent, where)
             first = taken.setdefault(row.name.casefold(), number)  # Dog and dog are one file on some systems
             if first != number:
                 raise ValueError(f"the name {row.name!r} is taken by line {first}")
             rows.append(row)
         except ValueError as error:
-            problems.append(f"line {number}: {str(error).rstrip('.')}")
-    if problems:
-        more = "; …" if len(problems) > 10 else "."
-        raise ValueError(f"{file} has {len(problems)} bad line(s): {'; '.join(problems[:10])}{more}")
+            rows.append(BadRow(where, sentence(error).rstrip(".")))
     if not rows:
         raise ValueError(f"{file} holds no prompts; expected a JSON object on each line.")
+    if all(isinstance(row, BadRow) for row in rows):
+        problems = "; ".join(f"line {row.where.rpartition(' ')[2]}: {row.problem}" for row in rows[:10])
+        more = "; …" if len(rows) > 10 else "."
+        raise ValueError(f"{file} has {len(rows)} bad line(s) and no good one: {problems}{more}")
     return tuple(rows)
 
 
+def _read(file: str | Path) -> bytes:
+    """What a file of lines holds, without a byte order mark, in UTF-8 if it is in the UTF-16 of Windows' shells."""
+    try:
+        content = Path(file).read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: no file can have this name
+        kind = type(error) if isinstance(error, OSError) else ValueError
+        raise kind(f"{file} cannot be read ({getattr(error, 'strerror', None) or error}); give a file with a JSON "
+                   "object on each line.") from None
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return content.decode("utf-16", "replace").encode("utf-8", "surrogatepass")
+    return content.removeprefix(codecs.BOM_UTF8)
+
+
+def _report(line: str) -> None:
+    tqdm.write(printable(line, sys.stdout))
+
+
 def run_batch(
-    pipeline: Callable, rows: Sequence[Row], out: Path, *, options: Mapping[str, Any],
+    pipeline: Callable, rows: Sequence[Row | BadRow], out: Path, *, options: Mapping[str, Any],
     loaded: Mapping[str, Any] = MappingProxyType({"model": "mini"}), source: Mapping[str, Any] = MappingProxyType({}),
-    report: Callable[[str], None] = tqdm.write,
+    report: Callable[[str], None] = _report,
 ) -> Summary:
     """Makes the pictures of all rows that are not complete in the folder `out`.
 
     A row makes `NAME.png`, or `NAME-0.png`, `NAME-1.png` … if it asks for several, then `NAME.json`; each file is
-    written whole or not at all. A row that the pipeline cannot make is reported, and the others go on.
+    written whole or not at all. A row that cannot be read, or that the pipeline cannot make, is reported, and the
+    others go on.
 
     Args:
         pipeline: a `Pipeline`, or what is called like one.
@@ -106,26 +131,46 @@ def run_batch(
             it holds results of another request (words, options, content of the model, the adapter or the
             references); later if a file cannot be written.
     """
-    requests = [_request(row, options, {**loaded, _SOURCE: source}) for row in rows]
-    _check_names(rows, requests)
+    requests, unreadable = [], []
+    for row in rows:
+        try:
+            if isinstance(row, BadRow):
+                raise ValueError(row.problem)
+            requests.append((row, _request(row, options, {**loaded, _SOURCE: source})))
+        except (ValueError, OSError) as error:
+            unreadable.append(_failure(row, error))
+    _check_names(requests)
     out.mkdir(parents=True, exist_ok=True)
     with sole_user(out):
-        return _run(pipeline, rows, requests, out, report)
+        todo = _todo(requests, out)
+        for line in unreadable:
+            report(line)
+        summary = _run(pipeline, todo, len(requests), out, report)
+    return dataclasses.replace(summary, failed=summary.failed + len(unreadable))
 
 
-def _run(pipeline, rows, requests, out: Path, report) -> Summary:
-    """`run_batch` in a folder that is there, and in use by nobody else."""
-    todo = [(row, request) for row, request in zip(rows, requests, strict=True) if not _is_complete(out, row, request)]
+def _failure(row: Row | BadRow, error: Exception) -> str:
+    title = f"{row.where} ({row.name})" if isinstance(row, Row) else row.where
+    return visible(f"{title} failed: {sentence(error)}")
+
+
+def _todo(requests: Sequence[tuple[Row, Mapping[str, Any]]], out: Path) -> list[tuple[Row, Mapping[str, Any]]]:
+    """The rows that are not complete in a folder that is there; takes away what a killed run has left."""
+    todo = [(row, request) for row, request in requests if not _is_complete(out, row, request)]
     for file in [file for file in out.iterdir() if _TEMPORARY.fullmatch(file.name)]:
         file.unlink()
+    return todo
 
-    failed, skipped = 0, len(rows) - len(todo)
-    for row, request in tqdm(todo, total=len(rows), initial=skipped, desc="Prompts (a new shape compiles)"):
+
+def _run(pipeline, todo: Sequence[tuple[Row, Mapping[str, Any]]], count: int, out: Path, report) -> Summary:
+    """Makes the rows of `todo`, of `count` altogether, in a folder that nobody else uses."""
+    failed, skipped = 0, count - len(todo)
+    for row, request in tqdm(todo, total=count, initial=skipped, desc="Prompts (a new shape compiles)"):
         try:
             with enough_memory():
                 images = pipeline(list(row.references), row.prompt, row.targets, **request["options"]).images
         except (ValueError, OSError) as error:
-            report(f"{row.where} ({row.name}) failed: {' '.join(str(error).split())}")
+            report(_failure(row, error))
             failed += 1
             continue
         for file, image in zip(request["files"], images, strict=True):
@@ -138,16 +183,20 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str) and value.strip() != ""
 
 
+_MOST_PICTURES = 10_000  # of a row: all are in memory at once, and each has a file
 _COUNT = ((lambda value: type(value) is int and value > 0), "a whole number above 0")
 _TEXTS = (lambda value: _is_text(value) or isinstance(value, list) and value and all(map(_is_text, value)),
           "a text or a list of texts")
+_WORDS = "prompt", "target", "negative_prompt"  # which the tokenizer reads
 _KEYS = {  # what a value must be, for a program and for a reader
     "prompt": (_is_text, "a text"), "image": _TEXTS, "target": _TEXTS,
     # 200 bytes leave room for the endings in the 255 that file systems allow.
     "name": (lambda value: _is_text(value) and re.fullmatch(r"\w[\w .+-]*", value) and len(value.encode()) <= 200,
              "up to 200 letters, digits, spaces, _ - + . after the first"),
     "seed": (lambda value: type(value) is int and 0 <= value < 2**32, f"a whole number from 0 to {2**32 - 1}"),
-    "num_images": _COUNT, "width": _COUNT, "height": _COUNT,
+    "num_images": (lambda value: type(value) is int and 0 < value <= _MOST_PICTURES,
+                   f"a whole number from 1 to {_MOST_PICTURES}"),
+    "width": _COUNT, "height": _COUNT,
     "negative_prompt": (lambda value: isinstance(value, str), "a text"),
 }
 
@@ -157,6 +206,9 @@ def _parse(line: bytes, default_name: str, folder: Path, where: str) -> Row:
     try:
         values = json.loads(line)
     except (ValueError, RecursionError) as error:
+        if isinstance(error, UnicodeDecodeError):
+            raise ValueError(f"not UTF-8 (byte 0x{error.object[error.start]:02x} at {error.start + 1}); save the file "
+                             "in that encoding") from None
         raise ValueError(f"not valid JSON ({getattr(error, 'msg', error)})") from None
     if not isinstance(values, dict):
         raise ValueError("not a JSON object")
@@ -164,14 +216,21 @@ def _parse(line: bytes, default_name: str, folder: Path, where: str) -> Row:
         check_choice("key", key, _KEYS)
         fits, expected = _KEYS[key]
         if not fits(value):
-            raise ValueError(f"{key} is {value!r}, expected {expected}")
+            raise ValueError(f"{key} is {quoted(value)}, expected {expected}")
+        for text in value if isinstance(value, list) else [value]:
+            if key in _WORDS:
+                check_text(key, text)
     if lacking := [key for key in ("prompt", "image", "target") if key not in values]:
         raise ValueError(f"it lacks {', '.join(lacking)}")
     images, targets = ([x] if isinstance(x, str) else x for x in (values.pop("image"), values.pop("target")))
     references = tuple(folder / image for image in images)
     if missing := [str(path) for path in references if not os.path.isfile(path)]:
-        raise ValueError(f"the image {', '.join(missing)} does not exist")
+        raise ValueError(f"the image {', '.join(map(_shortened, missing))} does not exist")
     return Row(where, values.pop("name", default_name), values.pop("prompt"), tuple(targets), references, values)
+
+
+def _shortened(path: str) -> str:
+    return path if len(path) <= 400 else f"{path[:400]}…"
 
 
 def _request(row: Row, options: Mapping[str, Any], loaded: Mapping[str, Any]) -> dict[str, Any]:
@@ -185,10 +244,10 @@ def _request(row: Row, options: Mapping[str, Any], loaded: Mapping[str, Any]) ->
                                   "options": options, **loaded, "files": files}))
 
 
-def _check_names(rows: Sequence[Row], requests: Sequence[Mapping[str, Any]]) -> None:
+def _check_names(requests: Sequence[tuple[Row, Mapping[str, Any]]]) -> None:
     """Raises ValueError if two rows make the same picture, as a row a-0 and two pictures of a row a would."""
     owners = {}
-    for row, request in zip(rows, requests, strict=True):
+    for row, request in requests:
         for file in request["files"]:
             if (owner := owners.setdefault(file.casefold(), row)) is not row:
                 raise ValueError(f"{owner.where} and {row.where} would both write {file}; give one another name.")

@@ -21,6 +21,7 @@ _GAP, _LABEL, _TITLE, _FRAME = 14, 26, 34, 4
 _PAPER, _INK = (255, 255, 255), (30, 30, 36)
 _COLOURS = ((230, 50, 50), (40, 110, 240), (220, 150, 0), (0, 160, 100), (160, 70, 220))
 _OPACITY = 0.75
+_TITLE_LINES, _LABEL_LETTERS = 6, 24
 
 
 def in_square(image: Image.Image, cell: int = CELL) -> Image.Image:
@@ -55,7 +56,9 @@ def contact_sheet(result: Result, columns: int = 5) -> Image.Image:
     rows = []
     for b, image in enumerate(result.images):
         for r, (reference, target) in enumerate(zip(references, result.targets, strict=True)):
-            cells = [(f"reference: {target}", _framed(reference, r))]
+            label = " ".join(target.split())
+            label = label if len(label) <= _LABEL_LETTERS else f"{label[:_LABEL_LETTERS]}…"
+            cells = [(f"reference: {label}", _framed(reference, r))]
             for step in steps:
                 mask = result.masks[step, b, r : r + 1]
                 cells.append((f"mask, step {step + 1}: {mask.min():.1f} to {mask.max():.1f}",
@@ -106,7 +109,10 @@ def _sheet(title: str, subtitle: str, rows: list[list[tuple[str, Image.Image]]])
     """Rows of labelled cells below a title."""
     width = _GAP + max(len(row) for row in rows) * (CELL + _GAP)
     title_font, label_font = ImageFont.load_default(size=24), ImageFont.load_default(size=16)
-    lines = textwrap.wrap(title, max(1, (width - 2 * _GAP) // 13)) or [""]
+    # textwrap takes its time over a long text, of which only the beginning is shown.
+    columns = max(1, (width - 2 * _GAP) // 13)
+    shown = title[: columns * (_TITLE_LINES + 1)]
+    lines = textwrap.wrap(shown, columns, max_lines=_TITLE_LINES, placeholder=" …") or [""]
     top = _GAP + _TITLE * len(lines) + _LABEL
     sheet = Image.new("RGB", (width, top + len(rows) * (_LABEL + CELL + _GAP)), _PAPER)
     draw = ImageDraw.Draw(sheet)

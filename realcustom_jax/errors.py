@@ -7,19 +7,63 @@ ends with 1, after a sentence that admits it and does not blame the user's input
 
 import contextlib
 import difflib
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any, TextIO
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_LONGEST_QUOTE, _LONGEST_SENTENCE = 160, 4000  # characters
+
+
+def quoted(value: Any, limit: int = _LONGEST_QUOTE) -> str:
+    """A value as a sentence shows it: its `repr`, which can always be printed; only the beginning of a long text."""
+    if isinstance(value, str) and len(value) > limit:
+        return f"{value[:limit]!r}…"
+    shown = repr(value)
+    return shown if len(shown) <= 2 * limit + 2 else f"{shown[:limit]}…"
+
+
+def sentence(error: BaseException) -> str:
+    """What an exception says, as one line of bounded length that holds nothing a terminal would obey or refuse."""
+    said = " ".join(str(error).split())
+    return visible(said if len(said) <= _LONGEST_SENTENCE else f"{said[:_LONGEST_SENTENCE]}…")
+
+
+def visible(text: str) -> str:
+    """The text with escapes for what cannot be seen or printed."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def printable(line: str, stream: TextIO | None) -> str:
+    """The line with escapes for what the stream's encoding lacks: a sentence must not fail where it is printed."""
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    return line.encode(encoding, "backslashreplace").decode(encoding)
+
+
+def check_text(what: str, text: Any) -> None:
+    """Raises ValueError unless ``text`` is a str without halved characters, which no tokenizer and no file takes.
+
+    Python holds them as lone surrogates; JSON from JavaScript, whose `slice` cuts an emoji in two, brings them, and so
+    does a command line that is not UTF-8.
+    """
+    if not isinstance(text, str):
+        raise ValueError(f"The {what} is {quoted(text)}; expected a text.")
+    if half := _SURROGATE.search(text):
+        around = text[max(half.start() - 40, 0) : half.start() + 40]
+        raise ValueError(f"The {what} holds half of a character, \\u{ord(half[0]):04x}, in {around!r}: an emoji was "
+                         "cut in two, or the text is not UTF-8; remove it or give the whole character.")
 
 
 def check_choice(what: str, given: str, known: Iterable[str]) -> None:
     """Raises ValueError, listing the known names and the closest one, unless ``given`` is among them."""
     known = list(known)
     if given not in known:
-        close = difflib.get_close_matches(str(given), known, n=1)
+        close = difflib.get_close_matches(str(given)[:_LONGEST_QUOTE], known, n=1)
         suggestion = f"; did you mean {close[0]!r}?" if close else "."
-        raise ValueError(f"Unknown {what} {given!r}: known are {', '.join(known)}{suggestion}")
+        raise ValueError(f"Unknown {what} {quoted(given)}: known are {', '.join(known)}{suggestion}")
 
 
 @contextlib.contextmanager
@@ -41,7 +85,7 @@ def naming(*places: str | Path) -> Iterator[None]:
 
 
 def _to_stderr(line: str) -> None:
-    print(line, file=sys.stderr)
+    print(printable(line, sys.stderr), file=sys.stderr)
 
 
 def exit_code(work: Callable[[], int | None], *, debug: bool = False, report: Callable[[str], None] = _to_stderr,
@@ -59,11 +103,11 @@ def exit_code(work: Callable[[], int | None], *, debug: bool = False, report: Ca
     except Exception as error:
         if debug:
             report("".join(traceback.format_exception(error)).rstrip())
-        sentence = " ".join(str(error).split())
+        said = sentence(error)
         if isinstance(error, unusable):
-            report(f"error: {sentence}")
+            report(f"error: {said}")
             return 2
         more = "please report it with the traceback above" if debug else "run again with --debug to see where"
         report(f"error: this is a bug in realcustom_jax, not a mistake in your input ({type(error).__name__}: "
-               f"{sentence}); {more}.")
+               f"{said}); {more}.")
         return 1

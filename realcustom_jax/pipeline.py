@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -25,9 +25,10 @@ from PIL import Image
 from transformers import CLIPTokenizer
 
 from realcustom_jax.conditioning.images import ImageSource, listed, load_image, to_uint8
-from realcustom_jax.conditioning.prompts import encode_prompt, target_tokens
+from realcustom_jax.conditioning.prompts import encode_prompt
 from realcustom_jax.conditioning.references import VisionSettings, square_reference, vision_tokens
 from realcustom_jax.conditioning.size import time_ids
+from realcustom_jax.conditioning.targets import mark_targets, target_phrase
 from realcustom_jax.conditioning.vocabulary import Vocabulary
 from realcustom_jax.devices.compilation import enable_compilation_cache, jit_sampler
 from realcustom_jax.devices.platform import Platform
@@ -89,7 +90,7 @@ class Pipeline:
     """All parts of a model; `load` makes one from a folder."""
 
     text_encoders: tuple[TextEncoder, ...]
-    """One, or SDXL's two; a phrase of the prompt is found with the first one's tokenizer."""
+    """One, or SDXL's two, whose texts the UNet reads side by side."""
     vae: Network
     unet: Network
     siglip: Network
@@ -158,7 +159,7 @@ class Pipeline:
         model.check("unet", "vae")
         given = find_adapter(adapter) if adapter else model.adapter()
         words, encoders = (ModelSource.open(other) if other else model for other in (tokenizer, vision))
-        tokenizers = [words.tokenizer(i) for i in range(len(model.text_encoders))]
+        tokenizers = [words.tokenizer(i, positions=model.text_positions(i)) for i in range(len(model.text_encoders))]
         encoders.check("image_encoder_siglip", "image_encoder_dinov2")
         preset = model.preset() if preset is None else find_preset(preset)
         preset = dataclasses.replace(preset, **given.conditioning)
@@ -216,7 +217,8 @@ class Pipeline:
             image: a reference, or R of them; see `images.load_image` for what can be read.
             prompt: the text.
             target: the words of the prompt that stand for the subject; one phrase for each reference, or several
-                for a single one.
+                for a single one. A phrase that is given as often as it occurs stands for one occurrence each, in their
+                order; "dog#2" is the second dog.
             seed: of the noise; image i of a call is the same whatever `num_images` is.
             num_images: B.
             width, height: of the pictures, in pixels; None: the side that the model was made for.
@@ -246,7 +248,7 @@ class Pipeline:
         mask = choices.mask_config(*shape[:2], len(targets), overlap)
         noise = _noise(seed, num_images, shape) if latents is None else _given_noise(latents, (num_images, *shape))
         positive, negative, marks = self._conditionings(
-            pictures, prompt, targets, negative_prompt, (width, height))
+            pictures, prompt, targets, negative_prompt, (width, height), overlapping=mask.overlap == "sum")
         inputs = jax.tree.map(lambda x: jnp.repeat(x, num_images, axis=0), (positive, negative, marks))
 
         options = {"solver": schedule, "guidance_scale": jnp.float32(choices.guidance_scale), "mask": mask,
@@ -259,19 +261,28 @@ class Pipeline:
 
     @property
     def tokenizer(self) -> CLIPTokenizer:
-        """The one that finds a phrase in the prompt."""
+        """The first text encoder's."""
         return self.text_encoders[0].tokenizer
 
+    def mark_targets(self, prompt: str, targets: Sequence[str], *, overlapping: bool = False) -> np.ndarray:
+        """int32 [R, T]: the tokens of R targets, see `targets.mark_targets`."""
+        return mark_targets([encoder.tokenizer for encoder in self.text_encoders], prompt, targets,
+                            match=self.preset.match, overlapping=overlapping)
+
     def encode_prompts(
-        self, prompts: str | Sequence[str], *, size: tuple[int, int] | None = None, allow_empty: bool = False
+        self, prompts: str | Sequence[str], *, size: tuple[int, int] | None = None, allow_empty: bool = False,
+        what: str = "prompt",
     ) -> Conditioning:
-        """Text conditioning of B prompts for pictures of `size` (width, height); no vision tokens yet."""
-        outputs = []
-        for i, encoder in enumerate(self.text_encoders):
-            with warnings.catch_warnings():
-                if i > 0:
-                    warnings.simplefilter("ignore")  # the first tokenizer has already said what is cut
-                ids = encode_prompt(encoder.tokenizer, prompts, allow_empty=allow_empty)
+        """Text conditioning of B prompts for pictures of `size` (width, height); no vision tokens yet. Messages name
+        them `what`."""
+        outputs, told = [], False
+        for encoder in self.text_encoders:
+            with warnings.catch_warnings(record=True) as said:
+                warnings.simplefilter("always")
+                ids = encode_prompt(encoder.tokenizer, prompts, allow_empty=allow_empty, what=what)
+            for warning in () if told else said:  # of several tokenizers one is enough to say what is cut
+                warnings.warn(warning.message, stacklevel=2)
+            told = told or bool(said)
             outputs.append(_encode_text(encoder.network.module, encoder.network.params, ids))
         tokens, pooled = text_states(outputs, self.unet.module.config, self.preset.pooled)
         if pooled is None:
@@ -291,7 +302,8 @@ class Pipeline:
         text = (self.preset.negative_prompt or None) if prompt is None else prompt
         if text is None and (self.preset.no_negative or self.no_negative) == "zeros":
             return jax.tree.map(jnp.zeros_like, positive).replace(time_ids=positive.time_ids)
-        return self.encode_prompts([text or ""] * len(positive.text), size=size, allow_empty=True)
+        return self.encode_prompts(
+            [text or ""] * len(positive.text), size=size, allow_empty=True, what="negative prompt")
 
     def encode_references(self, images: Sequence[np.ndarray]) -> jax.Array:
         """Vision tokens [N, L, D] of N references, each [H, W, 3] in [0, 1]; all zero for the negative lane."""
@@ -334,13 +346,12 @@ class Pipeline:
                 _network_fingerprint(self.projector), fingerprint.of_parameters(visual), self.vision_settings),
         }
 
-    def _conditionings(self, pictures, prompt, targets, negative_prompt, size):
+    def _conditionings(self, pictures, prompt, targets, negative_prompt, size, *, overlapping):
         """(positive, negative, marked target tokens [1, R, T]) for one image."""
         positive = self.encode_prompts(prompt, size=size)
-        marks = jnp.asarray(np.stack([
-            target_tokens(self.tokenizer, prompt, target, match=self.preset.match) for target in targets]))[None]
+        marks = jnp.asarray(self.mark_targets(prompt, targets, overlapping=overlapping))[None]
         if self.vocabulary:
-            self.vocabulary.check(prompt, targets)
+            self.vocabulary.check(prompt, [target_phrase(prompt, x, match=self.preset.match) for x in targets])
         negative = self.encode_negative(negative_prompt, positive, size=size)
         *tokens, nothing = self.encode_references([*pictures, np.zeros_like(pictures[0])])
         # A single reference may stand for several phrases.
@@ -400,6 +411,8 @@ class Pipeline:
         for encoder, text in zip(self.text_encoders, texts, strict=True):
             size, length = len(encoder.tokenizer), encoder.tokenizer.model_max_length
             checks |= {
+                f"the tokenizers make {self.tokenizer.model_max_length} and {length} tokens of a prompt":
+                    length == self.tokenizer.model_max_length,
                 f"the tokenizer has {size} tokens, the text encoder {text.vocab_size}": size <= text.vocab_size,
                 f"the tokenizer makes {length} tokens of a prompt, the text encoder takes "
                 f"{text.max_position_embeddings}": length <= text.max_position_embeddings,
@@ -424,7 +437,7 @@ def _network_fingerprint(network: Network) -> str:
 def _paired(image, target) -> tuple[list[ImageSource], tuple[str, ...]]:
     """References and targets as sequences that fit each other."""
     references = listed(image)
-    targets = (target,) if isinstance(target, str) else tuple(target)
+    targets = tuple(target) if isinstance(target, Iterable) and not isinstance(target, str) else (target,)
     if not targets or len(references) not in (1, len(targets)):
         raise ValueError(f"{len(references)} reference(s) and {len(targets)} target(s) were given; expected one target "
                          "for each reference, or one reference for all targets.")

@@ -46,7 +46,7 @@ class Preset:
         pooled: SDXL's pooled text before ("unprojected", released) or after its projection (standard SDXL).
         size_order: of SDXL's size conditioning: (w, h, 0, 0, w, h) as released, or SDXL's (h, w, …).
         weight_order: whose UNet weights win where base and adapter files both hold them.
-        match: how a target phrase is found in the prompt, see `prompts.target_tokens`.
+        match: how a target phrase is found in the prompt, see `targets.target_tokens`.
         normalize, select: of the guidance maps, see `masks.subject_mask`.
         refine: n refines the mask by the self-attention of the layers whose size is the latents' divided by n, so that
             it spreads over the things that it lies on (paper); 0 does not (released).

@@ -1,6 +1,7 @@
 """Many prompts from a file: what is written, what is made again, and what is left after kill -9."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from realcustom_jax import batch, files
+from realcustom_jax import batch, errors, files
 
 OPTIONS = {"steps": 2, "num_images": 1}
 
@@ -102,23 +103,73 @@ def test_a_file_of_another_system_is_read(write):
     (row(seed=True), "seed is True"),
     (row(num_images=0), "num_images is 0"),
     (row(width="64"), "width is '64'"),
+    (row(num_images=10**9), "num_images is 1000000000, expected a whole number from 1 to 10000"),
+    ('{"prompt": "a dog", "image": "dog.png", "target": "dog", "seed": NaN}', "seed is nan"),
+    ('{"prompt": "a dog", "image": "dog.png", "target": "dog", "width": 1e999}', "width is inf"),
+    ('{"seed": %s}' % ("9" * 5000), "not valid JSON"),
+    (row(prompt="a dog \ud83d"), r"prompt holds half of a character, \\ud83d, in 'a dog \\ud83d'"),
+    (row(target=["dog", "\ude00"]), r"target holds half of a character, \\ude00"),
+    (row(negative_prompt="\ud83d"), "negative_prompt holds half of a character"),
+    (row(name="\ud83d"), "name is '.ud83d'"),
+    (row(image="\ud83d.png"), r"ud83d.png does not exist"),
+    (row(image="a\0b.png"), r"the image .*a.x00b.png does not exist"),
+    (row(image="x" * 100_000), "does not exist"),
+    (row(x="y" * 100_000), "Unknown key 'x'"),
+    ({"y" * 100_000: 1}, "Unknown key 'yyy"),
+    (row(seed="y" * 100_000), "seed is 'yyy"),
     *[(row(name=name), "name is ") for name in ("", ".", "..", ".x", "a/b", "a\\b", "/a", "a\n", "-rf", "é" * 150, 7)],
     (row(name="0001"), "the name '0001' is taken by line 1"),
     (row(name="FIRST"), "the name 'FIRST' is taken by line 2"),
 ])
 def test_a_bad_line_is_named(write, bad, message):
     file = write(row(), row(name="first"), bad)
-    with pytest.raises(ValueError, match=rf"(?s)prompts.jsonl has 1 bad line\(s\): line 3: .*{message}"):
-        batch.read_rows(file)
+    first, second, third = batch.read_rows(file)
+    assert [first.name, second.name] == ["0001", "first"]
+    assert third.where == f"{file}, line 3" and re.search(message, third.problem) and len(third.problem) < 600
+    with pytest.raises(ValueError, match=r"(?s)prompts.jsonl has 1 bad line\(s\) and no good one: line 1: ") as alone:
+        batch.read_rows(write({**bad, "name": 7} if isinstance(bad, dict) else bad))
+    assert len(str(alone.value)) < 800
 
 
-def test_all_bad_lines_are_named_at_once_up_to_ten(write):
-    with pytest.raises(ValueError, match="2 bad.*line 1: .*; line 3: ") as few:
-        batch.read_rows(write("{", row(), "{"))
-    assert "line 2" not in str(few.value)
+def test_a_file_of_bad_lines_alone_is_an_error_that_names_ten(write):
     with pytest.raises(ValueError, match="12 bad.*line 10: ") as many:
         batch.read_rows(write(*["{"] * 12))
     assert "line 11" not in str(many.value)
+
+
+def test_files_of_other_encodings_are_read_or_refused_line_by_line(write):
+    file = write(row(prompt="a café dog"), row())
+    text = file.read_text()
+    for encoding in ("utf-16", "utf-8-sig"):
+        file.write_bytes(text.replace("\n", "\r\n").encode(encoding))
+        assert [one.targets for one in batch.read_rows(file)] == [("dog",), ("dog",)]
+    file.write_bytes(text.replace("caf\\u00e9", "café").encode("latin-1"))
+    bad, good = batch.read_rows(file)
+    assert bad.problem == "not UTF-8 (byte 0xe9 at 18); save the file in that encoding" and good.name == "0002"
+    file.write_bytes(text.replace("\n", "\r").encode())
+    assert len(batch.read_rows(file)) == 2
+    with pytest.raises(ValueError, match="cannot be read .embedded null byte.; give a file"):
+        batch.read_rows("a\0b")
+
+
+def test_a_picture_that_cannot_be_read_fails_its_row_alone(write, tmp_path):
+    (tmp_path / "gone.png").write_bytes(b"")
+    rows, said = batch.read_rows(write(row(image="gone.png"), "{", row())), []
+    (tmp_path / "gone.png").unlink()
+    summary = batch.run_batch(FakePipeline(), rows, tmp_path / "out", options=OPTIONS, report=said.append)
+    assert summary == batch.Summary(made=1, skipped=0, failed=2)
+    assert names(tmp_path / "out") == ["0003.json", "0003.png"]
+    assert "line 1 (0001) failed: " in said[0] and "gone.png" in said[0] and "line 2 failed: not valid JSON" in said[1]
+
+
+def test_a_sentence_is_one_line_that_every_terminal_and_log_takes(write, tmp_path, capsys):
+    def pipeline(*arguments, **options):
+        raise ValueError("a \x1b[31mred\u202e \ud83d café\n line")
+
+    batch.run_batch(pipeline, batch.read_rows(write(row())), tmp_path / "out", options=OPTIONS)
+    shown = capsys.readouterr().out
+    assert r"(0001) failed: a \x1b[31mred\u202e \ud83d café line" in shown
+    assert errors.printable("café …", types.SimpleNamespace(encoding="ascii")) == r"caf\xe9 \u2026"
 
 
 def test_a_file_without_rows_or_without_a_file_is_an_error(write, tmp_path):
@@ -283,7 +334,7 @@ def test_a_folder_has_one_run_at_a_time(write, tmp_path):
 KILLED = """
 import sys, time
 from pathlib import Path
-from realcustom_jax import batch, files
+from realcustom_jax import batch, errors, files
 from test_batch import OPTIONS, FakePipeline
 
 rename = files.os.replace

@@ -1,6 +1,7 @@
 """The pipeline on a tiny model of random weights: what goes in and comes out, not how it looks."""
 
 import dataclasses
+import json
 import shutil
 import warnings
 
@@ -8,15 +9,18 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
+from transformers import CLIPTokenizer
 
 import realcustom_jax as rc
+from realcustom_jax.conditioning.prompts import build_tokenizer
 from realcustom_jax.files import write_json
 from realcustom_jax.model_files import bundle
 from realcustom_jax.model_files.locate import ASSETS, read_config
 from realcustom_jax.model_files.source import FolderSource
 from realcustom_jax.model_files.tensors import read_tensors
+from realcustom_jax.pipeline import TextEncoder
 
-from mini_bundle import SIDE
+from mini_bundle import SIDE, WORDS
 
 DOG, CAR = ASSETS / "references" / "dog.png", ASSETS / "references" / "car.png"
 PROMPT = "a dog on the beach"
@@ -202,3 +206,56 @@ def test_parts_of_different_widths_say_that_a_second_text_encoder_may_be_missing
     pipeline = dataclasses.replace(mini_pipeline, unet=dataclasses.replace(mini_pipeline.unet, module=wide))
     with pytest.raises(ValueError, match="takes text of width 48, the text encoder makes 16 \\(a second one, text_enc"):
         pipeline._check_parts_fit(tmp_path)
+
+
+def test_a_tokenizer_without_a_length_takes_the_text_encoders(mini_folder, tmp_path):
+    other = shutil.copytree(mini_folder / "tokenizer", tmp_path / "words/tokenizer").parent
+    config = read_config(other / "tokenizer/tokenizer_config.json")
+    del config["model_max_length"]
+    write_json(other / "tokenizer/tokenizer_config.json", config)
+    assert rc.Pipeline.load(mini_folder, tokenizer=other).tokenizer.model_max_length == 16
+
+
+def call(pipeline, prompt, targets, count=2, **options):
+    pictures = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")][:count]
+    return pipeline(pictures, prompt, targets, num_images=2, **QUICK, **options)
+
+
+def test_two_subjects_of_one_word_have_a_mask_each(mini_pipeline):
+    result = call(mini_pipeline, "a dog and a dog on the beach", ["dog", "dog"])
+    assert (result.masks[:, 0].reshape(2, 2, -1).max(-1) > 0).all() and result.targets == ("dog", "dog")
+    numbered = call(mini_pipeline, "a dog and a dog on the beach", ["dog#1", "dog#2"])
+    np.testing.assert_array_equal(numbered.masks, result.masks)
+    assert numbered.targets == ("dog#1", "dog#2")
+    for targets, message in ((["dog", "dog"], "occurs once"), (["dog", "a dog"], "All words")):
+        with pytest.raises(ValueError, match=message):
+            call(mini_pipeline, "a dog", targets)
+    assert mini_pipeline.mark_targets("a dog", ["dog", "dog"], overlapping=True)[:, 2].all()
+
+
+def test_messages_say_which_text_they_mean(mini_pipeline):
+    with pytest.warns(UserWarning, match="^The negative prompt exceeds 16 tokens") as said:
+        call(mini_pipeline, "a dog", "dog", 1, negative_prompt="dog " * 40)
+    assert len(said) == 1
+    for words, message in (({"prompt": "a dog \ud83d"}, "The prompt holds half"), ({"prompt": 7}, "The prompt is 7"),
+                           ({"targets": "\ud83d"}, "target phrase holds half"),
+                           ({"targets": None}, "target phrase is None"),
+                           ({"negative_prompt": "\ud83d"}, "negative prompt holds half")):
+        with pytest.raises(ValueError, match=message):
+            call(mini_pipeline, **{"prompt": "a dog", "targets": "dog", "count": 1} | words)
+
+
+@pytest.mark.parametrize("prompt, cut", [
+    ("!!! " * 6 + "dog", "! !!! dog"), ("dog " * 20, "dog dog dog dog dog dog ")])
+def test_what_any_tokenizer_cuts_is_told_once(mini_pipeline, prompt, cut):
+    """SDXL's second tokenizer makes three tokens of "!!!", so that its text may end before the first one's."""
+    first = build_tokenizer([*WORDS, "!!!"], max_length=16)
+    rules = json.loads(first.backend_tokenizer.to_str())["model"]
+    second = CLIPTokenizer(vocab=rules["vocab"], merges=list(map(tuple, rules["merges"])), model_max_length=16,
+                           pad_token="!")
+    network = mini_pipeline.text_encoders[0].network
+    pipeline = dataclasses.replace(
+        mini_pipeline, text_encoders=tuple(TextEncoder(tokenizer, network) for tokenizer in (first, second)))
+    with pytest.warns(UserWarning) as said:
+        pipeline.encode_prompts(prompt)
+    assert [str(warning.message) for warning in said] == [f"The prompt exceeds 16 tokens; its end is ignored: {cut!r}."]

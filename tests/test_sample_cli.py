@@ -295,6 +295,14 @@ def test_the_memory_report_writes_nothing_and_says_whether_it_fits(command, caps
     assert "the device has" in capsys.readouterr().out
 
 
+def test_halved_characters_are_told_before_anything_is_loaded(command):
+    for arguments, message in ((("--prompt", "a dog \ud83d"), "the prompt holds half"),
+                               (("--target", "\udce9"), "the target holds half"),
+                               (("--negative-prompt", "\ud83d"), "the negative prompt holds half")):
+        code, lines, _ = command(*arguments)
+        assert code == 2 and len(lines) == 1 and message in lines[0].lower()
+
+
 def test_the_memory_of_a_batch_is_that_of_its_largest_row(command, capsys, monkeypatch, tmp_path):
     asked = []
 

@@ -40,14 +40,98 @@ def test_every_layout_answers_the_same_questions():
         assert questions <= set(vars(layout))
 
 
-def test_a_tokenizer_that_does_not_say_how_long_prompts_are_is_named(mini_folder, tmp_path):
+@pytest.fixture
+def tokenizer_folder(mini_folder, tmp_path):
+    """A model folder that holds nothing but a copy of the tokenizer."""
     shutil.copytree(mini_folder / "tokenizer", tmp_path / "tokenizer")
-    file = tmp_path / "tokenizer/tokenizer_config.json"
-    config = json.loads(file.read_text())
-    del config["model_max_length"]
-    write_json(file, config)
-    with pytest.raises(ValueError, match="tokenizer_config.json lacks model_max_length"):
-        FolderSource(tmp_path).tokenizer()
+    return tmp_path
+
+
+def change_json(file, **changes):
+    write_json(file, json.loads(file.read_text()) | changes)
+
+
+def test_a_tokenizer_that_does_not_say_how_long_prompts_are_takes_its_text_encoders_length(tokenizer_folder):
+    file = tokenizer_folder / "tokenizer/tokenizer_config.json"
+    source = FolderSource(tokenizer_folder)
+    for nothing in (None, 10**30, 1e30):
+        change_json(file, model_max_length=nothing)
+        with pytest.raises(ValueError, match="tokenizer_config.json lacks model_max_length"):
+            source.tokenizer()
+        assert source.tokenizer(positions=12).model_max_length == 12
+    write_json(tokenizer_folder / "text_encoder/config.json", {"max_position_embeddings": 20})
+    assert source.tokenizer().model_max_length == 20
+    write_json(tokenizer_folder / "text_encoder/config.json", {"hidden_size": "wide"})
+    with pytest.raises(ValueError, match="text_encoder.*cannot be used"):
+        source.tokenizer()
+
+
+@pytest.mark.parametrize("length", ["77", 0, 2, -1, 77.5, True, [77]])
+def test_a_length_of_prompts_that_is_none_is_named(tokenizer_folder, length):
+    change_json(tokenizer_folder / "tokenizer/tokenizer_config.json", model_max_length=length)
+    with pytest.raises(ValueError, match="tokenizer_config.json: model_max_length is .*expected a whole number"):
+        FolderSource(tokenizer_folder).tokenizer()
+
+
+def as_published(folder):
+    """Writes the tokenizer as the hub has it, vocab.json and merges.txt; returns the lines of merges.txt."""
+    file = folder / "tokenizer/tokenizer.json"
+    model = json.loads(file.read_text())["model"]
+    file.unlink()
+    write_json(folder / "tokenizer/vocab.json", model["vocab"])
+    lines = ["#version: 0.2", *map(" ".join, model["merges"])]
+    (folder / "tokenizer/merges.txt").write_text("\n".join(lines) + "\n")
+    return lines
+
+
+def test_merges_that_were_cut_are_refused(tokenizer_folder):
+    whole = FolderSource(tokenizer_folder).tokenizer()("a dog on the beach").input_ids
+    lines, merges = as_published(tokenizer_folder), tokenizer_folder / "tokenizer/merges.txt"
+    for ends in ("\n", "\r\n"):
+        merges.write_bytes(ends.join(lines).encode())
+        assert FolderSource(tokenizer_folder).tokenizer()("a dog on the beach").input_ids == whole
+    for kept in (0, 1, 2, len(lines) // 2, len(lines) - 1):
+        merges.write_text("\n".join(lines[:kept]))
+        with pytest.raises(ValueError, match=rf"merges.txt is not complete: {len(lines) - max(kept, 1)} of the .*copy"):
+            FolderSource(tokenizer_folder).tokenizer()
+    merges.write_bytes("\n".join(lines).encode()[:-1])
+    with pytest.raises(ValueError, match="tokenizer cannot be read"):
+        FolderSource(tokenizer_folder).tokenizer()
+    merges.unlink()
+    with pytest.raises(FileNotFoundError, match="not complete: .*merges.txt is missing"):
+        FolderSource(tokenizer_folder).tokenizer()
+
+
+def test_a_vocabulary_that_was_cut_is_refused(tokenizer_folder):
+    lines, file = as_published(tokenizer_folder), tokenizer_folder / "tokenizer/vocab.json"
+    vocabulary = json.loads(file.read_text())
+    count = len(vocabulary)
+    for kept, merges in ((0, 0), (300, 0), (520, 8), (count - 2, len(lines)), (count - 1, len(lines))):
+        write_json(file, dict(list(vocabulary.items())[:kept]))
+        (tokenizer_folder / "tokenizer/merges.txt").write_text("\n".join(lines[: merges + 1]))
+        with pytest.raises(ValueError, match=f"vocabulary of {kept} tokens lacks <|endoftext|>"):
+            FolderSource(tokenizer_folder).tokenizer()
+    for text in ("", file.read_text()[:100]):
+        file.write_text(text)
+        with pytest.raises(ValueError, match="tokenizer cannot be read"):
+            FolderSource(tokenizer_folder).tokenizer()
+
+
+def test_merges_are_missed_in_a_tokenizer_of_one_file_too(tokenizer_folder):
+    file = tokenizer_folder / "tokenizer/tokenizer.json"
+    content = json.loads(file.read_text())
+    for kept in (0, 5, len(content["model"]["merges"]) - 1):
+        model = content["model"] | {"merges": content["model"]["merges"][:kept]}
+        write_json(file, content | {"model": model})
+        with pytest.raises(ValueError, match=f"tokenizer.json is not complete: .* of the {kept} merges"):
+            FolderSource(tokenizer_folder).tokenizer()
+
+
+def test_words_that_were_added_to_a_tokenizer_need_no_merges(tokenizer_folder):
+    tokenizer = FolderSource(tokenizer_folder).tokenizer()
+    tokenizer.add_tokens(["<my-toy>", "zebu"])
+    tokenizer.save_pretrained(tokenizer_folder / "tokenizer")
+    assert len(FolderSource(tokenizer_folder).tokenizer()) == len(tokenizer)
 
 
 @pytest.mark.parametrize("config, message", [

@@ -1,4 +1,4 @@
-"""Prompts, phrases and the miniature's tokenizer."""
+"""Prompts and the miniature's tokenizer; where phrases stand in a prompt is in test_targets.py."""
 
 import numpy as np
 import pytest
@@ -14,14 +14,6 @@ WORDS = ("a an and now snow no on one in the dog dogs cat beach beaches toy jung
 @pytest.fixture(scope="module")
 def tokenizer():
     return build_tokenizer(WORDS, max_length=16)
-
-
-def marked(tokenizer, prompt, phrase, **options):
-    """The marked tokens, as text."""
-    mask = rc.target_tokens(tokenizer, prompt, phrase, **options)
-    assert mask.shape == (16,) and set(np.unique(mask)) <= {0, 1}
-    ids = encode_prompt(tokenizer, prompt)[0]
-    return [token.removesuffix("</w>") for token in tokenizer.convert_ids_to_tokens(ids[mask == 1])]
 
 
 def test_every_word_is_one_token_and_others_fall_into_letters(tokenizer):
@@ -81,55 +73,30 @@ def test_an_empty_prompt_must_be_meant(tokenizer):
     assert encode_prompt(tokenizer, "", allow_empty=True)[0, 1] == tokenizer.eos_token_id
 
 
-@pytest.mark.parametrize("prompt, phrase, expected", [
-    ("a dog on the beach", "dog", ["dog"]),
-    ("A Dog on the beach", "DOG", ["dog"]),
-    ("a dog on the beach", "a", ["a"]),
-    ("dogs and a dog", "dog", ["dog"]),
-    ("a dog, the dog!", "dog", ["dog", "dog"]),
-    ("a red  toy\nin the jungle", "red toy", ["red", "toy"]),
-    ("the café", "café", ["café".encode().decode("latin-1")]),
-    ("a zebu", "zebu", list("zebu")),
+def test_a_message_names_what_is_cut_or_empty(tokenizer):
+    with pytest.warns(UserWarning, match="^The negative prompt exceeds 16 tokens; its end is ignored: 'red red '"):
+        encode_prompt(tokenizer, "red " * 16, allow_empty=True, what="negative prompt")
+    with pytest.raises(ValueError, match="The negative prompt is empty"):
+        encode_prompt(tokenizer, " ", what="negative prompt")
+    with pytest.warns(UserWarning) as said:
+        assert encode_prompt(tokenizer, "a dog " * 10_000).shape == (1, 16)
+    assert len(str(said[0].message)) < 300
+
+
+@pytest.mark.parametrize("prompt, message", [
+    ("a dog \ud83d", r"prompt holds half of a character, \\ud83d, in 'a dog \\ud83d'"),
+    ("\ude00 dog", r"half of a character, \\ude00"), ("caf\udce9", "the text is not UTF-8"),
+    (None, "The prompt is None; expected a text"), (7, "is 7"), (b"a dog", "is 97; expected"),
+    (["a dog", None], "None"),
 ])
-def test_words_are_found_on_their_boundaries(tokenizer, prompt, phrase, expected):
-    assert marked(tokenizer, prompt, phrase) == expected
+def test_what_no_tokenizer_takes_is_one_sentence(tokenizer, prompt, message):
+    with pytest.raises(ValueError, match=message):
+        encode_prompt(tokenizer, prompt, allow_empty=True)
 
 
-def test_one_occurrence_can_be_named(tokenizer):
-    prompt = "a dog and the dog"
-    np.testing.assert_array_equal(np.flatnonzero(rc.target_tokens(tokenizer, prompt, "dog")), [2, 5])
-    np.testing.assert_array_equal(np.flatnonzero(rc.target_tokens(tokenizer, prompt, "dog", occurrence=1)), [5])
-    for occurrence in (2, -1):
-        with pytest.raises(ValueError, match=r"2 time\(s\)"):
-            rc.target_tokens(tokenizer, prompt, "dog", occurrence=occurrence)
-
-
-def test_released_matching_is_a_substring_placed_by_token_counts(tokenizer):
-    assert marked(tokenizer, "a dog on the beach", "dog", match="released") == ["dog"]
-    # "dogs" is one token; the substring "dog" of it has the same count.
-    assert marked(tokenizer, "dogs and a dog", "dog", match="released") == ["dogs", "dog"]
-    with pytest.raises(ValueError, match="does not occur"):
-        rc.target_tokens(tokenizer, "a dog", "Dog", match="released")
-    with pytest.raises(ValueError, match="inside a word"):
-        rc.target_tokens(tokenizer, "a beach", "each", match="released")
-    with pytest.raises(ValueError, match="match"):
-        rc.target_tokens(tokenizer, "a dog", "dog", match="words")
-
-
-def test_a_phrase_that_does_not_occur_is_an_error_that_names_both(tokenizer):
-    with pytest.raises(ValueError, match=r"'cat'.*a, dog, on, the, beach"):
-        rc.target_tokens(tokenizer, "a dog on the beach", "cat")
-    with pytest.raises(ValueError, match="empty"):
-        rc.target_tokens(tokenizer, "a dog", " ")
-
-
-@pytest.mark.parametrize("match", ["word", "released"])
-def test_a_phrase_that_is_cut_off_is_an_error(tokenizer, match):
-    fits = "a dog " * 6 + "a cat"
-    assert marked(tokenizer, fits, "cat", match=match) == ["cat"]
-    for prompt, phrase in (("a dog " * 7 + "cat", "cat"), ("a dog " * 6 + "the red cat", "red cat")):
-        with pytest.raises(ValueError, match="cut off"):
-            rc.target_tokens(tokenizer, prompt, phrase, match=match)
+@pytest.mark.parametrize("prompt", ["a dog\0", "\ufeffa dog", "\u202ea dog\u202c", "a\x07 dog\x1b[31m", "a dog 🐶"])
+def test_odd_characters_are_tokens_like_others(tokenizer, prompt):
+    assert tokenizer.convert_tokens_to_ids("dog</w>") in encode_prompt(tokenizer, prompt)[0]
 
 
 def test_a_tokenizer_without_length_is_refused(tokenizer):

@@ -1,10 +1,5 @@
-"""Prompts to tokens, and a phrase of the prompt to the tokens that stand for it.
+"""Prompts to tokens, and the tokenizer of a small world of words."""
 
-RealCustom++ names the subject by *real words* of the prompt ("a **toy** in the jungle"); their tokens select
-the cross-attention maps of which the mask is made.
-"""
-
-import re
 import warnings
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
@@ -13,13 +8,16 @@ import numpy as np
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTokenizer, PreTrainedTokenizerBase
 
-from realcustom_jax.errors import check_choice
+from realcustom_jax.errors import check_text, quoted
+
+LONGEST_PROMPT = 10**6
+"""Tokens; what a tokenizer says beyond that is transformers' way to say nothing."""
 
 _START, _END = "<|startoftext|>", "<|endoftext|>"
 
 
 def encode_prompt(
-    tokenizer: PreTrainedTokenizerBase, prompts: str | Sequence[str], *, allow_empty: bool = False
+    tokenizer: PreTrainedTokenizerBase, prompts: str | Sequence[str], *, allow_empty: bool = False, what: str = "prompt"
 ) -> np.ndarray:
     """Token ids of prompts, padded to the text encoder's length; a longer prompt is cut, with a warning.
 
@@ -27,73 +25,24 @@ def encode_prompt(
         tokenizer: a CLIP tokenizer with offsets; T is its `model_max_length`.
         prompts: one prompt or B of them.
         allow_empty: for the unconditional text of guidance and of condition dropout.
+        what: how messages name them, such as "negative prompt".
     Returns:
         int32 [B, T].
     Raises:
-        ValueError: for an empty prompt, unless `allow_empty`.
+        ValueError: for a prompt that is no text, holds halves of characters, or is empty, unless `allow_empty`.
     """
-    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-    length = _max_length(tokenizer)
+    prompts = list(prompts) if isinstance(prompts, Iterable) and not isinstance(prompts, str) else [prompts]
+    length = max_length(tokenizer)
     for prompt in prompts:
+        check_text(what, prompt)
         if not prompt.strip() and not allow_empty:
-            raise ValueError("The prompt is empty; describe the picture in a few words.")
-        offsets = _offsets(tokenizer, prompt)
+            raise ValueError(f"The {what} is empty; describe the picture in a few words.")
+        offsets = token_offsets(tokenizer, prompt)
         if len(offsets) > length:
             cut = prompt[offsets[length - 1][0]:]
-            warnings.warn(f"The prompt exceeds {length} tokens; its end is ignored: {cut!r}.", stacklevel=2)
+            warnings.warn(f"The {what} exceeds {length} tokens; its end is ignored: {quoted(cut)}.", stacklevel=2)
     encoded = tokenizer(prompts, padding="max_length", truncation=True, max_length=length)
     return np.asarray(encoded["input_ids"], np.int32)
-
-
-def target_tokens(
-    tokenizer: PreTrainedTokenizerBase,
-    prompt: str,
-    phrase: str,
-    *,
-    occurrence: int | None = None,
-    match: str = "word",
-) -> np.ndarray:
-    """Marks the tokens of a phrase in the encoded prompt.
-
-    Args:
-        tokenizer: a CLIP tokenizer with offsets; T is its `model_max_length`.
-        prompt: the text, as given to `encode_prompt`.
-        phrase: one or more words of it.
-        occurrence: zero-based; None marks every occurrence.
-        match: "word": case-insensitive, on word boundaries, the tokens that overlap the phrase's characters;
-            "released": case-sensitive substring, placed by counting the tokens of the text before and up to
-            its end (`find_phrase_positions_in_text` of the released pipeline).
-    Returns:
-        int32 [T] of 0 and 1.
-    Raises:
-        ValueError: if the phrase is empty, does not occur (so often), or is cut off with the prompt's end.
-    """
-    check_choice("match", match, ("word", "released"))
-    length = _max_length(tokenizer)
-    if not phrase.strip():
-        raise ValueError("The target phrase is empty; give the words of the prompt that name the subject.")
-    spans = word_spans(prompt, phrase) if match == "word" else _substring_spans(prompt, phrase)
-    if not spans:
-        words = ", ".join(re.findall(r"[\w'’-]+", prompt)) or "none"
-        raise ValueError(
-            f"The target phrase {phrase!r} does not occur in the prompt {prompt!r} (its words: {words}).")
-    if occurrence is not None:
-        if not 0 <= occurrence < len(spans):
-            raise ValueError(f"occurrence={occurrence} (counted from 0) does not exist: the target phrase "
-                             f"{phrase!r} occurs {len(spans)} time(s) in the prompt {prompt!r}.")
-        spans = [spans[occurrence]]
-
-    mask = np.zeros(length, np.int32)
-    for span in spans:
-        tokens = (_overlapping_tokens if match == "word" else _counted_tokens)(tokenizer, prompt, span)
-        if not tokens:
-            raise ValueError(f"The target phrase {phrase!r} stands inside a word of the prompt {prompt!r}, "
-                             'where match="released" finds no token of its own; use match="word".')
-        if tokens[-1] >= length - 1:  # the last place is the end of text
-            raise ValueError(f"The target phrase {phrase!r} is cut off: the prompt {prompt!r} exceeds the "
-                             f"{length} tokens of the text encoder; shorten it or put the phrase earlier.")
-        mask[tokens] = 1
-    return mask
 
 
 def build_tokenizer(words: Iterable[str], *, max_length: int) -> CLIPTokenizer:
@@ -144,35 +93,15 @@ def _merged(pieces: list[str], ranks: dict[tuple[str, str], int]) -> list[str]:
     return pieces
 
 
-def word_spans(prompt: str, phrase: str) -> list[tuple[int, int]]:
-    """Where the phrase stands in the prompt as whole words, in any case and with any spaces between them."""
-    words = r"\s+".join(map(re.escape, phrase.split()))
-    return [match.span() for match in re.finditer(rf"(?<!\w){words}(?!\w)", prompt, re.IGNORECASE)]
-
-
-def _substring_spans(prompt: str, phrase: str) -> list[tuple[int, int]]:
-    starts = re.finditer(f"(?={re.escape(phrase)})", prompt)
-    return [(match.start(), match.start() + len(phrase)) for match in starts]
-
-
-def _overlapping_tokens(tokenizer, prompt: str, span: tuple[int, int]) -> list[int]:
-    start, end = span
-    return [i for i, (first, last) in enumerate(_offsets(tokenizer, prompt)) if first < end and last > start]
-
-
-def _counted_tokens(tokenizer, prompt: str, span: tuple[int, int]) -> list[int]:
-    before, through = (len(_offsets(tokenizer, prompt[:position])) - 1 for position in span)
-    return list(range(before, through))
-
-
-def _offsets(tokenizer, text: str) -> list[tuple[int, int]]:
+def token_offsets(tokenizer: PreTrainedTokenizerBase, text: str) -> list[tuple[int, int]]:
     """Character spans of all tokens, start and end of text included, before any truncation."""
     return tokenizer(text, return_offsets_mapping=True, verbose=False)["offset_mapping"]
 
 
-def _max_length(tokenizer) -> int:
+def max_length(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Tokens of an encoded prompt. Raises ValueError for a tokenizer without it, or without offsets."""
     if not tokenizer.is_fast:
         raise ValueError(f"{type(tokenizer).__name__} gives no character offsets; a fast tokenizer does.")
-    if tokenizer.model_max_length > 10**6:
+    if tokenizer.model_max_length > LONGEST_PROMPT:
         raise ValueError("The tokenizer has no model_max_length; set it to the text encoder's (CLIP: 77).")
     return tokenizer.model_max_length

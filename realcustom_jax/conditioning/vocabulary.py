@@ -1,10 +1,15 @@
 """What a model trained on a small world has words for, told to whoever asks for more."""
 
 import dataclasses
-import re
+import unicodedata
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from realcustom_jax.conditioning.targets import words_of
+from realcustom_jax.errors import quoted
+
+_NAMED = 10  # unknown words that are named
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,13 +34,15 @@ class Vocabulary:
         knows = f"it knows the nouns {', '.join(self.nouns)} and the scenes {', '.join(self.scenes)}."
         for target in targets:
             if unknown := self._unknown(target):
-                raise ValueError(f"This model never learnt {_quoted(unknown)} of the target {target!r}; {knows}")
+                raise ValueError(f"This model never learnt {_quoted(unknown)} of the target {quoted(target)}; {knows}")
         if unknown := self._unknown(prompt):
-            warnings.warn(f"This model never learnt {_quoted(unknown)} of the prompt {prompt!r}; {knows}", stacklevel=3)
+            warnings.warn(f"This model never learnt {_quoted(unknown)} of the prompt {quoted(prompt)}; {knows}",
+                          stacklevel=3)
 
     def _unknown(self, text: str) -> list[str]:
-        return [word for word in dict.fromkeys(re.findall(r"[\w'’-]+", text.lower())) if word not in self.words]
+        composed = unicodedata.normalize("NFC", text).lower()
+        return [word for word in words_of(composed) if word not in self.words]
 
 
 def _quoted(words: Sequence[str]) -> str:
-    return ", ".join(map(repr, words))
+    return ", ".join(map(quoted, words[:_NAMED])) + (", …" if len(words) > _NAMED else "")

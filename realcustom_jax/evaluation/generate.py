@@ -26,7 +26,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from realcustom_jax.conditioning.images import from_uint8
-from realcustom_jax.conditioning.prompts import target_tokens
 from realcustom_jax.devices.compilation import jit_sampler
 from realcustom_jax.errors import check_choice
 from realcustom_jax.evaluation.cases import Case
@@ -110,8 +109,7 @@ class Generator:
         vision = jnp.stack(tokens).reshape(len(cases), -1, *nothing.shape)
         phrases = len(cases[0].targets)
         vision = jnp.repeat(vision, phrases // vision.shape[1], axis=1)
-        target = np.stack([[target_tokens(pipeline.tokenizer, text, case.things[thing].noun,
-                                          match=pipeline.preset.match) for thing in case.targets]
+        target = np.stack([pipeline.mark_targets(text, [case.things[thing].noun for thing in case.targets])
                            for text, case in zip(texts, cases, strict=True)])
         return (positive.replace(vision=vision), negative.replace(vision=jnp.broadcast_to(nothing, vision.shape)),
                 jnp.asarray(target))

@@ -95,8 +95,8 @@ class PatchedSource(ModelSource):
     def unet_file(self) -> LazyTensors:
         return self._contents["unet"][2] if "unet" in self._places else self._model.unet_file()
 
-    def tokenizer(self, i: int = 0) -> CLIPTokenizer:
-        return self._model.tokenizer(i)
+    def tokenizer(self, i: int = 0, *, positions: int | None = None) -> CLIPTokenizer:
+        return self._model.tokenizer(i, positions=positions)
 
     @property
     def text_encoders(self) -> tuple[str, ...]:

@@ -24,9 +24,11 @@ from realcustom_jax.errors import check_choice, naming
 from realcustom_jax.model_files import locate, single_file, weights
 from realcustom_jax.model_files.adapter import Adapter, check_backbone, find_adapter
 from realcustom_jax.model_files.bundle import WEIGHT_FILES
-from realcustom_jax.model_files.kinds import advice, check_is_itself, identify
+from realcustom_jax.model_files.kinds import advice, identify
 from realcustom_jax.model_files.prediction import PREDICTIONS, said_of
 from realcustom_jax.model_files.tensors import LazyTensors, read_tensors, reads_headers_only
+from realcustom_jax.model_files.tokenizer import read_tokenizer
+from realcustom_jax.models.clip_text import ClipTextConfig
 from realcustom_jax.presets import PRESETS, Preset, find_preset
 from realcustom_jax.sampling.solvers import betas
 
@@ -35,9 +37,6 @@ _LOADERS = {
     "text_encoder_2": weights.load_text_encoder, "image_encoder_siglip": weights.load_vision_encoder,
     "image_encoder_dinov2": weights.load_vision_encoder,
 }
-
-
-_LONGEST = 10**6  # tokens of a prompt
 
 
 class ModelSource(abc.ABC):
@@ -91,8 +90,9 @@ class ModelSource(abc.ABC):
         """A part's tensors in the original torch names (those of diffusers, transformers, timm). Raises as `config`."""
 
     @abc.abstractmethod
-    def tokenizer(self, i: int = 0) -> CLIPTokenizer:
-        """The tokenizer of the i-th text encoder. Raises as `config`."""
+    def tokenizer(self, i: int = 0, *, positions: int | None = None) -> CLIPTokenizer:
+        """The tokenizer of the i-th text encoder. `positions`: how many tokens that encoder takes, for a tokenizer that
+        does not say how many it makes; None: as this model's own encoder. Raises as `config`."""
 
     @property
     @abc.abstractmethod
@@ -120,6 +120,12 @@ class ModelSource(abc.ABC):
     def unet_file(self) -> LazyTensors:
         """The tensors of the file that holds the UNet, in its own names, and its metadata."""
         return self.tensors("unet")
+
+    def text_positions(self, i: int = 0) -> int:
+        """How many tokens the i-th text encoder takes. Raises as `config`."""
+        part = _numbered("text_encoder", i)
+        with naming(self.place(part)):
+            return ClipTextConfig.from_config(self.config(part)).max_position_embeddings
 
     def schedule(self, prediction: str | None = None) -> tuple[np.ndarray, str]:
         """(betas [T], what the UNet predicts: "epsilon" or "v_prediction").
@@ -154,6 +160,11 @@ class ModelSource(abc.ABC):
             base = self.tensors("unet")
             files = (adapter.tensors, base) if base_last else (base, adapter.tensors)
             return weights.load_unet(config, *files, **options)
+
+
+def _numbered(part: str, i: int) -> str:
+    """The i-th of several parts of a kind: tokenizer, tokenizer_2 …"""
+    return f"{part}_{i + 1}" if i else part
 
 
 class FolderSource(ModelSource):
@@ -191,22 +202,10 @@ class FolderSource(ModelSource):
     def unet_file(self) -> LazyTensors:
         return self.tensors("unet") if locate.weight_files(self.place("unet")) else LazyTensors({})
 
-    def tokenizer(self, i: int = 0) -> CLIPTokenizer:
-        folder = self.place(f"tokenizer_{i + 1}" if i else "tokenizer")
-        for names in (("tokenizer_config.json",), ("tokenizer.json", "vocab.json")):
-            if not any((folder / name).is_file() for name in names):
-                # transformers would make do with a tokenizer that knows no word.
-                raise FileNotFoundError(f"The model is not complete: {folder / names[0]} is missing.")
-        for file in sorted(folder.glob("*.json")) + sorted(folder.glob("*.txt")):
-            check_is_itself(file)
-        try:
-            tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-        except Exception as error:  # transformers and tokenizers raise many kinds for a broken file
-            raise ValueError(f"{folder}: the tokenizer cannot be read ({error}).") from None
-        if tokenizer.model_max_length > _LONGEST:  # transformers' value where the file says nothing
-            raise ValueError(f"{folder / 'tokenizer_config.json'} lacks model_max_length, the number of tokens that "
-                             "the text encoder takes; add it (Stable Diffusion's is 77).")
-        return tokenizer
+    def tokenizer(self, i: int = 0, *, positions: int | None = None) -> CLIPTokenizer:
+        if positions is None and self.has(_numbered("text_encoder", i)):
+            positions = self.text_positions(i)
+        return read_tokenizer(self.place(_numbered("tokenizer", i)), positions)
 
     @property
     def text_encoders(self) -> tuple[str, ...]:
@@ -284,7 +283,7 @@ class SingleFileSource(ModelSource):
     def unet_file(self) -> LazyTensors:
         return self._contents[2]
 
-    def tokenizer(self, i: int = 0) -> CLIPTokenizer:
+    def tokenizer(self, i: int = 0, *, positions: int | None = None) -> CLIPTokenizer:
         raise self._lacks("tokenizer", "tokenizer")
 
     @property
