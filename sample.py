@@ -79,8 +79,8 @@ def _checked_choices(options: argparse.Namespace) -> dict:
     from realcustom_jax import contact_sheet
     from realcustom_jax.conditioning.images import load_image
     from realcustom_jax.errors import check_text
-    from realcustom_jax.pipeline import check_options
     from realcustom_jax.presets import find_preset
+    from realcustom_jax.sampling.options import check_options
 
     contact_sheet.check_folder(options.out)
     if options.batch and (unused := [f"--{name}" for name in _WORDS if getattr(options, name) is not None]):
@@ -90,7 +90,7 @@ def _checked_choices(options: argparse.Namespace) -> dict:
         raise ValueError("--target is missing: the word or words of the prompt that the --image shows.")
     choices = {"steps": options.steps, "guidance_scale": options.guidance, "scope": options.scope,
                "branches": options.branches, "freeze_mask_step": options.freeze_mask_step, "seed": options.seed,
-               "num_images": options.num_images}
+               "num_images": options.num_images, "solver": options.solver, "vision_scale": options.vision_scale}
     check_options(**choices)
     for what, texts in (("prompt", [_prompt(options)]), ("target", options.target or []),
                         ("negative prompt", [options.negative_prompt or ""])):
@@ -140,7 +140,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--width", type=int, help="of the pictures, in pixels (what the model was made for)")
     add("--height", type=int, help="likewise")
     add("--steps", type=int, default=25, help="of the solver")
-    add("--guidance", type=float, help="scale of classifier-free guidance (the preset's)")
+    add("--solver", default="dpm_single", help="dpm_single, dpm_multi, ddim, euler, euler_ancestral or lcm")
+    add("--guidance", type=float, help="scale of classifier-free guidance; 1 is none, and faster (the preset's)")
+    add("--vision-scale", type=float, default=1.0, help="strength of the references; 0 is the text alone")
     add("--scope", type=float, help="share of the picture that a subject's mask covers, in (0, 1] (the preset's)")
     add("--branches", default="fused", help="fused or sequential: how guidance and generation are run")
     add("--freeze-mask-step", type=int, help="keep the mask from this step on (the preset's)")

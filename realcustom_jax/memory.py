@@ -21,7 +21,8 @@ from jax.extend import core
 from realcustom_jax.conditioning.references import vision_tokens
 from realcustom_jax.devices.platform import Platform
 from realcustom_jax.devices.shapes import array_shape, tree_shapes
-from realcustom_jax.pipeline import Pipeline, decode_latents
+from realcustom_jax.pipeline import Pipeline
+from realcustom_jax.sampling.decoding import decode_latents
 from realcustom_jax.sampling.sampler import Conditioning, sample_latents
 from realcustom_jax.sampling.solvers import make_solver
 

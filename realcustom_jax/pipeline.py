@@ -10,7 +10,6 @@ Dimensions: B images, R references, T text tokens, L vision tokens, D their widt
 
 import dataclasses
 import functools
-import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Integral
@@ -29,6 +28,7 @@ from realcustom_jax.conditioning.prompts import encode_prompt
 from realcustom_jax.conditioning.references import VisionSettings, square_reference, vision_tokens
 from realcustom_jax.conditioning.size import time_ids
 from realcustom_jax.conditioning.targets import mark_targets, target_phrase
+from realcustom_jax.conditioning.text_states import text_states
 from realcustom_jax.conditioning.vocabulary import Vocabulary
 from realcustom_jax.devices.compilation import enable_compilation_cache, jit_sampler
 from realcustom_jax.devices.platform import Platform
@@ -38,10 +38,10 @@ from realcustom_jax.model_files.adapter import find_adapter, load_adapter_projec
 from realcustom_jax.model_files.parts import with_parts
 from realcustom_jax.model_files.source import ModelSource
 from realcustom_jax.models.clip_text import TextOutput
-from realcustom_jax.models.norm import MOMENTS
-from realcustom_jax.models.unet import UNetConfig
 from realcustom_jax.presets import PRESETS, Preset, find_preset
-from realcustom_jax.sampling.sampler import BRANCHES, Conditioning, Samples, check_freeze, sample_latents
+from realcustom_jax.sampling.decoding import decode_latents, decoder_moments
+from realcustom_jax.sampling.options import check_options, given_noise, noise_of_steps, seeded_noise
+from realcustom_jax.sampling.sampler import Conditioning, Samples, sample_latents
 from realcustom_jax.sampling.solvers import make_solver
 from realcustom_jax.sampling.tiling import decode_tiles, tile_shape
 
@@ -206,6 +206,7 @@ class Pipeline:
         normalize: str | None = None,
         overlap: str | None = None,
         solver: str = "dpm_single",
+        vision_scale: float | Sequence[float] = 1.0,
         latents: np.ndarray | None = None,
         on_step: Callable[[int], None] | None = None,
     ) -> Result:
@@ -222,14 +223,15 @@ class Pipeline:
             seed: of the noise; image i of a call is the same whatever `num_images` is.
             num_images: B.
             width, height: of the pictures, in pixels; None: the side that the model was made for.
-            steps: of the solver `solver` (dpm_single | dpm_multi | ddim).
-            guidance_scale: of classifier-free guidance.
+            steps: of the solver `solver`, one of `solvers.SOLVERS`.
+            guidance_scale: of classifier-free guidance; 1 is none, and saves its lane.
             scope: share of the picture that a mask covers, in (0, 1].
             freeze_mask_step: the mask stays as it is from this step on; at least 1.
             branches: "fused" | "sequential", see module `sampler`.
             negative_prompt: what the picture should not be; "" is encoded like any other text. Where the preset has no
                 text either, None is as `Preset.no_negative` says.
             normalize, overlap: see `masks.subject_mask`; by the preset, several references do not overlap.
+            vision_scale: the strength of the visual term, one number or one for each target; 0 is the text alone.
             latents: the initial noise [B, H, W, C] instead of the seed's, e.g. torch's.
             on_step: called with the number of each finished step.
         Raises:
@@ -240,19 +242,22 @@ class Pipeline:
         choices = dataclasses.replace(self.preset, **{k: v for k, v in given.items() if v is not None})
         references, targets = _paired(image, target)
         check_options(seed=seed, num_images=num_images, steps=steps, guidance_scale=choices.guidance_scale,
-                      scope=choices.scope, freeze_mask_step=choices.freeze_mask_step, branches=branches)
+                      scope=choices.scope, freeze_mask_step=choices.freeze_mask_step, branches=branches, solver=solver,
+                      vision_scale=vision_scale)
         width, height = self.picture_size(width, height)
         pictures = [load_image(reference) for reference in references]
         schedule = make_solver(solver, steps, betas=self.betas, prediction=self.prediction)
         shape = self.latent_shape(width, height)
         mask = choices.mask_config(*shape[:2], len(targets), overlap)
-        noise = _noise(seed, num_images, shape) if latents is None else _given_noise(latents, (num_images, *shape))
+        noise = seeded_noise(seed, num_images, shape) if latents is None else given_noise(latents, (num_images, *shape))
         positive, negative, marks = self._conditionings(
             pictures, prompt, targets, negative_prompt, (width, height), overlapping=mask.overlap == "sum")
         inputs = jax.tree.map(lambda x: jnp.repeat(x, num_images, axis=0), (positive, negative, marks))
 
-        options = {"solver": schedule, "guidance_scale": jnp.float32(choices.guidance_scale), "mask": mask,
-                   "freeze_mask_step": choices.freeze_mask_step, "branches": branches}
+        guidance = None if choices.guidance_scale == 1 else jnp.float32(choices.guidance_scale)
+        options = {"solver": schedule, "guidance_scale": guidance, "mask": mask, "branches": branches,
+                   "freeze_mask_step": choices.freeze_mask_step, "vision_scale": jnp.float32(vision_scale),
+                   "noise_per_step": noise_of_steps(schedule, seed, num_images, shape)}
         run = _sample if on_step is None else functools.partial(sample_latents, on_step=on_step)
         samples = run(self.unet.module, self.unet.params, noise, *inputs, **options)
         images = [Image.fromarray(x) for x in self.decode(samples.latents)]
@@ -318,7 +323,7 @@ class Pipeline:
         """Latents [B, h, w, C] as the UNet sees them to pictures, uint8 [B, H, W, 3]; tile by tile where they have
         more pixels than the model's own."""
         decode = functools.partial(decode_latents, self.vae.module, self.vae.params)
-        measure = functools.partial(_decoder_moments, self.vae.module, self.vae.params)
+        measure = functools.partial(decoder_moments, self.vae.module, self.vae.params)
         pictures = decode_tiles(decode, latents, tile=self.sample_size, factor=self._factor, measure=measure)
         if not np.isfinite(pictures).all():
             raise ValueError("The pictures are not made of finite numbers: the weights hold some that are not, or "
@@ -444,71 +449,12 @@ def _paired(image, target) -> tuple[list[ImageSource], tuple[str, ...]]:
     return references, targets
 
 
-def _noise(seed: int, count: int, shape: tuple[int, int, int]) -> jax.Array:
-    keys = [jax.random.fold_in(jax.random.key(seed), i) for i in range(count)]
-    return jnp.stack([jax.random.normal(key, shape) for key in keys])
-
-
-def _given_noise(latents, shape: tuple[int, ...]) -> jax.Array:
-    if latents.shape != shape:
-        raise ValueError(f"latents have shape {latents.shape}; expected {shape}.")
-    return jnp.asarray(latents, jnp.float32)
-
-
-def check_options(*, seed: int = 0, num_images: int = 1, steps: int = 25, guidance_scale: float | None = None,
-                  scope: float | None = None, freeze_mask_step: int | None = None, branches: str = "fused") -> None:
-    """Raises ValueError for options of `Pipeline.__call__` that no model takes; None is as the preset says."""
-    if not (isinstance(seed, Integral) and 0 <= seed < 2**32):
-        raise ValueError(f"seed is {seed}; expected a whole number from 0 to {2**32 - 1}.")
-    if not (isinstance(num_images, Integral) and num_images >= 1):
-        raise ValueError(f"num_images is {num_images}; expected a whole number, at least 1.")
-    if not (isinstance(steps, Integral) and steps >= 1):
-        raise ValueError(f"steps is {steps}; expected a whole number, at least 1.")
-    if guidance_scale is not None and not math.isfinite(guidance_scale):
-        raise ValueError(f"guidance_scale is {guidance_scale}; expected a finite number.")
-    if freeze_mask_step is not None:
-        check_freeze(freeze_mask_step)
-    check_choice("branches", branches, BRANCHES)
-    if scope is not None and not 0 < scope <= 1:
-        raise ValueError(f"scope is {scope}; expected the share of the picture that a mask covers, in (0, 1].")
-
-
-def text_states(outputs: Sequence[TextOutput], unet: UNetConfig, pooled: str) -> tuple[jax.Array, jax.Array | None]:
-    """(tokens [B, T, D], pooled [B, P] or None) that a UNet reads of what each text encoder gives.
-
-    SD-1.5's kind reads the last states of its one encoder; SDXL's the penultimate ones of all encoders, side by side,
-    and the last encoder's pooled text, `pooled` "unprojected" or "projected".
-    """
-    if not unet.addition_embed:
-        return outputs[0].last, None
-    chosen = outputs[-1].projected if pooled == "projected" else outputs[-1].pooled
-    if chosen is None:
-        raise ValueError('the preset asks for pooled="projected" text, but the last text encoder has no '
-                         'text_projection; choose pooled="unprojected".')
-    return jnp.concatenate([output.penultimate for output in outputs], axis=-1), chosen
-
-
 @functools.partial(jax.jit, static_argnums=0)
 def _encode_text(module, params, ids: jax.Array) -> TextOutput:
     return module.apply({"params": params}, ids)
 
 
 _encode_references = jax.jit(vision_tokens, static_argnums=(0, 1, 2, 3))
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def decode_latents(module, params, latents: jax.Array, moments: Mapping[str, Any] | None = None) -> jax.Array:
-    """Pictures [B, H, W, 3], about [-1, 1], of latents [B, h, w, C] as the UNet sees them; `moments` are those of all
-    norms, where the latents are a part of a whole."""
-    variables = {"params": params, MOMENTS: {} if moments is None else moments}
-    return module.apply(variables, latents / module.config.scaling_factor, method="decode")
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _decoder_moments(module, params, latents: jax.Array) -> Mapping[str, Any]:
-    """Mean and variance of all norms while these latents are decoded."""
-    latents = latents / module.config.scaling_factor
-    return module.apply({"params": params}, latents, method="decode", mutable=MOMENTS)[1][MOMENTS]
 
 
 @functools.partial(jit_sampler, static_argnums=0, static_argnames=("mask", "freeze_mask_step", "branches"))

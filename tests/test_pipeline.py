@@ -54,6 +54,25 @@ def test_seeds_decide_the_noise(mini_pipeline, result):
         assert not np.array_equal(a, b)
 
 
+@pytest.mark.slow
+def test_solvers_strengths_and_no_guidance(mini_pipeline, result):
+    """A stochastic solver draws from the seed, each image its own; without guidance no negative prompt matters."""
+    drawn = mini_pipeline(DOG, PROMPT, "dog", num_images=2, solver="euler_ancestral", **QUICK)
+    alone = mini_pipeline(DOG, PROMPT, "dog", solver="euler_ancestral", **QUICK)
+    np.testing.assert_allclose(alone.latents[0], drawn.latents[0], atol=1e-4)
+    weaker, text_only, other = (mini_pipeline(DOG, PROMPT, "dog", vision_scale=scale, **QUICK).latents
+                                for scale in (0.5, 0.0, 0.0))
+    assert np.abs(weaker - result.latents[:1]).max() > 1e-3
+    np.testing.assert_array_equal(text_only, other)
+    np.testing.assert_allclose(
+        text_only, mini_pipeline(CAR, PROMPT, "dog", vision_scale=[0.0], **QUICK).latents, atol=1e-5)
+    without, same = (mini_pipeline(DOG, PROMPT, "dog", guidance_scale=1, negative_prompt=negative, **QUICK).latents
+                     for negative in ("", "cat"))
+    np.testing.assert_array_equal(without, same)
+    with_lane = mini_pipeline(DOG, PROMPT, "dog", guidance_scale=1 + 1e-6, **QUICK).latents
+    np.testing.assert_allclose(without, with_lane, atol=1e-3)
+
+
 def test_noise_can_be_given(mini_pipeline, result):
     noise = np.stack([jax.random.normal(jax.random.fold_in(jax.random.key(0), i), (8, 8, 4)) for i in range(2)])
     given = mini_pipeline(DOG, PROMPT, "dog", num_images=2, seed=7, latents=noise, **QUICK)
@@ -116,7 +135,9 @@ def test_steps_are_reported(mini_pipeline):
     ({"height": 1000}, "height is 1000; .*the nearest is 32"),
     ({"width": 16.0}, "width is 16.0; expected a whole number"),
     ({"freeze_mask_step": 0}, "freeze_mask_step is 0"),
-    ({"solver": "euler"}, "euler.*dpm_single"),
+    ({"solver": "euller"}, "did you mean 'euler'"),
+    ({"vision_scale": float("nan")}, "vision_scale is nan"),
+    ({"vision_scale": [1.0, 0.5]}, "one for each of the 1 reference"),
     ({"branches": "both"}, "both.*fused"),
     ({"normalize": "max"}, "max.*max_norm"),
     ({"prompt": "  "}, "prompt is empty"),

@@ -13,7 +13,8 @@ from realcustom_jax.model_files.locate import ASSETS
 from realcustom_jax.model_files.source import ModelSource
 from realcustom_jax.models.norm import MOMENTS, GroupNorm
 from realcustom_jax.models.resize import average_pixels
-from realcustom_jax.pipeline import Pipeline, decode_latents
+from realcustom_jax.pipeline import Pipeline
+from realcustom_jax.sampling.decoding import decode_latents
 from realcustom_jax.sampling.tiling import decode_tiles, tile_shape
 
 LATENTS = np.random.default_rng(0).normal(size=(2, 13, 22, 3)).astype(np.float32)

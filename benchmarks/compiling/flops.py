@@ -19,7 +19,7 @@ from realcustom_jax.model_files import single_file, weights
 from realcustom_jax.model_files.locate import ARCHITECTURES
 from realcustom_jax.models.vae import Autoencoder, VAEConfig
 from realcustom_jax.models.vit import VisionTransformer, VitConfig
-from realcustom_jax.pipeline import decode_latents
+from realcustom_jax.sampling.decoding import decode_latents
 
 PEAK_TFLOPS = {"H100 SXM": 989, "A100": 312, "TPU v5e": 197, "L4": 121, "T4": 65}
 EFFICIENCY = 0.3

@@ -26,12 +26,13 @@ from realcustom_jax.conditioning.images import from_uint8
 from realcustom_jax.conditioning.prompts import encode_prompt
 from realcustom_jax.conditioning.references import reference_features
 from realcustom_jax.conditioning.size import time_ids
+from realcustom_jax.conditioning.text_states import text_states
 from realcustom_jax.data.loader import Split
 from realcustom_jax.data.pictures.bucketed import BucketBatches
 from realcustom_jax.data.pictures.folder import dataset_name
 from realcustom_jax.files import write_json
 from realcustom_jax.model_files import fingerprint
-from realcustom_jax.pipeline import Pipeline, text_states
+from realcustom_jax.pipeline import Pipeline
 
 _AT_ONCE = 8  # rows that are read together, references and captions that are encoded together
 

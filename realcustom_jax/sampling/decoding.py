@@ -1,0 +1,24 @@
+"""Latents to pictures by the autoencoder, compiled once for each shape."""
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from realcustom_jax.models.norm import MOMENTS
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def decode_latents(module, params, latents: jax.Array, moments: Mapping[str, Any] | None = None) -> jax.Array:
+    """Pictures [B, H, W, 3], about [-1, 1], of latents [B, h, w, C] as the UNet sees them; `moments` are those of all
+    norms, where the latents are a part of a whole."""
+    variables = {"params": params, MOMENTS: {} if moments is None else moments}
+    return module.apply(variables, latents / module.config.scaling_factor, method="decode")
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def decoder_moments(module, params, latents: jax.Array) -> Mapping[str, Any]:
+    """Mean and variance of all norms while these latents are decoded."""
+    latents = latents / module.config.scaling_factor
+    return module.apply({"params": params}, latents, method="decode", mutable=MOMENTS)[1][MOMENTS]
