@@ -74,6 +74,7 @@ def test_projected_text_needs_a_projection(mini_folder):
         pipeline.encode_prompts(PROMPT)
 
 
+@pytest.mark.slow
 def test_without_a_negative_prompt_the_negative_lane_reads_what_the_model_says(tmp_path):
     folder = write_mini_bundle(tmp_path / "model", "sdxl")
 

@@ -110,7 +110,7 @@ def loaded(source, part, file):
 
 
 @pytest.mark.parametrize("part", [
-    pytest.param(part, marks=[pytest.mark.slow] * (part in ("unet", "vae", "adapter"))) for part in FILES])
+    pytest.param(part, marks=[pytest.mark.slow] * (part != "image_encoder_siglip")) for part in FILES])
 def test_a_changed_file_loads_its_own_values_or_is_refused_in_a_sentence(part, mini_folder, tmp_path):
     """And `--memory`, which reads the headers only, says the same."""
     source = ModelSource.open(mini_folder)
@@ -151,7 +151,7 @@ def test_a_changed_file_loads_its_own_values_or_is_refused_in_a_sentence(part, m
     assert seen == {"loaded", "refused"}
 
 
-@pytest.mark.parametrize("suffix", [".bin", ".pth"])
+@pytest.mark.parametrize("suffix", [".bin", pytest.param(".pth", marks=pytest.mark.slow)])
 def test_a_damaged_torch_file_is_refused_in_a_sentence(mini_folder, tmp_path, suffix):
     torch = pytest.importorskip("torch")
     original = dict(read_tensors(mini_folder / f"{FILES['vae']}.safetensors"))

@@ -48,7 +48,8 @@ FORMS = ["folder of the part", "folder of a model", "file", "original names", "w
 
 
 @pytest.mark.parametrize("part", ["vae", "unet"])
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", [
+    pytest.param(form, marks=[pytest.mark.slow] * (i > 0)) for i, form in enumerate(FORMS)])
 def test_a_part_is_taken_from_another_file(mini_folder, mini_pipeline, changed, tmp_path, part, form):
     prefix = {"vae": "first_stage_model.", "unet": "model.diffusion_model."}[part]
     file = tmp_path / "other.safetensors"
@@ -80,6 +81,7 @@ def test_a_part_is_taken_from_another_file(mini_folder, mini_pipeline, changed, 
         assert pipeline.fingerprints() != mini_pipeline.fingerprints()
 
 
+@pytest.mark.slow
 def test_a_part_brings_its_own_configuration(mini_folder, changed):
     write_json(changed / "vae/config.json", ModelSource.open(changed).config("vae") | {"scaling_factor": 0.75})
     for path in (changed, changed / "vae", changed / "vae" / WEIGHTS):
@@ -90,6 +92,7 @@ def test_a_part_brings_its_own_configuration(mini_folder, changed):
     assert rc.Pipeline.load(mini_folder, vae=changed / "vae" / WEIGHTS).vae.module.config.scaling_factor == 0.5
 
 
+@pytest.mark.slow
 def test_another_unet_says_what_it_predicts(mini_folder, changed):
     file = changed / "unet" / WEIGHTS
     tensors = dict(read_tensors(file))

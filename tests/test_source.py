@@ -35,7 +35,8 @@ def test_a_folder_is_opened_and_says_what_it_holds(mini_folder):
 
 def test_every_layout_answers_the_same_questions():
     questions = {name for name, value in vars(ModelSource).items() if getattr(value, "__isabstractmethod__", False)}
-    assert questions == {"has", "place", "config", "tensors", "tokenizer", "text_encoders", "preset", "vocabulary"}
+    assert questions == {"has", "place", "config", "tensors", "tokenizer", "text_encoders", "preset", "vocabulary",
+                         "no_negative"}
     for layout in (FolderSource, SingleFileSource):
         assert questions <= set(vars(layout))
 
