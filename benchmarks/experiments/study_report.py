@@ -71,20 +71,31 @@ def _plot_plane(rows: Sequence[Row], file: Path) -> None:
 
     tasks = {task: metrics for task, metrics in METRICS.items()
              if sum(row["task"] == task for row in rows) > 1}  # one point is no plane
-    figure, panels = pyplot.subplots(1, len(tasks), figsize=(5 * len(tasks), 4.4), sharey=True, squeeze=False)
+    figure, panels = pyplot.subplots(1, len(tasks), figsize=(5 * len(tasks) + 3.4, 5.2), sharey=True, squeeze=False)
     panels = panels[0]
+    groups = list(dict.fromkeys(row["group"] for row in rows))
+    names = list(dict.fromkeys((row["group"], row["name"]) for row in rows))
+    entries = {}
     for panel, (task, metrics) in zip(panels, tasks.items(), strict=True):
         across = "bystander_fidelity" if "bystander_fidelity" in metrics else "text_controllability"
         for row in (row for row in rows if row["task"] == task):
             x, y = _mean(row, across), _mean(row, "subject_similarity")
             bars = {axis: [[entry["value"] - entry["ci95"][0]], [entry["ci95"][1] - entry["value"]]]
                     for axis, entry in (("xerr", x), ("yerr", y))}
-            panel.errorbar(x["value"], y["value"], **bars, fmt="o", capsize=2, label=row["name"].replace("_", " "))
+            # A colour for each group, a number for each of its rows.
+            number = names.index((row["group"], row["name"])) + 1
+            panel.errorbar(x["value"], y["value"], **bars, fmt="none", elinewidth=0.6, alpha=0.35,
+                           ecolor=f"C{groups.index(row['group'])}")
+            entries[number, f"{number}  {row['name']}"] = panel.scatter(
+                x["value"], y["value"], s=110, color=f"C{groups.index(row['group'])}", zorder=2)
+            panel.annotate(str(number), (x["value"], y["value"]), color="white", fontsize=7, ha="center", va="center")
         panel.set_title(task)
         panel.set_xlabel(across.replace("_", " "))
         panel.grid(alpha=0.3)
     panels[0].set_ylabel("subject similarity")
-    panels[-1].legend(fontsize=8)
+    order = sorted(entries)
+    panels[-1].legend([entries[entry] for entry in order], [label for _, label in order], fontsize=8, markerscale=0.5,
+                      loc="center left", bbox_to_anchor=(1.02, 0.5))
     figure.tight_layout()
     figure.savefig(file, dpi=110)
 
