@@ -55,7 +55,7 @@ def test_one_occurrence_can_be_named(tokenizer):
     prompt = "a dog and the dog"
     np.testing.assert_array_equal(np.flatnonzero(rc.target_tokens(tokenizer, prompt, "dog")), [2, 5])
     np.testing.assert_array_equal(np.flatnonzero(rc.target_tokens(tokenizer, prompt, "dog", occurrence=1)), [5])
-    for occurrence in (2, -1):
+    for occurrence in (2, -1, "1"):
         with pytest.raises(ValueError, match=r"2 time\(s\)"):
             rc.target_tokens(tokenizer, prompt, "dog", occurrence=occurrence)
 

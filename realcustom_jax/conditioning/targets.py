@@ -13,6 +13,7 @@ import functools
 import re
 import unicodedata
 from collections.abc import Sequence
+from numbers import Integral
 
 import numpy as np
 import regex
@@ -90,9 +91,9 @@ def target_tokens(
         if found.occurrence is not None:
             raise ValueError(f"The target {quoted(phrase)} and occurrence={occurrence} both say which one is meant; "
                              "give one of them.")
-        if not 0 <= occurrence < len(found.spans):
-            raise ValueError(f"occurrence={occurrence} (counted from 0) does not exist: the target phrase "
-                             f"{quoted(phrase)} occurs {len(found.spans)} time(s) in the prompt {quoted(prompt)}.")
+        if not isinstance(occurrence, Integral) or not 0 <= occurrence < len(found.spans):
+            raise ValueError(f"occurrence={quoted(occurrence)} (counted from 0) does not exist: the "
+                             f"target phrase {quoted(phrase)} occurs {len(found.spans)} time(s) in the prompt {quoted(prompt)}.")
         found = dataclasses.replace(found, occurrence=occurrence)
     return _marks([tokenizer], _meant([tokenizer], prompt, found, match))
 
