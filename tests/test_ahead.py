@@ -93,6 +93,7 @@ def test_a_configuration_says_what_is_compiled(variant, layers, tokens):
         ahead_of_time.from_config(config, None, "samplr")
 
 
+@pytest.mark.slow
 def test_the_encoders_are_within_the_step_unless_their_features_are_on_disk():
     config = load_config("sd15").train
     config.dtype = "float32"

@@ -54,6 +54,7 @@ def ids(pipeline):
     return jnp.asarray(pipeline.tokenizer(PROMPT, padding="max_length")["input_ids"])[None]
 
 
+@pytest.mark.slow
 def test_the_preset_decides_the_pooled_text_the_sizes_and_the_local_views(sdxl):
     ours, paper = Pipeline.load(sdxl), Pipeline.load(sdxl, preset="paper")
     second = paper.text_encoders[1].network
@@ -130,6 +131,7 @@ def test_presets_are_found_by_name_by_choices_and_misspellings_are_named():
 
 
 @pytest.mark.parametrize("dtype, autoencoder", [("bfloat16", "bfloat16"), ("float16", "float32")])
+@pytest.mark.slow
 def test_parameters_are_stored_as_they_are_computed_with(sdxl, dtype, autoencoder):
     half = Pipeline.load(sdxl, dtype=dtype, platform="gpu")
     for part, expected in ((half.unet, dtype), (half.siglip, dtype), (half.vae, autoencoder)):

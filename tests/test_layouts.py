@@ -314,6 +314,7 @@ def test_the_released_unet_is_taken_where_another_lies_beside_it(folder):
     assert [file.name for file in locate.weight_files(folder / "unet")] == ["sdxl-unet.bin"]
 
 
+@pytest.mark.slow
 def test_pictures_of_another_shape(mini_pipeline):
     result = mini_pipeline(DOG, "a dog on the beach", "dog", width=SIDE + 8, height=SIDE, steps=1)
     assert result.images[0].size == (SIDE + 8, SIDE)

@@ -94,6 +94,7 @@ def text(jaxpr) -> str:
     return re.sub(r"0x[0-9a-f]+", "", str(jaxpr))
 
 
+@pytest.mark.slow
 def test_each_platform_samples_in_its_own_way():
     found = {name: primitives(sampler(name).jaxpr) for name in ("cpu", "gpu", "tpu")}
     assert {name: "pallas_call" in ops for name, ops in found.items()} == {"cpu": False, "gpu": False, "tpu": True}
@@ -123,6 +124,7 @@ def test_a_tpus_program_has_nothing_of_a_cpus(monkeypatch):
         assert {x.shape[-2:] for path, x in stacks if not path[-1].key.endswith("vision")} == {shape}
 
 
+@pytest.mark.slow
 def test_the_sampler_compiled_ahead_for_a_tpu_is_the_one_that_runs_there(mini_folder):
     """To the jaxpr: that of a model that was loaded for a TPU."""
     pipeline = Pipeline.load(mini_folder, dtype="bfloat16", platform="tpu")

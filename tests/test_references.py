@@ -63,6 +63,7 @@ def encoder(name, **changes):
     return rc.load_vision_encoder(config, FIXTURES / f"{name}.safetensors")
 
 
+@pytest.mark.slow
 def test_features_are_both_encoders_channels_layer_by_layer_then_local():
     (siglip, siglip_params), (dino, dino_params) = encoder("vit_siglip"), encoder("vit_dinov2_reg")
     settings = VisionSettings(size=140, encoder_size=70, siglip_layers=(0, 1), dino_layers=(1, 2))
@@ -80,6 +81,7 @@ def test_features_are_both_encoders_channels_layer_by_layer_then_local():
     assert_close(local[..., :32], merge_parts(by_siglip, 2), 1e-5)
 
 
+@pytest.mark.slow
 def test_encoders_of_another_size_see_the_pictures_resized():
     (siglip, siglip_params), (dino, dino_params) = encoder("vit_siglip"), encoder("vit_dinov2_reg")
     settings = VisionSettings(size=80, encoder_size=40, siglip_layers=(0,), dino_layers=(0,))

@@ -175,6 +175,7 @@ def operations(**changes):
         unet, params, noise, positive, negative, target, **options))(params).jaxpr)
 
 
+@pytest.mark.slow
 def test_without_guidance_there_is_no_negative_lane():
     *inputs, negative, target = small_case()
     ours = sample(*inputs, None, target, **OPTIONS | dict(guidance_scale=None))
@@ -348,6 +349,7 @@ def products(jaxpr):
     return sum(size(e) for e in equations(jaxpr) if e.primitive.name == "dot_general")
 
 
+@pytest.mark.slow
 def test_no_lane_pays_for_anothers_work():
     """A fused step makes as many products as guidance, generation and negative alone: maps of one, vision of two."""
     unet, *arrays = small_case()

@@ -106,6 +106,7 @@ def test_another_shape_of_the_models_own_area_is_decoded_at_once(painted, size):
     assert Pipeline.decoded_at_once(pipeline, z.shape) == z.shape
 
 
+@pytest.mark.slow
 def test_tiles_of_half_as_much_again_are_near_to_the_whole(painted):
     """The seam: along the border of two tiles, no jump that the whole has not. The statistics: over large areas, the
     same levels; with norms of their own, tiles differ by more than a level."""

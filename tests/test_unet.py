@@ -53,6 +53,7 @@ def test_golden(name):
     assert_close(nchw(apply(case, vision=vision, mask=data["mask"]).noise), data["out_vision_mask"])
 
 
+@pytest.mark.slow
 def test_mask_of_zeros_is_no_image(case):
     mask = jnp.zeros((2, 1, 8, 8))
     assert_close(apply(case, vision=case[5], mask=mask).noise, apply(case).noise, 1e-6)

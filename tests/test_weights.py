@@ -134,6 +134,7 @@ def test_a_fresh_adapter_on_a_base_model(tmp_path):
 
 
 @pytest.mark.parametrize("fresh", [False, True])
+@pytest.mark.slow
 def test_layers_apart(tmp_path, fresh):
     """As on GPUs: the same numbers, those that are drawn afresh too, and no stack of layers."""
     tensors = {k: v for k, v in tensors_of("unet_sdxl").items()

@@ -92,8 +92,8 @@ def target_tokens(
             raise ValueError(f"The target {quoted(phrase)} and occurrence={occurrence} both say which one is meant; "
                              "give one of them.")
         if not isinstance(occurrence, Integral) or not 0 <= occurrence < len(found.spans):
-            raise ValueError(f"occurrence={quoted(occurrence)} (counted from 0) does not exist: the "
-                             f"target phrase {quoted(phrase)} occurs {len(found.spans)} time(s) in the prompt {quoted(prompt)}.")
+            raise ValueError(f"occurrence={quoted(occurrence)} (counted from 0) does not exist: the target phrase "
+                             f"{quoted(phrase)} occurs {len(found.spans)} time(s) in the prompt {quoted(prompt)}.")
         found = dataclasses.replace(found, occurrence=occurrence)
     return _marks([tokenizer], _meant([tokenizer], prompt, found, match))
 
