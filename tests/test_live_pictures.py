@@ -2,7 +2,7 @@
 
 A model whose visual values are zero makes what its base model makes: the reference is encoded and attended to, and adds
 nothing. What is left must be diffusers' StableDiffusionPipeline or StableDiffusionXLPipeline: tokenizer, text encoders,
-size conditioning, guidance, solver. Needs torch and diffusers.
+size conditioning, guidance, solver, autoencoder. Needs torch and diffusers.
 """
 
 import dataclasses
@@ -118,7 +118,11 @@ def both(folder, solver, schedule, size, negative=None):
     made = pipeline(REFERENCE, PROMPT, TARGET, width=width, height=height, steps=8, guidance_scale=4.0,
                     solver=solver, negative_prompt=negative, latents=noise, freeze_mask_step=4)
     with torch.no_grad():
-        theirs = pipe(PROMPT, negative_prompt=negative, width=width, height=height, num_inference_steps=8,
+        latents = pipe(PROMPT, negative_prompt=negative, width=width, height=height, num_inference_steps=8,
                       guidance_scale=4.0, latents=torch.from_numpy(noise.transpose(0, 3, 1, 2)) * 1.0,
                       output_type="latent").images
-    return made.latents, theirs.numpy().transpose(0, 2, 3, 1)
+        if size == (SIDE, SIDE):  # larger ones are decoded in tiles
+            picture = pipe.vae.decode(latents / pipe.vae.config.scaling_factor).sample[0].clamp(-1, 1)
+            levels = ((picture + 1) * 127.5).numpy().transpose(1, 2, 0)
+            np.testing.assert_allclose(np.asarray(made.images[0], np.float32), levels, atol=0.6)  # it is rounded
+    return made.latents, latents.numpy().transpose(0, 2, 3, 1)
