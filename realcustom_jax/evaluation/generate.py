@@ -33,6 +33,7 @@ from realcustom_jax.evaluation.judge import TrainedJudge, load_judge
 from realcustom_jax.evaluation.scores import Generated
 from realcustom_jax.model_files.source import ModelSource
 from realcustom_jax.pipeline import Pipeline
+from realcustom_jax.sampling.options import seeded_noise
 from realcustom_jax.sampling.sampler import Conditioning, MaskConfig, sample_latents, sample_text_only
 from realcustom_jax.sampling.solvers import Solver, make_solver
 
@@ -127,10 +128,7 @@ def _encode(vae, params, images: jax.Array) -> jax.Array:
 
 
 def _noise(pipeline: Pipeline, cases: Sequence[Case]) -> jax.Array:
-    # As `Pipeline` draws that of its first image.
-    shape = pipeline.sample_size, pipeline.sample_size, pipeline.unet.module.config.in_channels
-    keys = [jax.random.fold_in(jax.random.key(case.seed), 0) for case in cases]
-    return jnp.stack([jax.random.normal(key, shape) for key in keys])
+    return jnp.concatenate([seeded_noise(case.seed, 1, pipeline.latent_shape()) for case in cases])
 
 
 @functools.partial(jit_sampler, static_argnums=0, static_argnames=("kind", "freeze_mask_step", "mask"))

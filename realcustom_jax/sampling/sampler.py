@@ -142,10 +142,11 @@ def sample_latents(
     size = config.size(noise)
     if min(size) < 1:
         raise ValueError(f"noise has shape {noise.shape}, too small for a mask downscaled by {config.downscale}.")
-    make = _Steps.make if on_step is None else _make_alone
+    make = _Lanes.make if on_step is None else _make_alone
     params = context.for_platform(params, unet.platform)
-    steps = make(unet, config, params, positive, None if guidance_scale is None else _given(negative), target, solver,
-                 guidance_scale, _strengths(vision_scale, target.shape[1]), noise_per_step)
+    lanes = make(unet, params, positive, None if guidance_scale is None else _given(negative), solver)
+    steps = _Steps(unet, config, params, lanes, target, solver, guidance_scale,
+                   _strengths(vision_scale, target.shape[1]), noise_per_step)
     freeze = 0 if mask is None or masks is not None else min(freeze_mask_step, solver.steps)
     fresh = freeze if branches == "sequential" else min(freeze, 1)
     first = jnp.ones((*target.shape[:2], *size), jnp.float32) if masks is None else _given_masks(masks, target)
@@ -208,12 +209,6 @@ class _Steps:
     strengths: jax.Array
     noise: jax.Array | None
 
-    @classmethod
-    def make(cls, unet, config, params, positive, negative, target, solver, *numbers) -> "_Steps":
-        """`numbers` are the guidance scale, the strengths and the noise."""
-        lanes = _Lanes.make(unet, params, positive, negative, solver)
-        return cls(unet, config, params, lanes, target, solver, *numbers)
-
     def frozen(self, carry, i):
         state, mask = carry
         out = self._evaluate(self.lanes.generating(), state, i, mask)
@@ -242,7 +237,6 @@ class _Steps:
 
 # The host calls these steps one by one, so that each kind is a program that the persistent cache keeps. The cache would
 # refuse a scan that calls back.
-_make_alone = jit_sampler(_Steps.make, static_argnums=(0, 1))
 _step_alone = jit_sampler(lambda unet, kind, steps, carry, i: kind(steps, carry, i), static_argnums=(0, 1))
 
 
@@ -323,6 +317,9 @@ class _Lanes:
 
         along = vmapped_axes(len(x), self.texts.text.shape[1])
         return jax.vmap(image, spmd_axis_name=along)(self, x, mask, target)
+
+
+_make_alone = jit_sampler(_Lanes.make, static_argnums=0)
 
 
 def check_freeze(freeze_mask_step: int) -> None:
