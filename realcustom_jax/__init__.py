@@ -26,16 +26,18 @@ if TYPE_CHECKING:
     )
     from realcustom_jax.pipeline import Pipeline, Result
     from realcustom_jax.presets import Preset
-    from realcustom_jax.sampling.masks import classifier_free_guidance, subject_mask
-    from realcustom_jax.sampling.sampler import Conditioning, MaskConfig, sample_latents, sample_text_only
+    from realcustom_jax.sampling.guidance import Guidance, classifier_free_guidance
+    from realcustom_jax.sampling.lanes import Conditioning
+    from realcustom_jax.sampling.masks import MaskConfig, subject_mask
+    from realcustom_jax.sampling.sampler import sample_latents, sample_text_only
     from realcustom_jax.sampling.solvers import betas, integrate, make_solver
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "Conditioning", "MaskConfig", "Pipeline", "Preset", "Result", "betas", "classifier_free_guidance", "integrate",
-    "load_autoencoder", "load_projector", "load_text_encoder", "load_unet", "load_vision_encoder", "make_solver",
-    "prepare_reference", "sample_latents", "sample_text_only", "subject_mask", "target_tokens",
+    "Conditioning", "Guidance", "MaskConfig", "Pipeline", "Preset", "Result", "betas", "classifier_free_guidance",
+    "integrate", "load_autoencoder", "load_projector", "load_text_encoder", "load_unet", "load_vision_encoder",
+    "make_solver", "prepare_reference", "sample_latents", "sample_text_only", "subject_mask", "target_tokens",
 ]
 
 _MODULES = {
@@ -45,8 +47,10 @@ _MODULES = {
         "load_autoencoder", "load_projector", "load_text_encoder", "load_unet", "load_vision_encoder"),
     "pipeline": ("Pipeline", "Result"),
     "presets": ("Preset",),
-    "sampling.masks": ("classifier_free_guidance", "subject_mask"),
-    "sampling.sampler": ("Conditioning", "MaskConfig", "sample_latents", "sample_text_only"),
+    "sampling.guidance": ("Guidance", "classifier_free_guidance"),
+    "sampling.lanes": ("Conditioning",),
+    "sampling.masks": ("MaskConfig", "subject_mask"),
+    "sampling.sampler": ("sample_latents", "sample_text_only"),
     "sampling.solvers": ("betas", "integrate", "make_solver"),
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}

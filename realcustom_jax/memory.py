@@ -23,7 +23,8 @@ from realcustom_jax.devices.platform import Platform
 from realcustom_jax.devices.shapes import array_shape, tree_shapes
 from realcustom_jax.pipeline import Pipeline
 from realcustom_jax.sampling.decoding import decode_latents
-from realcustom_jax.sampling.sampler import Conditioning, sample_latents
+from realcustom_jax.sampling.lanes import Conditioning
+from realcustom_jax.sampling.sampler import sample_latents
 from realcustom_jax.sampling.solvers import make_solver
 
 GIB = 2**30

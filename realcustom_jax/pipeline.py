@@ -40,8 +40,9 @@ from realcustom_jax.model_files.source import ModelSource
 from realcustom_jax.models.clip_text import TextOutput
 from realcustom_jax.presets import PRESETS, Preset, find_preset
 from realcustom_jax.sampling.decoding import decode_latents, decoder_moments
+from realcustom_jax.sampling.lanes import Conditioning
 from realcustom_jax.sampling.options import check_options, given_noise, noise_of_steps, seeded_noise
-from realcustom_jax.sampling.sampler import Conditioning, Samples, sample_latents
+from realcustom_jax.sampling.sampler import Samples, sample_latents
 from realcustom_jax.sampling.solvers import make_solver
 from realcustom_jax.sampling.tiling import decode_tiles, tile_shape
 

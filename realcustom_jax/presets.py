@@ -12,8 +12,7 @@ from typing import Any
 
 from realcustom_jax.conditioning.size import SIZE_ORDERS
 from realcustom_jax.errors import check_choice
-from realcustom_jax.sampling.masks import NORMALIZATIONS, SELECTIONS, SHARING
-from realcustom_jax.sampling.sampler import MaskConfig
+from realcustom_jax.sampling.masks import NORMALIZATIONS, SELECTIONS, SHARING, MaskConfig
 
 _CHOICES = {
     "normalize": NORMALIZATIONS, "select": SELECTIONS,

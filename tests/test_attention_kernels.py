@@ -13,7 +13,8 @@ from realcustom_jax.model_files import weights
 from realcustom_jax.models import attention_kernels
 from realcustom_jax.models.attention_kernels import attention_weights, target_maps, tpu_attention
 from realcustom_jax.models.unet import UNet, UNetConfig
-from realcustom_jax.sampling.sampler import Conditioning, sample_latents
+from realcustom_jax.sampling.lanes import Conditioning
+from realcustom_jax.sampling.sampler import sample_latents
 from realcustom_jax.sampling.solvers import make_solver
 
 from goldens import assert_close

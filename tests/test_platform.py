@@ -16,7 +16,8 @@ from realcustom_jax.model_files import weights
 from realcustom_jax.models import context, norm
 from realcustom_jax.models.unet import UNet, UNetConfig
 from realcustom_jax.pipeline import Pipeline
-from realcustom_jax.sampling.sampler import Conditioning, sample_latents
+from realcustom_jax.sampling.lanes import Conditioning
+from realcustom_jax.sampling.sampler import sample_latents
 from realcustom_jax.sampling.solvers import make_solver
 
 from goldens import FIXTURES

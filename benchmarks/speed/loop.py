@@ -27,7 +27,8 @@ from benchmarks.common import CONFIGS, TOKENS, latent_side, make_unet, measure, 
 from realcustom_jax.devices.compilation import enable_compilation_cache
 from realcustom_jax.devices.flops import flops
 from realcustom_jax.models.unet import UNet
-from realcustom_jax.sampling.sampler import BRANCHES, Conditioning, sample_latents
+from realcustom_jax.sampling.lanes import Conditioning
+from realcustom_jax.sampling.sampler import BRANCHES, sample_latents
 from realcustom_jax.sampling.solvers import make_solver
 
 

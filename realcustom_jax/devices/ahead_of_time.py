@@ -30,7 +30,8 @@ from realcustom_jax.models import context
 from realcustom_jax.models.unet import UNet, UNetConfig
 from realcustom_jax.pipeline import Pipeline
 from realcustom_jax.presets import Preset
-from realcustom_jax.sampling.sampler import Conditioning, sample_latents
+from realcustom_jax.sampling.lanes import Conditioning
+from realcustom_jax.sampling.sampler import sample_latents
 from realcustom_jax.sampling.solvers import make_solver
 from realcustom_jax.training.loop import choose_shardings, init_state, make_train_step
 from realcustom_jax.training.published.config import PublishedConfig

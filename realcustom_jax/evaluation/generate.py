@@ -33,8 +33,10 @@ from realcustom_jax.evaluation.judge import TrainedJudge, load_judge
 from realcustom_jax.evaluation.scores import Generated
 from realcustom_jax.model_files.source import ModelSource
 from realcustom_jax.pipeline import Pipeline
+from realcustom_jax.sampling.lanes import Conditioning
+from realcustom_jax.sampling.masks import MaskConfig
 from realcustom_jax.sampling.options import seeded_noise
-from realcustom_jax.sampling.sampler import Conditioning, MaskConfig, sample_latents, sample_text_only
+from realcustom_jax.sampling.sampler import sample_latents, sample_text_only
 from realcustom_jax.sampling.solvers import Solver, make_solver
 
 METHODS: tuple[str, ...] = ("text_only", "described", "no_mask", "sequential", "fused")

@@ -10,10 +10,11 @@ with a leading layer axis where layers are scanned. What the context holds is no
 are the last axis (`Platform.tokens_last`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.typing import ArrayLike
 
@@ -41,6 +42,45 @@ def project_tokens(module: nn.Module, params, text: jax.Array, vision: jax.Array
         return layer(kernel) if kernel.ndim == 2 else jax.vmap(layer)(kernel)
 
     return _at(params, "attn2", lambda layer: {name: project(name, layer[name]["kernel"]) for name in inputs})
+
+
+def scale_vision(tokens: dict, scale: ArrayLike | Mapping[str, ArrayLike], references: int) -> dict:
+    """The `tokens` of `project_tokens`, with the strength of each reference's visual term in their values, to which the
+    term is linear.
+
+    Args:
+        scale: one number, or one for each of the R `references`, [R]. Or a mapping from blocks to either: "down", "mid"
+            and "up" are the three parts of the UNet, "up_blocks.1" and "up_blocks.1.attentions.0" are parts of these,
+            as diffusers names them. The longest name that fits a layer counts; a layer that none fits keeps 1.
+    Raises:
+        ValueError: a block that is not there or has no attention, or strengths that do not fit the references.
+    """
+    by_block = scale if isinstance(scale, Mapping) else {"": scale}
+    strengths = {name.replace(".", "_"): _strengths(x, references) for name, x in by_block.items()}
+    values = {path: leaf for path, leaf in flatten_dict(tokens).items() if path[-1] == "to_v_vision"}
+    names = {path: "_".join(path) + "_" for path in values}
+    for block in strengths if isinstance(scale, Mapping) else ():
+        if not block or not any(name.startswith(block + "_") for name in names.values()):
+            blocks = sorted({path[0].replace("_blocks_", "_blocks.") for path in values})
+            raise ValueError(f"vision_scale names the block {block!r}, which has no visual attention; there are down, "
+                             f"mid, up, {', '.join(blocks)} and their attentions.0, attentions.1, ….")
+
+    def scaled(path, leaf):
+        fitting = [block for block in strengths if not block or names[path].startswith(block + "_")]
+        if not fitting:
+            return leaf
+        return leaf * strengths[max(fitting, key=len)][:, None, None].astype(leaf.dtype)
+
+    return merge(tokens, unflatten_dict({path: scaled(path, leaf) for path, leaf in values.items()}))
+
+
+def _strengths(scale: ArrayLike, references: int) -> jax.Array:
+    """One strength for each reference, float32 [R]."""
+    scale = jnp.asarray(scale, jnp.float32)
+    if scale.shape not in ((), (references,)):
+        raise ValueError(f"vision_scale has shape {scale.shape}; expected one number, or one for each of the "
+                         f"{references} reference(s).")
+    return jnp.broadcast_to(scale, (references,))
 
 
 def project_time(

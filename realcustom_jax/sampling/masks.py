@@ -1,4 +1,4 @@
-"""From attention maps to the mask of each subject, and from several predictions to one.
+"""From attention maps to the mask of each subject.
 
 **Adaptive mask guidance** (RealCustom, arXiv 2403.00483; RealCustom++, arXiv 2408.09744). The target word's
 cross-attention maps, one per layer, are resized to one size and averaged to a map a over the n positions,
@@ -10,16 +10,10 @@ strongest positions, a fraction γ (the scope), or those of at least 1 − γ:
     min_max_per_channel    min_max_norm of each layer's map before the average, and of the result
     none                   a as it is, without S
 
-**Classifier-free guidance** (arXiv 2207.12598) moves from the unconditional prediction u past the conditional
-ones, t (text) and c (text and image), either in a cascade or directly,
-
-    u + s_t (t − u) + s_c (c − t)         or         u + s_c (c − u),
-
-and then pulls the standard deviation of the result back by a share φ (arXiv 2305.08891, section 3.4).
-
-Released originals: ``mask_generation.py`` and ``inference_utils.py``.
+Released original: ``mask_generation.py``.
 """
 
+import dataclasses
 from collections.abc import Sequence
 
 import jax
@@ -27,13 +21,47 @@ import jax.numpy as jnp
 
 from realcustom_jax.errors import check_choice
 from realcustom_jax.models.resize import resize_bilinear
+from realcustom_jax.models.unet import UNetOutput
 
 NORMALIZATIONS = "max_norm", "min_max_norm", "min_max_per_channel", "none"
 SELECTIONS = "topk", "threshold"
-
-
 SHARING: tuple[str, ...] = ("argmax", "argmax_plain", "argmax_mean", "split_first", "seeds")
 """Ways to give each position to one of several references, see ``owners``."""
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskConfig:
+    """How the guidance lane's maps become masks; hashable. The options are `masks.subject_mask`'s, and
+
+    downscale: the mask's size is the latents', divided by this.
+    refine_at: (h, w) of the self-attention layers whose maps refine the mask; None does not refine. The paper
+        takes the highest resolution that has attention.
+    """
+
+    scope: float = 0.25
+    normalize: str = "max_norm"
+    select: str = "topk"
+    binary: bool = False
+    overlap: str = "sum"
+    downscale: int = 2
+    refine_at: tuple[int, int] | None = None
+    normalize_self: str | None = None
+
+    def size(self, latents: jax.Array) -> tuple[int, int]:
+        """(h, w) of the masks of latents [B, H, W, C]."""
+        return latents.shape[1] // self.downscale, latents.shape[2] // self.downscale
+
+    def masks_of(self, output: UNetOutput, size: tuple[int, int], region: jax.Array | None = None) -> jax.Array:
+        """The masks [B, R, h, w] of a UNet evaluation with target maps (and self maps at `refine_at`), which lie in a
+        region [B, H, W]."""
+        if self.refine_at and not output.self_maps:
+            sizes = sorted({m.shape[-2:] for m in output.maps}, reverse=True)
+            raise ValueError(f"refine_at={self.refine_at}: no self-attention layer has that size; there are {sizes}.")
+        maps = output.maps if region is None else [
+            x * resize_bilinear(region[..., None], x.shape[-2:])[..., 0][:, None] for x in output.maps]
+        return subject_mask(
+            maps, size=size, scope=self.scope, normalize=self.normalize, select=self.select,
+            binary=self.binary, overlap=self.overlap, self_maps=output.self_maps, normalize_self=self.normalize_self)
 
 
 def subject_mask(
@@ -125,52 +153,6 @@ def strongest_reference(strength: jax.Array) -> jax.Array:
     """Which reference owns each position: [B, R, n] -> bool [B, R, n], the first of equal ones."""
     references = jnp.arange(strength.shape[1])[:, None]
     return references == jnp.argmax(strength, axis=1, keepdims=True)
-
-
-def classifier_free_guidance(
-    *,
-    text: jax.Array | None,
-    text_image: jax.Array,
-    uncond: jax.Array,
-    text_scale: float,
-    image_scale: float,
-    rescale: float = 0.0,
-    mode: str = "naive_global_direct",
-    mask: jax.Array | None = None,
-) -> jax.Array:
-    """Combines predictions [B, H, W, C] into the guided one, float32 [B, H, W, C].
-
-    ``mode``: none and none_direct guide without rescaling, in a cascade or directly (which uses neither
-    ``text`` nor ``text_scale``). naive_global and naive_global_direct then pull each sample's deviation by
-    the share ``rescale`` towards that of ``text_image``; naive does so where ``mask`` [B, H, W, 1] is 1, and
-    towards that of ``text`` where it is 0.
-    """
-    check_choice("mode", mode, ("none", "none_direct", "naive", "naive_global", "naive_global_direct"))
-    direct = mode.endswith("direct")
-    if text is None and not direct:
-        raise ValueError(f"mode {mode!r} needs the prediction with text alone, but text is None.")
-    if mask is None and mode == "naive":
-        raise ValueError("mode 'naive' rescales by region and needs a mask [B, H, W, 1], but mask is None.")
-
-    text_image, uncond = jnp.asarray(text_image, jnp.float32), jnp.asarray(uncond, jnp.float32)
-    if direct:
-        guided = uncond + image_scale * (text_image - uncond)
-    else:
-        text = jnp.asarray(text, jnp.float32)
-        guided = uncond + text_scale * (text - uncond) + image_scale * (text_image - text)
-
-    if mode.startswith("none"):
-        return guided
-    factor = _rescale_factor(text_image, guided, rescale)
-    if mode == "naive":
-        factor = mask * factor + (1 - mask) * _rescale_factor(text, guided, rescale)
-    return guided * factor
-
-
-def _rescale_factor(reference: jax.Array, guided: jax.Array, rescale: float) -> jax.Array:
-    """[B, 1, 1, 1]; a constant prediction, which has no deviation to match, keeps factor 1."""
-    target, current = (jnp.std(x, axis=(1, 2, 3), ddof=1, keepdims=True) for x in (reference, guided))
-    return 1 + rescale * (jnp.where(current > 0, target / jnp.where(current > 0, current, 1), 1) - 1)
 
 
 def _check_maps(maps: Sequence[jax.Array], self_maps: Sequence[jax.Array] | None) -> None:

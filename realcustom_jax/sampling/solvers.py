@@ -47,7 +47,7 @@ EulerAncestralDiscreteScheduler, LCMScheduler and DPMSolverMultistepScheduler, b
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
@@ -198,8 +198,12 @@ class Solver:
     """float32 [steps]: the coefficient of the anchor."""
     weights: np.ndarray
     """float32 [steps, order]: the coefficients of the x_0 predictions, newest first."""
+    levels: np.ndarray
+    """float32 [steps + 1, 2]: the noise level (α, σ) at which each step begins, and that of the end."""
     fresh: np.ndarray | None = None
     """float32 [steps]: the coefficient of each step's noise; None for a deterministic solver."""
+    start: int = field(default=0, metadata={"static": True})
+    """How many of the schedule's first steps are left out."""
 
     @property
     def steps(self) -> int:
@@ -209,6 +213,11 @@ class Solver:
         """The state before step 0; ``x``: […] pure noise of unit variance, any float dtype."""
         x = jnp.asarray(x, jnp.float32)
         return SolverState(x, x, jnp.zeros((self.weights.shape[1], *x.shape), jnp.float32))
+
+    def noisy(self, x0: jax.Array, noise: jax.Array, i: ArrayLike) -> jax.Array:
+        """``x0`` […] with the noise that a sample has before step i (may be traced), or with i = steps at the end."""
+        level = jnp.asarray(self.levels)[i]
+        return level[0] * x0 + level[1] * noise
 
     def check_noise(self, noise: jax.Array | None, shape: tuple[int, ...]) -> None:
         """Raises ValueError unless ``noise``, of all steps, is what this solver takes for samples of this shape."""
@@ -270,6 +279,7 @@ def make_solver(
     steps_offset: int = 0,
     karras: bool = False,
     original_steps: int = 50,
+    start: int = 0,
 ) -> Solver:
     """Builds the tables of a solver.
 
@@ -279,8 +289,9 @@ def make_solver(
     ``spacing``: trailing | linspace | leading (arXiv 2305.08891, table 2); ``steps_offset`` is added to leading ones.
     ``karras``: noise levels evenly spaced in their seventh roots (euler and dpm_multi only).
     ``original_steps``: of the distillation of a consistency model, among whose timesteps lcm's are; lcm has no spacing.
-    Raises ValueError for an unknown name, an order outside 1-3, steps outside 1 … T, what a solver does not have, and
-    epsilon prediction from pure noise.
+    ``start``: how many of the first steps are left out, for a picture that begins with that much less noise.
+    Raises ValueError for an unknown name, an order outside 1-3, steps outside 1 … T, what a solver does not have,
+    epsilon prediction from pure noise, and a start that leaves no step.
     """
     check_choice("solver", name, SOLVERS)
     check_choice("prediction", prediction, ("epsilon", "v_prediction"))
@@ -292,6 +303,9 @@ def make_solver(
     alpha, sigma = _signal_and_noise(_default_betas() if betas is None else betas)
     if not 1 <= steps <= len(alpha):
         raise ValueError(f"steps must be between 1 and the schedule's {len(alpha)} timesteps, got {steps}.")
+
+    if not 0 <= start < steps:
+        raise ValueError(f"start leaves out {start} of {steps} steps; expected 0 to {steps - 1}.")
 
     last = (1.0, 0.0) if name in _TO_NO_NOISE or karras else (alpha[0], sigma[0])
     if name == "lcm":
@@ -305,6 +319,7 @@ def make_solver(
         alpha, sigma = alpha[timesteps], sigma[timesteps]
     else:
         alpha, sigma = _unit_variance(np.interp(timesteps, np.arange(len(alpha)), sigma / alpha))
+    timesteps, alpha, sigma = timesteps[start:], alpha[start:], sigma[start:]
     if prediction == "v_prediction":
         to_x0 = np.stack([alpha, -sigma], axis=1)
     elif np.all(alpha > 0):
@@ -317,10 +332,10 @@ def make_solver(
 
     # Entry i is the noise level at which step i starts, entry i + 1 the one that it goes to.
     alpha, sigma = np.append(alpha, last[0]), np.append(sigma, last[1])
-    orders = _step_orders(name, steps, order)
+    orders = _step_orders(name, steps, order, start)
     if karras:
         orders[-1] = 1  # the way to no noise at all is infinitely long in λ
-    decay, weights, fresh = np.zeros(steps), np.zeros((steps, orders.max())), None
+    decay, weights, fresh = np.zeros(len(orders)), np.zeros((len(orders), orders.max())), None
     if name in _DRAWING:
         decay, weights[:, 0], fresh = _DRAWING[name](timesteps, alpha, sigma)
         fresh = fresh.astype(np.float32)
@@ -333,7 +348,9 @@ def make_solver(
         restart=np.logical_or(name != "dpm_single", orders == 1),
         decay=decay.astype(np.float32),
         weights=weights.astype(np.float32),
+        levels=np.stack([alpha, sigma], axis=1).astype(np.float32),
         fresh=fresh,
+        start=start,
     )
 
 
@@ -400,13 +417,14 @@ _DRAWING = {"euler_ancestral": _euler_ancestral, "lcm": _consistency}
 """The solvers that draw noise in each step, and what gives their coefficients."""
 
 
-def _step_orders(name: str, steps: int, order: int) -> np.ndarray:
-    i = np.arange(steps)
+def _step_orders(name: str, steps: int, order: int, start: int) -> np.ndarray:
+    """The order of each step from `start` on, which has no predecessors."""
+    i = np.arange(steps - start)
     if name == "dpm_single":
         return np.where(i == 0, 1, (i - 1) % order + 1)
     if name == "dpm_multi":
         rising = np.minimum(i + 1, order)
-        return np.minimum(rising, steps - i) if steps < 15 else rising
+        return np.minimum(rising, len(i) - i) if steps < 15 else rising
     return np.ones_like(i)
 
 

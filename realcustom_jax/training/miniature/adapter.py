@@ -20,7 +20,8 @@ from realcustom_jax.models.unet import UNet
 from realcustom_jax.models.vit import VisionTransformer
 from realcustom_jax.presets import Preset
 from realcustom_jax.sampling import solvers
-from realcustom_jax.sampling.sampler import Conditioning, sample_latents
+from realcustom_jax.sampling.lanes import Conditioning
+from realcustom_jax.sampling.sampler import sample_latents
 from realcustom_jax.training.curriculum import Curriculum
 from realcustom_jax.training.dropout import draw_dropped, replace_dropped
 from realcustom_jax.training.losses import denoising_loss

@@ -15,7 +15,8 @@ from realcustom_jax.model_files import weights
 from realcustom_jax.models.clip_text import ClipText
 from realcustom_jax.models.unet import UNet, UNetConfig
 from realcustom_jax.sampling import solvers
-from realcustom_jax.sampling.sampler import Conditioning, sample_text_only
+from realcustom_jax.sampling.lanes import Conditioning
+from realcustom_jax.sampling.sampler import sample_text_only
 from realcustom_jax.training.dropout import draw_dropped, replace_dropped
 from realcustom_jax.training.losses import add_training_noise, denoising_error, placement_loss, right_place
 from realcustom_jax.training.miniature.pictures import PictureBatches, covered, size_of_all
