@@ -12,7 +12,6 @@ import dataclasses
 import functools
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +22,12 @@ import numpy as np
 from PIL import Image
 from transformers import CLIPTokenizer
 
-from realcustom_jax.conditioning.images import ImageSource, listed, load_image, to_uint8
+from realcustom_jax.conditioning.canvas import Canvas
+from realcustom_jax.conditioning.images import ImageSource, from_uint8, listed, load_image, to_uint8
 from realcustom_jax.conditioning.prompts import encode_prompt
 from realcustom_jax.conditioning.references import VisionSettings, square_reference, vision_tokens
-from realcustom_jax.conditioning.size import time_ids
+from realcustom_jax.conditioning.regions import Region, given_masks, listed_regions
+from realcustom_jax.conditioning.size import PictureSizes, time_ids
 from realcustom_jax.conditioning.targets import mark_targets, target_phrase
 from realcustom_jax.conditioning.text_states import text_states
 from realcustom_jax.conditioning.vocabulary import Vocabulary
@@ -35,13 +36,15 @@ from realcustom_jax.devices.platform import Platform
 from realcustom_jax.errors import check_choice
 from realcustom_jax.model_files import fingerprint
 from realcustom_jax.model_files.adapter import find_adapter, load_adapter_projector, split_unet
+from realcustom_jax.model_files.fit import check_fit
 from realcustom_jax.model_files.parts import with_parts
 from realcustom_jax.model_files.source import ModelSource
 from realcustom_jax.models.clip_text import TextOutput
 from realcustom_jax.presets import PRESETS, Preset, find_preset
-from realcustom_jax.sampling.decoding import decode_latents, decoder_moments
-from realcustom_jax.sampling.lanes import Conditioning
-from realcustom_jax.sampling.options import check_options, given_noise, noise_of_steps, seeded_noise
+from realcustom_jax.sampling.decoding import decode_latents, decoder_moments, encode_pictures
+from realcustom_jax.sampling.guidance import Guidance
+from realcustom_jax.sampling.lanes import Conditioning, VisionScale
+from realcustom_jax.sampling.options import check_options, given_noise, noise_of_steps, seeded_noise, skipped_steps
 from realcustom_jax.sampling.sampler import Samples, sample_latents
 from realcustom_jax.sampling.solvers import make_solver
 from realcustom_jax.sampling.tiling import decode_tiles, tile_shape
@@ -185,7 +188,7 @@ class Pipeline:
             betas=betas, prediction=prediction, sample_size=model.config("unet").get("sample_size") or 64,
             preset=preset, no_negative=model.no_negative, vocabulary=model.vocabulary(), offload=offload,
         )
-        pipeline._check_parts_fit(model.root)
+        pipeline._check_fit(model.root)
         return pipeline
 
     def __call__(
@@ -207,7 +210,14 @@ class Pipeline:
         normalize: str | None = None,
         overlap: str | None = None,
         solver: str = "dpm_single",
-        vision_scale: float | Sequence[float] = 1.0,
+        vision_scale: VisionScale = 1.0,
+        guidance_mode: str = "none_direct",
+        text_guidance: float | None = None,
+        rescale: float = 0.0,
+        masks: Region | Sequence[Region | None] | None = None,
+        init_image: ImageSource | None = None,
+        strength: float | None = None,
+        mask_image: Region | None = None,
         latents: np.ndarray | None = None,
         on_step: Callable[[int], None] | None = None,
     ) -> Result:
@@ -232,7 +242,18 @@ class Pipeline:
             negative_prompt: what the picture should not be; "" is encoded like any other text. Where the preset has no
                 text either, None is as `Preset.no_negative` says.
             normalize, overlap: see `masks.subject_mask`; by the preset, several references do not overlap.
-            vision_scale: the strength of the visual term, one number or one for each target; 0 is the text alone.
+            vision_scale: the strength of the visual term, one number or one for each target; 0 is the text alone. Or
+                such by block, {"down": 0.5, "up_blocks.1": 0}, see `context.scale_vision`.
+            guidance_mode: how text and image guide, see module `guidance`. text_guidance: the scale of the text alone
+                in a cascade; None: as large as `guidance_scale`. rescale: the share in [0, 1] by which the deviation
+                is pulled back.
+            masks: where the subjects are to be, instead of where attention finds them: a mask (white is there) or a box
+                (left, top, right, bottom, in pixels of the result) for each target; None among them: by attention.
+            init_image: a picture to begin with, of which `strength` in (0, 1] is the share of the steps that change it:
+                small keeps much, 1 nothing; None: 0.8, or with `mask_image` 1. Without width and height the pictures
+                have its shape.
+            mask_image: where `init_image` is painted anew (white, or a box); outside its bytes stay. Without width and
+                height the pictures have its size.
             latents: the initial noise [B, H, W, C] instead of the seed's, e.g. torch's.
             on_step: called with the number of each finished step.
         Raises:
@@ -244,10 +265,16 @@ class Pipeline:
         references, targets = _paired(image, target)
         check_options(seed=seed, num_images=num_images, steps=steps, guidance_scale=choices.guidance_scale,
                       scope=choices.scope, freeze_mask_step=choices.freeze_mask_step, branches=branches, solver=solver,
-                      vision_scale=vision_scale)
-        width, height = self.picture_size(width, height)
+                      vision_scale=vision_scale, guidance_mode=guidance_mode, text_guidance=text_guidance,
+                      rescale=rescale, strength=strength, masks=masks, init_image=init_image, mask_image=mask_image)
+        regions = listed_regions(masks, len(targets))
+        canvas, width, height = self._canvas(init_image, mask_image, width, height)
+        of_result = canvas.size if canvas and canvas.region is not None else (width, height)
         pictures = [load_image(reference) for reference in references]
-        schedule = make_solver(solver, steps, betas=self.betas, prediction=self.prediction)
+        if strength is None:
+            strength = 0.8 if canvas and canvas.region is None else 1.0
+        schedule = make_solver(solver, steps, betas=self.betas, prediction=self.prediction,
+                               start=skipped_steps(steps, strength))
         shape = self.latent_shape(width, height)
         mask = choices.mask_config(*shape[:2], len(targets), overlap)
         noise = seeded_noise(seed, num_images, shape) if latents is None else given_noise(latents, (num_images, *shape))
@@ -256,12 +283,19 @@ class Pipeline:
         inputs = jax.tree.map(lambda x: jnp.repeat(x, num_images, axis=0), (positive, negative, marks))
 
         guidance = None if choices.guidance_scale == 1 else jnp.float32(choices.guidance_scale)
+        strengths = ({block: jnp.float32(x) for block, x in vision_scale.items()}
+                     if isinstance(vision_scale, Mapping) else jnp.float32(vision_scale))
         options = {"solver": schedule, "guidance_scale": guidance, "mask": mask, "branches": branches,
-                   "freeze_mask_step": choices.freeze_mask_step, "vision_scale": jnp.float32(vision_scale),
-                   "noise_per_step": noise_of_steps(schedule, seed, num_images, shape)}
+                   "freeze_mask_step": choices.freeze_mask_step, "vision_scale": strengths,
+                   "noise_per_step": noise_of_steps(schedule, seed, num_images, shape),
+                   "guidance": Guidance(guidance_mode, text_guidance, rescale),
+                   "masks": given_masks(regions, of_result, num_images, shape[:2], mask.size_of(shape[:2]))}
+        if canvas:
+            options |= self._started(canvas, width, height, num_images, all_new=schedule.start == 0)
         run = _sample if on_step is None else functools.partial(sample_latents, on_step=on_step)
         samples = run(self.unet.module, self.unet.params, noise, *inputs, **options)
-        images = [Image.fromarray(x) for x in self.decode(samples.latents)]
+        made = self.decode(samples.latents)
+        images = [Image.fromarray(x) for x in (canvas.put_back(made) if canvas else made)]
         shown = [Image.fromarray(np.uint8(np.round(x * 255))) for x in pictures]
         return Result(images, np.asarray(samples.masks), np.asarray(samples.latents), shown, targets, prompt, seed)
 
@@ -293,7 +327,7 @@ class Pipeline:
         tokens, pooled = text_states(outputs, self.unet.module.config, self.preset.pooled)
         if pooled is None:
             return Conditioning(tokens)
-        width, height = self.picture_size(*(size or (None, None)))
+        width, height = self.sizes.check(*(size or (None, None)))
         sizes = time_ids((height, width), order=self.preset.size_order)
         return Conditioning(tokens, pooled, jnp.tile(jnp.asarray(sizes), (len(tokens), 1)))
 
@@ -366,65 +400,44 @@ class Pipeline:
         return positive.replace(vision=vision), negative.replace(vision=nothing), marks
 
     @property
+    def sizes(self) -> PictureSizes:
+        """Those of the pictures that the model makes."""
+        return PictureSizes.of(self.sample_size, self._factor)
+
+    @property
     def _factor(self) -> int:
         """Pixels of a picture's side for one of the latents'."""
         return 2 ** (len(self.vae.module.config.block_out_channels) - 1)
 
     def latent_shape(self, width: int | None = None, height: int | None = None) -> tuple[int, int, int]:
-        """[H, W, C] of the latents of a picture of this size; see `picture_size`."""
-        width, height = self.picture_size(width, height)
+        """[H, W, C] of the latents of a picture of this size; see `PictureSizes.check`."""
+        width, height = self.sizes.check(width, height)
         return height // self._factor, width // self._factor, self.unet.module.config.in_channels
 
-    def picture_size(self, width: int | None, height: int | None) -> tuple[int, int]:
-        """(width, height) in pixels; None is the model's own side. Raises ValueError that names the nearest sizes."""
-        native = self.sample_size * self._factor
-        # Stable Diffusion's sizes; a model made for smaller pictures takes from half to twice its own.
-        low, high, step = (512, 2048, 32) if native >= 512 else (native // 2, 2 * native, 4 * self._factor)
-        sides = {"width": native if width is None else width, "height": native if height is None else height}
-        for name, side in sides.items():
-            if not isinstance(side, Integral):
-                raise ValueError(f"{name} is {side!r}; expected a whole number of pixels.")
-            if not low <= side <= high or side % step:
-                around = {min(max(value, low), high) for value in (side // step * step, -(-side // step) * step)}
-                nearest = " or ".join(map(str, sorted(around)))
-                raise ValueError(f"{name} is {side}; this model makes pictures of {low} to {high} pixels in steps of "
-                                 f"{step}; the nearest {'are' if len(around) > 1 else 'is'} {nearest}.")
-        return sides["width"], sides["height"]
+    def _canvas(self, init_image, mask_image, width, height) -> tuple[Canvas | None, int, int]:
+        """(what the call begins with, width, height of the pictures to make)."""
+        canvas = None if init_image is None else Canvas.read(init_image, mask_image)
+        if canvas is not None and width is None and height is None:
+            return canvas, *self.sizes.like(*canvas.size)
+        width, height = self.sizes.check(width, height)
+        return canvas and canvas.cropped(width, height), width, height
 
-    def _check_parts_fit(self, folder: Path) -> None:
-        unet, projector, siglip, dino, vae = (part.module.config for part in (
-            self.unet, self.projector, self.siglip, self.dino, self.vae))
-        texts = [encoder.network.module.config for encoder in self.text_encoders]
-        layers, width = self.vision_settings, unet.cross_attention_dim
-        made = sum(text.hidden_size for text in texts)
-        pooled = texts[-1].projection_dim if self.preset.pooled == "projected" else texts[-1].hidden_size
-        checks = {
-            f"the UNet's sample_size is {self.sample_size!r}, expected a whole number above 0":
-                type(self.sample_size) is int and self.sample_size > 0,
-            f"the UNet takes {unet.in_channels} channels, the autoencoder makes {vae.latent_channels}":
-                unet.in_channels == vae.latent_channels,
-            f"the UNet takes text of width {width}, the text encoder makes {made}"
-            + (" (a second one, text_encoder_2/, would be read too)" if len(texts) == 1 else ""): width == made,
-            f"the UNet takes pooled text of width {unet.pooled_dim}, the text encoder makes {pooled}":
-                unet.pooled_dim in (None, pooled),
-            f"the UNet takes vision tokens of width {width}, the adapter makes {projector.out_dim}":
-                width == projector.out_dim,
-            f"the adapter takes {projector.vision_dim} channels, the image encoders make {siglip.embed_dim} and "
-            f"{dino.embed_dim}": projector.vision_dim == siglip.embed_dim + dino.embed_dim,
-            f"the adapter reads layers that the image encoders of {siglip.depth} and {dino.depth} layers do not have":
-                max(layers.siglip_layers) < siglip.depth and max(layers.dino_layers) < dino.depth,
-        }
-        for encoder, text in zip(self.text_encoders, texts, strict=True):
-            size, length = len(encoder.tokenizer), encoder.tokenizer.model_max_length
-            checks |= {
-                f"the tokenizers make {self.tokenizer.model_max_length} and {length} tokens of a prompt":
-                    length == self.tokenizer.model_max_length,
-                f"the tokenizer has {size} tokens, the text encoder {text.vocab_size}": size <= text.vocab_size,
-                f"the tokenizer makes {length} tokens of a prompt, the text encoder takes "
-                f"{text.max_position_embeddings}": length <= text.max_position_embeddings,
-            }
-        if problems := [problem for problem, fits in checks.items() if not fits]:
-            raise ValueError(f"The parts in {folder} do not fit each other: {'; '.join(problems)}.")
+    def _started(self, canvas: Canvas, width: int, height: int, count: int, *, all_new: bool) -> dict[str, Any]:
+        """The sampler's options of `count` pictures of this size that begin with a canvas; `all_new`: with noise."""
+        if canvas.region is None and all_new:
+            return {}
+        picture = from_uint8(canvas.resized(width, height)[None])
+        latents = jnp.repeat(encode_pictures(self.vae.module, self.vae.params, picture), count, axis=0)
+        if canvas.region is None:
+            return {"init_latents": latents}
+        region = jnp.asarray(canvas.region_on(latents.shape[1:3]), jnp.float32)
+        return {"init_latents": latents, "region": jnp.broadcast_to(region, latents.shape[:3])}
+
+    def _check_fit(self, folder: Path) -> None:
+        networks = {name: getattr(self, name).module.config for name in ("unet", "vae", "siglip", "dino", "projector")}
+        check_fit(folder, networks, [encoder.network.module.config for encoder in self.text_encoders],
+                  [encoder.tokenizer for encoder in self.text_encoders], layers=self.vision_settings,
+                  pooled=self.preset.pooled, sample_size=self.sample_size)
 
 
 def _dtype(dtype, platform: Platform) -> jnp.dtype:

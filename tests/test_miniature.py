@@ -32,7 +32,7 @@ def test_it_knows_the_sprite_world(pipeline):
 
 
 def test_it_makes_pictures_of_the_painted_worlds_size(pipeline):
-    assert pipeline.picture_size(None, None) == (128, 128) and pipeline.latent_shape() == (16, 16, 12)
+    assert pipeline.sizes.native == 128 and pipeline.latent_shape() == (16, 16, 12)
     assert {Image.open(path).size for path in REFERENCES.glob("*.png")} == {(128, 128)}
 
 

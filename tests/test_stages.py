@@ -159,7 +159,7 @@ def test_the_bundle_is_read_back(trained):
     assert any(".to_v_vision." in name for name in adapter)
     assert not any(".attn2.to_k.weight" in name for name in adapter), "the base model is frozen"
     pipeline, picture = Pipeline.load(folder), np.zeros((1, 32, 32, 3), np.uint8)
-    assert pipeline.picture_size(None, None) == (32, 32) and pipeline.preset.refine == 2
+    assert pipeline.sizes.native == 32 and pipeline.preset.refine == 2
     assert load_judge(folder)(picture, np.array([[0, -1]])).places.shape == (1, 2, 16, 16)
 
 

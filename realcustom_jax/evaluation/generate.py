@@ -61,7 +61,7 @@ class Generator:
     @property
     def picture_size(self) -> int:
         """The side of the pictures that it makes, in pixels."""
-        return self.pipeline.picture_size(None, None)[0]
+        return self.pipeline.sizes.native
 
     def sampler(self, phrases: int) -> dict[str, Any]:
         """How sequential and fused sample: the pipeline's defaults."""
@@ -157,5 +157,5 @@ def _masks_of(unet, params, latents, noise, positive: Conditioning, target, time
     guidance = unet.apply(
         {"params": params}, noised, time, positive.text, pooled=positive.pooled, time_ids=positive.time_ids,
         target=target, self_maps_at=mask.refine_at)
-    size = mask.size(noise)
+    size = mask.size_of(noise.shape[1:3])
     return mask.masks_of(guidance, size), dataclasses.replace(mask, scope=1.0, binary=False).masks_of(guidance, size)

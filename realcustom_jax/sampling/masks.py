@@ -47,9 +47,9 @@ class MaskConfig:
     refine_at: tuple[int, int] | None = None
     normalize_self: str | None = None
 
-    def size(self, latents: jax.Array) -> tuple[int, int]:
-        """(h, w) of the masks of latents [B, H, W, C]."""
-        return latents.shape[1] // self.downscale, latents.shape[2] // self.downscale
+    def size_of(self, latents: tuple[int, int]) -> tuple[int, int]:
+        """(h, w) of the masks of latents of size (H, W)."""
+        return latents[0] // self.downscale, latents[1] // self.downscale
 
     def masks_of(self, output: UNetOutput, size: tuple[int, int], region: jax.Array | None = None) -> jax.Array:
         """The masks [B, R, h, w] of a UNet evaluation with target maps (and self maps at `refine_at`), which lie in a

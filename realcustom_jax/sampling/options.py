@@ -1,21 +1,28 @@
 """What a call of a pipeline may ask of the sampler, and the noise that its seed stands for."""
 
 import math
+from collections.abc import Mapping
 from numbers import Integral
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from realcustom_jax.errors import check_choice
+from realcustom_jax.sampling.guidance import MODES, Guidance
+from realcustom_jax.sampling.lanes import VisionScale
 from realcustom_jax.sampling.sampler import BRANCHES, check_freeze
 from realcustom_jax.sampling.solvers import SOLVERS, Solver
 
 
 def check_options(*, seed: int = 0, num_images: int = 1, steps: int = 25, guidance_scale: float | None = None,
                   scope: float | None = None, freeze_mask_step: int | None = None, branches: str = "fused",
-                  solver: str = "dpm_single", vision_scale: float = 1.0) -> None:
-    """Raises ValueError for options of `Pipeline.__call__` that no model takes; None is as the preset says."""
+                  solver: str = "dpm_single", vision_scale: VisionScale = 1.0, guidance_mode: str = "none_direct",
+                  text_guidance: float | None = None, rescale: float = 0.0, strength: float | None = None,
+                  masks: Any = None, init_image: Any = None, mask_image: Any = None) -> None:
+    """Raises ValueError for options of `Pipeline.__call__` that no model takes; None is as the preset says. Of the
+    pictures only which of them are given."""
     if not (isinstance(seed, Integral) and 0 <= seed < 2**32):
         raise ValueError(f"seed is {seed}; expected a whole number from 0 to {2**32 - 1}.")
     if not (isinstance(num_images, Integral) and num_images >= 1):
@@ -28,10 +35,38 @@ def check_options(*, seed: int = 0, num_images: int = 1, steps: int = 25, guidan
         check_freeze(freeze_mask_step)
     check_choice("branches", branches, BRANCHES)
     check_choice("solver", solver, SOLVERS)
-    if not np.isfinite(np.asarray(vision_scale, np.float64)).all():
-        raise ValueError(f"vision_scale is {vision_scale}; expected a finite number, or one for each reference.")
+    for scale in vision_scale.values() if isinstance(vision_scale, Mapping) else [vision_scale]:
+        if not _finite(scale):
+            raise ValueError(f"vision_scale is {vision_scale}; expected a finite number, one for each reference, or "
+                             "either of them for each of some blocks.")
+    check_choice("guidance_mode", guidance_mode, MODES)
+    cascade = Guidance(guidance_mode).needs_text
+    if text_guidance is not None and not (cascade and _finite(text_guidance)):
+        raise ValueError(f"text_guidance is {text_guidance}; " + (
+            "expected a finite number." if cascade else
+            f"the guidance mode {guidance_mode!r} does not use it, choose none, naive or naive_global."))
+    if cascade and guidance_scale == 1:
+        raise ValueError(f"guidance_scale is 1, which is no guidance, but the mode {guidance_mode!r} guides; give "
+                         "another scale, or leave the mode out.")
+    if not (_finite(rescale) and 0 <= rescale <= 1):
+        raise ValueError(f"rescale is {rescale}; expected a share, from 0 (the guided prediction as it is) to 1.")
+    if rescale and not guidance_mode.startswith("naive"):
+        raise ValueError(f"rescale is {rescale}, but the guidance mode {guidance_mode!r} does not use it; choose "
+                         "naive, naive_global or naive_global_direct.")
+    if strength is not None and not (_finite(strength) and 0 < strength <= 1):
+        raise ValueError(f"strength is {strength}; expected the share of the steps that init_image is changed by, "
+                         "above 0 (hardly at all) up to 1 (made anew).")
+    if init_image is None and (strength is not None or mask_image is not None):
+        raise ValueError(f"{'strength' if mask_image is None else 'mask_image'} is given without init_image, the "
+                         "picture that it is about; give that too.")
     if scope is not None and not 0 < scope <= 1:
         raise ValueError(f"scope is {scope}; expected the share of the picture that a mask covers, in (0, 1].")
+
+
+def skipped_steps(steps: int, strength: float) -> int:
+    """How many of the first steps a picture leaves out that is changed with this strength in (0, 1]: all but
+    int(steps · strength) of them, as diffusers has it, and at least one is made."""
+    return steps - max(1, min(int(steps * strength), steps))
 
 
 def seeded_noise(seed: int, count: int, shape: tuple[int, ...]) -> jax.Array:
@@ -57,3 +92,11 @@ def given_noise(latents, shape: tuple[int, ...]) -> jax.Array:
 
 def _keys(seed: int, count: int) -> list[jax.Array]:
     return [jax.random.fold_in(jax.random.key(seed), i) for i in range(count)]
+
+
+def _finite(value: Any) -> bool:
+    """Whether this is a number, or several, all of them finite."""
+    try:
+        return bool(np.isfinite(np.asarray(value, np.float64)).all())
+    except (TypeError, ValueError):
+        return False

@@ -108,7 +108,7 @@ def sample_latents(
     _check_start(noise, solver, init_latents, region)
     solver.check_noise(noise_per_step, noise.shape)
     config = mask or MaskConfig()
-    size = config.size(noise)
+    size = config.size_of(noise.shape[1:3])
     if min(size) < 1:
         raise ValueError(f"noise has shape {noise.shape}, too small for a mask downscaled by {config.downscale}.")
     given = _given_masks(masks, target, size)

@@ -157,7 +157,7 @@ class AdapterTask:
         guidance = self.unet.apply(
             {"params": unet_params}, noisier, known, text.penultimate, pooled=text.pooled,
             time_ids=size_of_all(self.batches, len(ids)), target=batch["marks"], self_maps_at=config.refine_at)
-        return jax.lax.stop_gradient(config.masks_of(guidance, config.size(noisy)))
+        return jax.lax.stop_gradient(config.masks_of(guidance, config.size_of(noisy.shape[1:3])))
 
     def _text(self, frozen, input_ids):
         return self.text_encoder.apply({"params": frozen["text_encoder"]}, input_ids)

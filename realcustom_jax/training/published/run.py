@@ -170,7 +170,7 @@ class PublishedTask:
             projector=Network(self._pipeline.projector.module, params["projector"]))
         batch = self._batches[0]
         made, references = [], []
-        side = pipeline.picture_size(None, None)[0]
+        side = pipeline.sizes.native
         for picture, caption, word in zip(batch["reference"], batch["caption"], batch["word"], strict=True):
             if len(made) == _PREVIEWS:
                 break
