@@ -6,6 +6,7 @@ size conditioning, guidance, solver, autoencoder. Needs torch and diffusers.
 """
 
 import dataclasses
+import importlib
 import json
 
 import numpy as np
@@ -13,8 +14,10 @@ import pytest
 import safetensors.numpy
 from PIL import Image
 
+from realcustom_jax.conditioning.images import from_uint8
 from realcustom_jax.files import write_json
 from realcustom_jax.pipeline import Pipeline
+from realcustom_jax.sampling.decoding import encode_pictures
 
 from mini_bundle import SIDE, write_mini_bundle
 
@@ -95,8 +98,38 @@ def assert_equal(ours, theirs):
     np.testing.assert_allclose(ours, theirs, atol=1e-4 * np.abs(theirs).max())
 
 
-def both(folder, solver, schedule, size, negative=None):
-    """(our latents, diffusers' latents) [1, h, w, C] after 8 steps from the same noise."""
+@pytest.mark.parametrize("solver", SCHEDULERS)
+@pytest.mark.parametrize("strength, inpaint", [(0.6, False), (1.0, True), (0.7, True)])
+def test_pictures_that_begin_with_one_are_those_of_diffusers(folder, monkeypatch, solver, strength, inpaint):
+    """Image to image and painting anew, from the same latents of the picture and the same noise."""
+    pipe, pipeline = loaded(folder, solver, "epsilon")
+    kind = "Inpaint" if inpaint else "Img2Img"
+    cls = getattr(diffusers, type(pipe).__name__.replace("Pipeline", f"{kind}Pipeline"))
+    pipe = cls(**{name: x for name, x in pipe.components.items() if name != "image_encoder"}, **(
+        {"requires_safety_checker": False} if "safety_checker" in pipe.components else {}))
+    pipe.set_progress_bar_config(disable=True)
+    rng = np.random.default_rng(2)
+    picture = Image.fromarray(rng.integers(0, 256, (SIDE, SIDE, 3), np.uint8))
+    mask = np.zeros((SIDE, SIDE), bool)
+    mask[4:12, 6:16] = True  # as the pixels of the latents lie
+    noise = rng.standard_normal((1, *pipeline.latent_shape())).astype(np.float32)
+    made = pipeline(REFERENCE, PROMPT, TARGET, steps=8, guidance_scale=4.0, solver=solver, latents=noise,
+                    init_image=picture, strength=strength, mask_image=mask if inpaint else None)
+    begun = encode_pictures(pipeline.vae.module, pipeline.vae.params, from_uint8(np.asarray(picture)[None]))
+    of_torch = {name: torch.from_numpy(np.asarray(x).transpose(0, 3, 1, 2).copy())
+                for name, x in {"noise": noise, "begun": begun}.items()}
+    given = {"image": of_torch["begun"], "strength": strength}
+    if inpaint:
+        given |= {"mask_image": Image.fromarray(mask), "masked_image_latents": of_torch["begun"], "width": SIDE,
+                  "height": SIDE}
+    monkeypatch.setattr(importlib.import_module(cls.__module__), "randn_tensor", lambda *_, **__: of_torch["noise"])
+    with torch.no_grad():
+        theirs = pipe(PROMPT, num_inference_steps=8, guidance_scale=4.0, output_type="latent", **given).images
+    assert_equal(made.latents, theirs.numpy().transpose(0, 2, 3, 1))
+
+
+def loaded(folder, solver, schedule):
+    """(diffusers' pipeline, ours) of the folder with this solver's scheduler and a schedule of `SCHEDULES`."""
     name, options = SCHEDULERS[solver]
     scheduler = getattr(diffusers, name)(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", timestep_spacing="trailing",
@@ -113,6 +146,12 @@ def both(folder, solver, schedule, size, negative=None):
         # There diffusers replaces the ᾱ of 0, whose logarithm its formulas take, by 2⁻²⁴. Ours go to the limit.
         levels = scheduler.alphas_cumprod.double().numpy()
         pipeline = dataclasses.replace(pipeline, betas=1 - levels / np.concatenate([[1], levels[:-1]]))
+    return pipe, pipeline
+
+
+def both(folder, solver, schedule, size, negative=None):
+    """(our latents, diffusers' latents) [1, h, w, C] after 8 steps from the same noise."""
+    pipe, pipeline = loaded(folder, solver, schedule)
     width, height = size
     noise = np.random.default_rng(1).standard_normal((1, *pipeline.latent_shape(width, height))).astype(np.float32)
     made = pipeline(REFERENCE, PROMPT, TARGET, width=width, height=height, steps=8, guidance_scale=4.0,
