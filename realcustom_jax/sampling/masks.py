@@ -51,14 +51,14 @@ class MaskConfig:
         """(h, w) of the masks of latents of size (H, W)."""
         return latents[0] // self.downscale, latents[1] // self.downscale
 
-    def masks_of(self, output: UNetOutput, size: tuple[int, int], region: jax.Array | None = None) -> jax.Array:
-        """The masks [B, R, h, w] of a UNet evaluation with target maps (and self maps at `refine_at`), which lie in a
-        region [B, H, W]."""
+    def masks_of(self, output: UNetOutput, size: tuple[int, int], allowed: jax.Array | None = None) -> jax.Array:
+        """The masks [B, R, h, w] of a UNet evaluation with target maps (and self maps at `refine_at`). `allowed`, of any
+        size [B, R, H, W] in [0, 1], weighs the maps, so that masks lie where it is not 0."""
         if self.refine_at and not output.self_maps:
             sizes = sorted({m.shape[-2:] for m in output.maps}, reverse=True)
             raise ValueError(f"refine_at={self.refine_at}: no self-attention layer has that size; there are {sizes}.")
-        maps = output.maps if region is None else [
-            x * resize_bilinear(region[..., None], x.shape[-2:])[..., 0][:, None] for x in output.maps]
+        maps = output.maps if allowed is None else [
+            x * jnp.moveaxis(resize_bilinear(jnp.moveaxis(allowed, 1, -1), x.shape[-2:]), -1, 1) for x in output.maps]
         return subject_mask(
             maps, size=size, scope=self.scope, normalize=self.normalize, select=self.select,
             binary=self.binary, overlap=self.overlap, self_maps=output.self_maps, normalize_self=self.normalize_self)

@@ -89,8 +89,8 @@ def sample_latents(
             the solver leaves out at the start count.
         branches: "fused" | "sequential", see the module.
         masks: [B, R, h, w] of any size, instead of those of the guidance lane, which then is not run. Or one [B, h, w]
-            for each reference, None where the guidance lane is to make it; unless `mask.overlap` is "sum", what it
-            makes leaves out what was given.
+            for each reference, None where the guidance lane is to make it: unless `mask.overlap` is "sum", beside what
+            was given.
         vision_scale: the strength of the visual term, see `context.scale_vision`; 0 is the text alone.
         guidance: how the lanes' predictions are combined, if not directly.
         init_latents: [B, H, W, C] of a picture from which the sampling starts, where the solver leaves out the first
@@ -239,13 +239,22 @@ class _Steps:
             state.x, self.solver.noisy(self.init_latents, self.noise, i + 1)))
 
     def _new_mask(self, out, old):
-        made = self.config.masks_of(out, old.shape[-2:], self.region)
+        made = self.config.masks_of(out, old.shape[-2:], self._allowed(old.shape))
         if self.given is None:
             return made
-        if self.config.overlap != "sum":
-            taken = functools.reduce(jnp.maximum, (mask for mask in self.given if mask is not None))
-            made = made * (1 - taken)[:, None]
         return jnp.stack([made[:, r] if mask is None else mask for r, mask in enumerate(self.given)], axis=1)
+
+
+    def _allowed(self, shape: tuple[int, ...]) -> jax.Array | None:
+        """Where the masks of this shape [B, R, h, w] may lie, None: everywhere. In the region; and where masks are not to
+        overlap, beside those that were given, whose references then own nothing else."""
+        allowed = None if self.region is None else jnp.broadcast_to(
+            resize_bilinear(self.region[..., None], shape[2:])[:, None, ..., 0], shape)
+        if self.given is None or self.config.overlap == "sum":
+            return allowed
+        free = 1 - functools.reduce(jnp.maximum, (mask for mask in self.given if mask is not None))
+        free = jnp.stack([free if mask is None else jnp.zeros_like(free) for mask in self.given], axis=1)
+        return free if allowed is None else free * allowed
 
 
 # The host calls these steps one by one, so that each kind is a program that the persistent cache keeps. The cache would
