@@ -52,8 +52,8 @@ class MaskConfig:
         return latents[0] // self.downscale, latents[1] // self.downscale
 
     def masks_of(self, output: UNetOutput, size: tuple[int, int], allowed: jax.Array | None = None) -> jax.Array:
-        """The masks [B, R, h, w] of a UNet evaluation with target maps (and self maps at `refine_at`). `allowed`, of any
-        size [B, R, H, W] in [0, 1], weighs the maps, so that masks lie where it is not 0."""
+        """The masks [B, R, h, w] of a UNet evaluation with target maps (and self maps at `refine_at`). `allowed`,
+        of any size [B, R, H, W] in [0, 1], weighs the maps, so that masks lie where it is not 0."""
         if self.refine_at and not output.self_maps:
             sizes = sorted({m.shape[-2:] for m in output.maps}, reverse=True)
             raise ValueError(f"refine_at={self.refine_at}: no self-attention layer has that size; there are {sizes}.")

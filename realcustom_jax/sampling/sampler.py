@@ -246,8 +246,8 @@ class _Steps:
 
 
     def _allowed(self, shape: tuple[int, ...]) -> jax.Array | None:
-        """Where the masks of this shape [B, R, h, w] may lie, None: everywhere. In the region; and where masks are not to
-        overlap, beside those that were given, whose references then own nothing else."""
+        """Where the masks of this shape [B, R, h, w] may lie, None: everywhere. In the region; and where masks are not
+        to overlap, beside those that were given, whose references then own nothing else."""
         allowed = None if self.region is None else jnp.broadcast_to(
             resize_bilinear(self.region[..., None], shape[2:])[:, None, ..., 0], shape)
         if self.given is None or self.config.overlap == "sum":
