@@ -13,7 +13,8 @@ from tqdm import tqdm
 
 # What a pipeline is loaded from, and how.
 _LOADED = "model", "adapter", "vision", "tokenizer", "vae", "unet", "prediction", "preset", "dtype"
-_WORDS = "prompt", "image", "target"  # what each row of a batch says for itself
+# What each row of a batch says for itself.
+_OF_ROWS = "prompt", "image", "target", "mask", "init_image", "mask_image", "strength"
 _PROMPT = "a dog on the beach"
 
 
@@ -40,6 +41,7 @@ def _run(options: argparse.Namespace) -> int:
     from realcustom_jax.model_files.locate import ASSETS
     from realcustom_jax.model_files.tensors import headers_only
     from realcustom_jax.pipeline import Pipeline
+    from realcustom_jax.sampling.options import DEFAULT_STRENGTH, skipped_steps
 
     choices = _checked_choices(options)
     rows = batch.read_rows(options.batch) if options.batch is not None else ()
@@ -61,7 +63,9 @@ def _run(options: argparse.Namespace) -> int:
         summary = batch.run_batch(pipeline, rows, options.out, options=given, loaded=loaded, source=source, report=say)
         say(f"{summary.made} made, {summary.skipped} there already, {summary.failed} failed: {options.out}")
         return 2 if summary.failed else 0
-    with tqdm(total=options.steps, desc="Sampling (the first step compiles)", unit="step", leave=False) as bar:
+    strength = options.strength or (1.0 if options.mask_image or not options.init_image else DEFAULT_STRENGTH)
+    steps = options.steps - skipped_steps(options.steps, strength)
+    with tqdm(total=steps, desc="Sampling (the first step compiles)", unit="step", leave=False) as bar:
         result = pipeline(
             options.image or ASSETS / "references" / "dog.png", _prompt(options), options.target or "dog",
             **choices, on_step=lambda step: bar.update())
@@ -77,21 +81,26 @@ def _prompt(options: argparse.Namespace) -> str:
 def _checked_choices(options: argparse.Namespace) -> dict:
     """Options of `Pipeline.__call__`. A large model loads for a minute: what is wrong without it is told before."""
     from realcustom_jax import contact_sheet
+    from realcustom_jax.conditioning.canvas import Canvas
     from realcustom_jax.conditioning.images import load_image
+    from realcustom_jax.conditioning.regions import check_box, is_box, listed_regions
     from realcustom_jax.errors import check_text
     from realcustom_jax.presets import find_preset
     from realcustom_jax.sampling.options import check_options
 
     contact_sheet.check_folder(options.out)
-    if options.batch and (unused := [f"--{name}" for name in _WORDS if getattr(options, name) is not None]):
-        raise ValueError(f"--batch brings prompts, images and targets of its own, so {', '.join(unused)} would not be "
+    if options.batch and (unused := [_flag(name) for name in _OF_ROWS if getattr(options, name) is not None]):
+        raise ValueError(f"--batch brings prompts and pictures of its own, so {', '.join(unused)} would not be "
                          "used; leave out one or the other.")
     if options.image and not options.target and "dog" not in _prompt(options).lower():
         raise ValueError("--target is missing: the word or words of the prompt that the --image shows.")
     choices = {"steps": options.steps, "guidance_scale": options.guidance, "scope": options.scope,
                "branches": options.branches, "freeze_mask_step": options.freeze_mask_step, "seed": options.seed,
-               "num_images": options.num_images, "solver": options.solver, "vision_scale": options.vision_scale}
-    check_options(**choices)
+               "num_images": options.num_images, "solver": options.solver, "vision_scale": options.vision_scale,
+               "guidance_mode": options.guidance_mode, "text_guidance": options.text_guidance,
+               "rescale": options.rescale, "strength": options.strength}
+    pictures = {"masks": options.mask, "init_image": options.init_image, "mask_image": options.mask_image}
+    check_options(**choices, **pictures)
     for what, texts in (("prompt", [_prompt(options)]), ("target", options.target or []),
                         ("negative prompt", [options.negative_prompt or ""])):
         for text in texts:
@@ -100,7 +109,11 @@ def _checked_choices(options: argparse.Namespace) -> dict:
         find_preset(options.preset)
     for image in options.image or ():
         load_image(image)
-    return choices
+    if options.init_image is not None:
+        Canvas.read(options.init_image, options.mask_image)
+    for mask in listed_regions(options.mask, max(len(options.image or [None]), len(options.target or [None]))):
+        check_box(mask, "mask") if is_box(mask) else mask is None or load_image(mask)
+    return choices if options.batch else choices | pictures
 
 
 def _say_memory(pipeline, choices: dict, rows, references: int) -> int:
@@ -108,11 +121,14 @@ def _say_memory(pipeline, choices: dict, rows, references: int) -> int:
     from realcustom_jax.batch import Row
     from realcustom_jax.memory import sampler_memory
 
-    about = "width", "height", "num_images", "branches", "steps", "scope", "freeze_mask_step"
-    calls = [{name: choices[name] for name in about} | {"references": references}]
+    about = ("width", "height", "num_images", "branches", "steps", "scope", "freeze_mask_step", "guidance_scale",
+             "guidance_mode")
+    given = choices.get("masks")
+    calls = [{name: choices[name] for name in about} | {
+        "references": references, "masks": given is not None and None not in given}]
     if rows:
         calls = [calls[0] | {name: x for name, x in row.options.items() if name in about}
-                 | {"references": max(len(row.references), len(row.targets))}
+                 | {"references": max(len(row.references), len(row.targets)), "masks": row.has_all_masks}
                  for row in rows if isinstance(row, Row)]
     distinct = {tuple(call.items()): call for call in calls}.values()
     memory = max((sampler_memory(pipeline, **call) for call in distinct), key=lambda memory: memory.needed)
@@ -126,27 +142,63 @@ def say(line: str) -> None:
     tqdm.write(printable(line, sys.stderr), file=sys.stderr)
 
 
+class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Shows defaults, and the examples line by line."""
+
+
+_EXAMPLES = """examples:
+  python sample.py                                                    the bundled dog on the beach
+  python sample.py --image a.png --image b.png --target dog --target car --prompt "a dog and a car in space"
+  python sample.py --vision-scale up=0.5,down=1                       weaker in the UNet's upper half
+  python sample.py --guidance 1 --solver lcm --steps 4                no negative lane, for a distilled model
+  python sample.py --mask 8,40,72,120                                 the subject in a box: left, top, right, bottom
+  python sample.py --init-image photo.png --mask-image hole.png       the subject goes into a photograph
+  python sample.py --init-image photo.png --strength 0.6              image to image
+  python sample.py --batch prompts.jsonl --out pictures               many prompts, resumable
+"""
+
+
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    add = parser.add_argument
-    add("--model", default="mini", help="a folder, a single file, a name on the hub, or mini (bundled)")
-    add("--image", action="append", help="a reference picture (a bundled dog); repeat it for several subjects")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=_Help, epilog=_EXAMPLES)
+    add = parser.add_argument_group("what to make").add_argument
     add("--prompt", help=f"what the pictures should show ({_PROMPT})")
+    add("--image", action="append", help="a reference picture (a bundled dog); repeat it for several subjects")
     add("--target", action="append", help="the prompt's words for the subject (dog); one for each subject")
+    add("--negative-prompt", help="what the pictures should not show (the preset's)")
     add("--batch", type=Path, help="a JSON-lines file of prompts instead (see realcustom_jax/batch.py); resumable")
     add("--out", type=Path, default=Path("out"), help="folder for the pictures")
     add("--seed", type=int, default=0, help="of the noise")
     add("--num-images", type=int, default=1, help="how many pictures to make")
     add("--width", type=int, help="of the pictures, in pixels (what the model was made for)")
     add("--height", type=int, help="likewise")
+
+    add = parser.add_argument_group("steps and guidance").add_argument
     add("--steps", type=int, default=25, help="of the solver")
     add("--solver", default="dpm_single", help="dpm_single, dpm_multi, ddim, euler, euler_ancestral or lcm")
     add("--guidance", type=float, help="scale of classifier-free guidance; 1 is none, and faster (the preset's)")
-    add("--vision-scale", type=float, default=1.0, help="strength of the references; 0 is the text alone")
+    add("--guidance-mode", default="none_direct",
+        help="none_direct, none, naive, naive_global or naive_global_direct (see realcustom_jax/sampling/guidance.py)")
+    add("--text-guidance", type=float, help="scale of the text alone in the modes that have one (that of --guidance)")
+    add("--rescale", type=float, default=0.0, help="share by which the naive modes pull the deviation back")
+
+    add = parser.add_argument_group("the subject: how strong, and where").add_argument
+    add("--vision-scale", type=_strengths, default=1.0,
+        help="strength of the references, 0 is the text alone: a number, one for each subject (1,0.5), or by block "
+             "(up=0.5,down=1)")
     add("--scope", type=float, help="share of the picture that a subject's mask covers, in (0, 1] (the preset's)")
+    add("--mask", type=_region, action="append",
+        help="where the subject is to be: a picture that is white there, a box left,top,right,bottom in pixels, or "
+             "auto (as attention finds it); one for each subject")
     add("--branches", default="fused", help="fused or sequential: how guidance and generation are run")
     add("--freeze-mask-step", type=int, help="keep the mask from this step on (the preset's)")
-    add("--negative-prompt", help="what the pictures should not show (the preset's)")
+
+    add = parser.add_argument_group("a picture to begin with").add_argument
+    add("--init-image", help="the picture")
+    add("--strength", type=float, help="how much of it changes, in (0, 1] (0.8; with --mask-image 1)")
+    add("--mask-image", type=_region, help="where it is painted anew: a picture that is white there, or a box")
+
+    add = parser.add_argument_group("the model").add_argument
+    add("--model", default="mini", help="a folder, a single file, a name on the hub, or mini (bundled)")
     add("--adapter", help="file or folder of an adapter (the model's own)")
     add("--vision", help="folder of the image encoders (the model's own)")
     add("--tokenizer", help="folder of tokenizer/ and tokenizer_2/ (the model's own)")
@@ -154,6 +206,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--unet", help="file or folder of another base UNet (the model's own)")
     add("--prediction", choices=("epsilon", "v_prediction"), help="what the UNet predicts (as its file says)")
     add("--preset", help="default, released_pipeline, released_script or paper (the model's own)")
+
+    add = parser.add_argument_group("the program").add_argument
     add("--dtype", default="float32", choices=("float32", "bfloat16", "float16"),
         help="of parameters and computation")
     add("--offload", action="store_true", help="keep the encoders out of the device's memory while sampling")
@@ -168,6 +222,34 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         parser.set_defaults(**values)
         known = parser.parse_args(arguments)
     return known
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _strengths(text: str) -> float | list[float] | dict[str, float]:
+    """0.5, or 1,0.5 for two subjects, or up=0.5,down=1 by block."""
+    parts = [part.strip() for part in text.split(",")]
+    try:
+        if "=" in text:
+            return {block.strip(): float(number) for block, number in (part.split("=") for part in parts)}
+        numbers = [float(part) for part in parts]
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no strength; expected a number, one for each subject as in 1,0.5, or blocks as in "
+            "up=0.5,down=1") from None
+    return numbers[0] if len(numbers) == 1 else numbers
+
+
+def _region(text: str) -> str | list[float] | None:
+    """A box, if these are numbers, the path of a picture, or None for auto."""
+    if text == "auto":
+        return None
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        return text
 
 
 def read_sample_options(file: Path, parser: argparse.ArgumentParser) -> dict:

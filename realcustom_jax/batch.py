@@ -2,6 +2,7 @@
 
     {"prompt": "a dog on the beach", "image": "dog.png", "target": "dog"}
     {"name": "pair", "prompt": "a dog and a car in space", "image": ["dog.png", "car.png"], "target": ["dog", "car"]}
+    {"prompt": "a dog in space", "image": "dog.png", "target": "dog", "init_image": "room.png", "strength": 0.6}
 
 `NAME.json` is written after the pictures of its row and says what they were made of, so it marks the row as complete:
 whatever kills a run, the next one makes the rows that lack it, and no others. A row that cannot be read or made is
@@ -26,6 +27,7 @@ from tqdm import tqdm
 from realcustom_jax.errors import check_choice, check_text, printable, quoted, sentence, visible
 from realcustom_jax.files import png, sole_user, write_file, write_json
 from realcustom_jax.memory import enough_memory
+from realcustom_jax.sampling.options import check_options
 
 _SOURCE = "source"  # the key of a record that is not compared
 _TEMPORARY = re.compile(r"\..+\.(png|json)\.[a-z0-9_]{8}")  # what a killed `write_file` leaves
@@ -40,7 +42,14 @@ class Row:
     prompt: str
     targets: tuple[str, ...]
     references: tuple[Path, ...]
-    options: Mapping[str, Any]  # what else it says: seed, num_images, width, height, negative_prompt
+    options: Mapping[str, Any]  # what else it says, of `_KEYS`
+    pictures: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # `_PICTURES`: paths and boxes
+
+    @property
+    def has_all_masks(self) -> bool:
+        """Whether it gives a mask for each subject."""
+        masks = self.pictures.get("masks")
+        return masks is not None and None not in masks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +73,9 @@ def read_rows(file: str | Path) -> tuple[Row | BadRow, ...]:
     """Reads a JSON object from each line that is not blank; a line that cannot be used becomes a `BadRow`.
 
     Its keys: prompt; image and target, a text or a list of them; optional are name (by default the number of the
-    line, as 0001), seed, num_images, width, height and negative_prompt. Images are relative to the file's folder.
+    line, as 0001) and options of `Pipeline.__call__`: seed, num_images, width, height, negative_prompt, steps, solver,
+    branches, guidance_scale, guidance_mode, text_guidance, rescale, scope, freeze_mask_step, vision_scale, masks,
+    init_image, strength and mask_image. Images and masks are relative to the file's folder; a box is a list of numbers.
 
     Raises:
         OSError, ValueError: the file cannot be read, or none of its lines can be used; the first ten are named.
@@ -168,7 +179,8 @@ def _run(pipeline, todo: Sequence[tuple[Row, Mapping[str, Any]]], count: int, ou
     for row, request in tqdm(todo, total=count, initial=skipped, desc="Prompts (a new shape compiles)"):
         try:
             with enough_memory():
-                images = pipeline(list(row.references), row.prompt, row.targets, **request["options"]).images
+                images = pipeline(list(row.references), row.prompt, row.targets, **request["options"],
+                                  **row.pictures).images
         except (ValueError, OSError) as error:
             report(_failure(row, error))
             failed += 1
@@ -183,13 +195,31 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str) and value.strip() != ""
 
 
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float)
+
+
 _MOST_PICTURES = 10_000  # of a row: all are in memory at once, and each has a file
 _COUNT = ((lambda value: type(value) is int and value > 0), "a whole number above 0")
+_TEXT = (_is_text, "a text")
 _TEXTS = (lambda value: _is_text(value) or isinstance(value, list) and value and all(map(_is_text, value)),
           "a text or a list of texts")
+_NUMBER = (_is_number, "a number")
+
+
+def _is_region(value: Any) -> bool:
+    return _is_text(value) or isinstance(value, list) and len(value) == 4 and all(map(_is_number, value))
+
+
+def _are_strengths(value: Any) -> bool:
+    if isinstance(value, dict):
+        return bool(value) and all(not isinstance(x, dict) and _are_strengths(x) for x in value.values())
+    return _is_number(value) or isinstance(value, list) and bool(value) and all(map(_is_number, value))
+
+
 _WORDS = "prompt", "target", "negative_prompt"  # which the tokenizer reads
 _KEYS = {  # what a value must be, for a program and for a reader
-    "prompt": (_is_text, "a text"), "image": _TEXTS, "target": _TEXTS,
+    "prompt": _TEXT, "image": _TEXTS, "target": _TEXTS,
     # 200 bytes leave room for the endings in the 255 that file systems allow.
     "name": (lambda value: _is_text(value) and re.fullmatch(r"\w[\w .+-]*", value) and len(value.encode()) <= 200,
              "up to 200 letters, digits, spaces, _ - + . after the first"),
@@ -198,7 +228,14 @@ _KEYS = {  # what a value must be, for a program and for a reader
                    f"a whole number from 1 to {_MOST_PICTURES}"),
     "width": _COUNT, "height": _COUNT,
     "negative_prompt": (lambda value: isinstance(value, str), "a text"),
+    "steps": _COUNT, "solver": _TEXT, "branches": _TEXT, "guidance_scale": _NUMBER, "guidance_mode": _TEXT,
+    "text_guidance": _NUMBER, "rescale": _NUMBER, "scope": _NUMBER, "freeze_mask_step": _COUNT, "strength": _NUMBER,
+    "vision_scale": (_are_strengths, "a number, a list of them, or an object of either by block"),
+    "init_image": _TEXT, "mask_image": (_is_region, "a text or a box of four numbers"),
+    "masks": (lambda value: _is_region(value) or isinstance(value, list) and value and all(
+        x is None or _is_region(x) for x in value), "a text, a box of four numbers, or a list of them and null"),
 }
+_PICTURES = "init_image", "mask_image", "masks"
 
 
 def _parse(line: bytes, default_name: str, folder: Path, where: str) -> Row:
@@ -224,9 +261,24 @@ def _parse(line: bytes, default_name: str, folder: Path, where: str) -> Row:
         raise ValueError(f"it lacks {', '.join(lacking)}")
     images, targets = ([x] if isinstance(x, str) else x for x in (values.pop("image"), values.pop("target")))
     references = tuple(folder / image for image in images)
-    if missing := [str(path) for path in references if not os.path.isfile(path)]:
-        raise ValueError(f"the image {', '.join(map(_shortened, missing))} does not exist")
-    return Row(where, values.pop("name", default_name), values.pop("prompt"), tuple(targets), references, values)
+    pictures = {name: _with_paths(values.pop(name), folder) for name in _PICTURES if name in values}
+    if "masks" in pictures and _is_region(pictures["masks"]):
+        pictures["masks"] = [pictures["masks"]]
+    files = [x for value in pictures.values() for x in (value if isinstance(value, list) else [value])]
+    for path in (*references, *(x for x in files if isinstance(x, Path))):
+        if not os.path.isfile(path):
+            raise ValueError(f"the image {_shortened(str(path))} does not exist")
+    prompt, name = values.pop("prompt"), values.pop("name", default_name)
+    check_options(**{key: x for key, x in values.items() if key not in ("width", "height", "negative_prompt")},
+                  **pictures)
+    return Row(where, name, prompt, tuple(targets), references, values, pictures)
+
+
+def _with_paths(value: Any, folder: Path) -> Any:
+    """The value with texts as paths of files in the folder."""
+    if isinstance(value, list):
+        return [_with_paths(x, folder) for x in value]
+    return folder / value if isinstance(value, str) else value
 
 
 def _shortened(path: str) -> str:
@@ -237,11 +289,20 @@ def _request(row: Row, options: Mapping[str, Any], loaded: Mapping[str, Any]) ->
     """What `NAME.json` holds, in plain JSON values: all that decides how the row's pictures look, and their names."""
     options = {"seed": 0, **options, **row.options}
     loaded = {name: dict(value) if isinstance(value, Mapping) else value for name, value in loaded.items()}
-    count, digest = options.get("num_images", 1), hashlib.sha256
+    count = options.get("num_images", 1)
     files = [f"{row.name}.png"] if count == 1 else [f"{row.name}-{i}.png" for i in range(count)]
-    references = [{"file": path.name, "sha256": digest(path.read_bytes()).hexdigest()} for path in row.references]
-    return json.loads(json.dumps({"prompt": row.prompt, "targets": row.targets, "references": references,
-                                  "options": options, **loaded, "files": files}))
+    pictures = {"pictures": _recorded(dict(row.pictures))} if row.pictures else {}
+    return json.loads(json.dumps({"prompt": row.prompt, "targets": row.targets, "references": _recorded(row.references),
+                                  "options": options, **pictures, **loaded, "files": files}))
+
+
+def _recorded(value: Any) -> Any:
+    """The value with files as their names and contents."""
+    if isinstance(value, Path):
+        return {"file": value.name, "sha256": hashlib.sha256(value.read_bytes()).hexdigest()}
+    if isinstance(value, dict):
+        return {name: _recorded(x) for name, x in value.items()}
+    return [_recorded(x) for x in value] if isinstance(value, list | tuple) else value
 
 
 def _check_names(requests: Sequence[tuple[Row, Mapping[str, Any]]]) -> None:

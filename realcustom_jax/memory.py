@@ -23,6 +23,7 @@ from realcustom_jax.devices.platform import Platform
 from realcustom_jax.devices.shapes import array_shape, tree_shapes
 from realcustom_jax.pipeline import Pipeline
 from realcustom_jax.sampling.decoding import decode_latents
+from realcustom_jax.sampling.guidance import Guidance
 from realcustom_jax.sampling.lanes import Conditioning
 from realcustom_jax.sampling.sampler import sample_latents
 from realcustom_jax.sampling.solvers import make_solver
@@ -73,33 +74,38 @@ class Memory:
 def sampler_memory(
     pipeline: Pipeline, *, width: int | None = None, height: int | None = None, num_images: int = 1,
     references: int = 1, branches: str = "fused", steps: int = 25, scope: float | None = None,
-    freeze_mask_step: int | None = None, compiled: bool = False,
+    freeze_mask_step: int | None = None, guidance_scale: float | None = None, guidance_mode: str = "none_direct",
+    masks: bool = False, compiled: bool = False,
 ) -> Memory:
-    """The memory of `pipeline(…)` with these arguments; `references` is the number of subjects, and what is None is as
-    the preset says.
+    """The memory of `pipeline(…)` with these arguments; `references` is the number of subjects, `masks` says whether
+    all of them have given masks, and what is None is as the preset says.
 
     By default an estimate from shapes alone; `compiled` takes XLA's figure for this backend instead. Either way the
     weights are not needed: the pipeline may have been loaded under `tensors.headers_only`.
     """
-    given = {"scope": scope, "freeze_mask_step": freeze_mask_step}
+    given = {"scope": scope, "freeze_mask_step": freeze_mask_step, "guidance_scale": guidance_scale}
     choices = dataclasses.replace(pipeline.preset, **{name: x for name, x in given.items() if x is not None})
     shape = pipeline.latent_shape(width, height)
-    inputs = _inputs(pipeline, num_images, references, shape)
+    noise, positive, target = _inputs(pipeline, num_images, references, shape)
+    guidance = None if choices.guidance_scale == 1 else array_shape()
+    inputs = {
+        "noise": noise, "positive": positive, "negative": None if guidance is None else positive, "target": target,
+        "guidance_scale": guidance, "masks": array_shape(num_images, references, *shape[:2]) if masks else None}
     options = {
         "solver": make_solver(steps=steps, betas=pipeline.betas, prediction=pipeline.prediction), "branches": branches,
         "mask": choices.mask_config(*shape[:2], references),
-        "freeze_mask_step": choices.freeze_mask_step}
+        "freeze_mask_step": choices.freeze_mask_step, "guidance": Guidance(guidance_mode)}
 
-    def sample(params, *inputs):
-        return sample_latents(pipeline.unet.module, params, *inputs, **options)
+    def sample(params, inputs):
+        return sample_latents(pipeline.unet.module, params, **inputs, **options)
 
     def temporary(function, params, *inputs):
         if compiled:
             return jax.jit(function).lower(params, *inputs).compile().memory_analysis().temp_size_in_bytes
         return temporary_bytes(jax.make_jaxpr(function)(params, *inputs).jaxpr, params, pipeline.unet.module.platform)
 
-    sampler = temporary(sample, tree_shapes(pipeline.unet.params), *inputs)
-    tile = array_shape(*pipeline.decoded_at_once(inputs[0].shape))
+    sampler = temporary(sample, tree_shapes(pipeline.unet.params), inputs)
+    tile = array_shape(*pipeline.decoded_at_once(noise.shape))
     decoder = temporary(functools.partial(decode_latents, pipeline.vae.module), tree_shapes(pipeline.vae.params), tile)
     parts = {"UNet": pipeline.unet, "autoencoder": pipeline.vae, "projector": pipeline.projector}
     if not pipeline.offload:
@@ -157,7 +163,7 @@ def peak_bytes(jaxpr: core.Jaxpr) -> int:
 
 
 def _inputs(pipeline: Pipeline, batch: int, references: int, latents: tuple[int, int, int]):
-    """Shapes of the sampler's arguments after the parameters: noise, positive, negative, target."""
+    """Shapes of the sampler's arguments: noise, positive, target."""
     unet, settings = pipeline.unet.module.config, pipeline.vision_settings
     networks = pipeline.siglip, pipeline.dino, pipeline.projector
     encode = functools.partial(vision_tokens, *(network.module for network in networks), settings)
@@ -168,7 +174,7 @@ def _inputs(pipeline: Pipeline, batch: int, references: int, latents: tuple[int,
     conditioning = Conditioning(
         array_shape(batch, length, unet.cross_attention_dim), vision=array_shape(batch, references, *tokens.shape[1:]),
         **{name: array_shape(batch, width) for name, width in pooled.items()})
-    return array_shape(batch, *latents), conditioning, conditioning, array_shape(batch, references, length)
+    return array_shape(batch, *latents), conditioning, array_shape(batch, references, length)
 
 
 def _bytes(tree) -> int:

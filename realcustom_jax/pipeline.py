@@ -44,7 +44,14 @@ from realcustom_jax.presets import PRESETS, Preset, find_preset
 from realcustom_jax.sampling.decoding import decode_latents, decoder_moments, encode_pictures
 from realcustom_jax.sampling.guidance import Guidance
 from realcustom_jax.sampling.lanes import Conditioning, VisionScale
-from realcustom_jax.sampling.options import check_options, given_noise, noise_of_steps, seeded_noise, skipped_steps
+from realcustom_jax.sampling.options import (
+    DEFAULT_STRENGTH,
+    check_options,
+    given_noise,
+    noise_of_steps,
+    seeded_noise,
+    skipped_steps,
+)
 from realcustom_jax.sampling.sampler import Samples, sample_latents
 from realcustom_jax.sampling.solvers import make_solver
 from realcustom_jax.sampling.tiling import decode_tiles, tile_shape
@@ -272,7 +279,7 @@ class Pipeline:
         of_result = canvas.size if canvas and canvas.region is not None else (width, height)
         pictures = [load_image(reference) for reference in references]
         if strength is None:
-            strength = 0.8 if canvas and canvas.region is None else 1.0
+            strength = DEFAULT_STRENGTH if canvas and canvas.region is None else 1.0
         schedule = make_solver(solver, steps, betas=self.betas, prediction=self.prediction,
                                start=skipped_steps(steps, strength))
         shape = self.latent_shape(width, height)

@@ -226,7 +226,7 @@ def test_parts_of_different_widths_say_that_a_second_text_encoder_may_be_missing
     wide = module.clone(config=dataclasses.replace(module.config, cross_attention_dim=48))
     pipeline = dataclasses.replace(mini_pipeline, unet=dataclasses.replace(mini_pipeline.unet, module=wide))
     with pytest.raises(ValueError, match="takes text of width 48, the text encoder makes 16 \\(a second one, text_enc"):
-        pipeline._check_parts_fit(tmp_path)
+        pipeline._check_fit(tmp_path)
 
 
 def test_a_tokenizer_without_a_length_takes_the_text_encoders(mini_folder, tmp_path):

@@ -15,6 +15,9 @@ from realcustom_jax.sampling.lanes import VisionScale
 from realcustom_jax.sampling.sampler import BRANCHES, check_freeze
 from realcustom_jax.sampling.solvers import SOLVERS, Solver
 
+DEFAULT_STRENGTH = 0.8
+"""Of image to image. Painting anew has 1."""
+
 
 def check_options(*, seed: int = 0, num_images: int = 1, steps: int = 25, guidance_scale: float | None = None,
                   scope: float | None = None, freeze_mask_step: int | None = None, branches: str = "fused",
