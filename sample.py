@@ -143,7 +143,10 @@ def say(line: str) -> None:
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Shows defaults, and the examples line by line."""
+    """Shows the defaults that there are, and the examples line by line."""
+
+    def _get_help_string(self, action):
+        return action.help if action.default in (None, False) else super()._get_help_string(action)
 
 
 _EXAMPLES = """examples:

@@ -261,9 +261,9 @@ def _parse(line: bytes, default_name: str, folder: Path, where: str) -> Row:
         raise ValueError(f"it lacks {', '.join(lacking)}")
     images, targets = ([x] if isinstance(x, str) else x for x in (values.pop("image"), values.pop("target")))
     references = tuple(folder / image for image in images)
+    if _is_region(values.get("masks")):
+        values["masks"] = [values["masks"]]
     pictures = {name: _with_paths(values.pop(name), folder) for name in _PICTURES if name in values}
-    if "masks" in pictures and _is_region(pictures["masks"]):
-        pictures["masks"] = [pictures["masks"]]
     files = [x for value in pictures.values() for x in (value if isinstance(value, list) else [value])]
     for path in (*references, *(x for x in files if isinstance(x, Path))):
         if not os.path.isfile(path):
