@@ -78,6 +78,13 @@ def get_config() -> ml_collections.ConfigDict:
         "taught": 0.0,  # how much of the target is the base model's prediction, told in words; the paper's is 0
         "spelled": 0.0,  # weight of finding the words of a reference among its vision tokens; the paper's is 0
     }
+    config.distill = {
+        "steps": 4,  # of the distilled form
+        "substeps": 3,  # of the teacher for each of them
+        "rank": 24,  # of the change of each weight
+        "freeze": 2,  # the distilled form's first step without a mask of its own
+        "bystanders": 0.5,  # share of pictures with a second, described thing
+    }
     config.curriculum = {"recipe": "curriculum", "start": 0.05, "end": 0.5, "final_reconstruction": 0.1}
     config.optimization = {
         "autoencoder": {"steps": 4000, "batch_size": 32, "learning_rate": 2e-3, "decay": 0.6},
@@ -87,6 +94,8 @@ def get_config() -> ml_collections.ConfigDict:
                  "optimizer": "muon"},
         "adapter": {"steps": 6000, "batch_size": 128, "learning_rate": 2e-3, "decay": 0.6, "ema": 0.9985,
                     "optimizer": "muon"},
+        "distill": {"steps": 500, "batch_size": 16, "learning_rate": 1.5e-3, "warmup": 20, "decay": 0.6, "ema": 0.98,
+                    "save_every": 50, "sample_every": 100},
     }
     for settings in config.optimization.values():
         settings.update({"accumulate": 1, "keep": 1, "keep_every": 0, "clip": 1.0, "log_every": 20, "save_every": 500,

@@ -4,6 +4,7 @@
 """
 
 import argparse
+import dataclasses
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,6 +27,7 @@ from realcustom_jax.evaluation.scores import (
     score_pictures,
 )
 from realcustom_jax.files import png, write_file, write_json
+from realcustom_jax.sampling.options import check_options
 
 _EXAM_PICTURES = 512
 
@@ -47,6 +49,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--num-subjects", type=int, default=24, help="each with two prompts")
     add("--seed", type=int, default=0, help="of subjects, prompts and noise")
     add("--batch-size", type=int, default=8, help="cases at a time")
+    add("--steps", type=int, default=25, help="of the solver (%(default)s)")
+    add("--solver", default="dpm_single", help="one of sample.py's (%(default)s)")
+    add("--guidance", type=float, help="scale of classifier-free guidance; 1 is none (the preset's)")
+    add("--methods", default=",".join(METHODS), help="which methods, with commas between (%(default)s)")
     add("--json", type=Path, help="file to write the scores to")
     add("--out", type=Path, help="folder to write contact sheets to: one a task, and failures.png")
     add("--debug", action="store_true", help="show the traceback of whatever goes wrong")
@@ -56,7 +62,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def _run(options: argparse.Namespace) -> None:
     started = time.monotonic()
     tasks = _check(options)
-    generator = Generator.load(options.model, options.adapter)
+    generator = dataclasses.replace(
+        Generator.load(options.model, options.adapter), steps=options.steps, solver=options.solver,
+        options={} if options.guidance is None else {
+            "guidance_scale": None if options.guidance == 1 else options.guidance})
+    methods = _names(options.methods, "method", METHODS)
     size = generator.picture_size
     # Cut-outs keep their resolution in relation to the pictures.
     world = BankConfig(side=size, cut_out=round(size * BankConfig.cut_out / BankConfig.side))
@@ -64,16 +74,17 @@ def _run(options: argparse.Namespace) -> None:
     cases = {task: make_cases(task, options.num_subjects, options.seed, world) for task in tasks}
     batch_size = min(options.batch_size, len(cases[tasks[0]]))
     results, entries = {}, {}
-    with tqdm(total=len(METHODS) * sum(map(len, cases.values())), unit="picture", smoothing=0.1) as bar:
+    with tqdm(total=len(methods) * sum(map(len, cases.values())), unit="picture", smoothing=0.1) as bar:
         for task in tasks:
             outputs = {}
-            for method in METHODS:
+            for method in methods:
                 bar.set_description(f"{task}, {method}")
                 outputs[method] = generator.in_batches(cases[task], method, batch_size, bar.update)
             results[task], entries[task] = _score(generator, cases[task], outputs, options.seed, world)
     report = {
         "model": str(options.model), "adapter": options.adapter and str(options.adapter), "seed": options.seed,
-        "num_subjects": options.num_subjects, "tasks": entries, "judge": judge,
+        "num_subjects": options.num_subjects, "steps": options.steps, "solver": options.solver,
+        "guidance": options.guidance, "tasks": entries, "judge": judge,
         "seconds": round(time.monotonic() - started)}
     for task, entry in entries.items():
         print(f"\n## {task}\n\n{markdown_table(task, entry)}")
@@ -91,9 +102,9 @@ def _check(options: argparse.Namespace) -> tuple[str, ...]:
     check_request(options.num_subjects, options.seed)
     if options.batch_size < 1:
         raise ValueError(f"--batch-size is {options.batch_size}; at least 1 is needed.")
-    asked = [name.strip() for name in options.tasks.split(",")]
-    for name in asked:
-        check_choice("task", name, TASKS)
+    tasks = _names(options.tasks, "task", TASKS)
+    _names(options.methods, "method", METHODS)
+    check_options(steps=options.steps, solver=options.solver, guidance_scale=options.guidance)
     for path in (options.json, options.out):
         if path is not None and not path.absolute().parent.is_dir():
             raise FileNotFoundError(f"{path} cannot be written: the folder {path.absolute().parent} does not exist.")
@@ -101,7 +112,15 @@ def _check(options: argparse.Namespace) -> tuple[str, ...]:
         raise ValueError(f"--json {options.json} is a folder; give the name of a file.")
     if options.out is not None and options.out.is_file():
         raise ValueError(f"--out {options.out} is a file; give the name of a folder.")
-    return tuple(task for task in TASKS if task in asked)
+    return tasks
+
+
+def _names(asked: str, what: str, known: Sequence[str]) -> tuple[str, ...]:
+    """Those that are asked for, with commas between, in their own order. Raises ValueError for one not known."""
+    names = [name.strip() for name in asked.split(",")]
+    for name in names:
+        check_choice(what, name, known)
+    return tuple(name for name in known if name in names)
 
 
 def _score(generator: Generator, cases: Sequence[Case], outputs: dict[str, Generated], seed: int,
@@ -112,7 +131,7 @@ def _score(generator: Generator, cases: Sequence[Case], outputs: dict[str, Gener
               for method, made in outputs.items()}
     bounds = paint_bounds(cases, seed, world)
     bounds["same_subject_autoencoded"] = generator.autoencode(bounds["same_subject"])
-    others = [method for method in METHODS if method != "fused"]
+    others = [method for method in outputs if method != "fused"] if "fused" in outputs else []
     entry = {
         "num_cases": len(cases),
         "methods": {method: report_method(values, cases) for method, values in scores.items()},

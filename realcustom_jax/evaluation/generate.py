@@ -35,21 +35,22 @@ from realcustom_jax.model_files.source import ModelSource
 from realcustom_jax.pipeline import Pipeline
 from realcustom_jax.sampling.lanes import Conditioning
 from realcustom_jax.sampling.masks import MaskConfig
-from realcustom_jax.sampling.options import seeded_noise
+from realcustom_jax.sampling.options import noise_of_steps, seeded_noise
 from realcustom_jax.sampling.sampler import sample_latents, sample_text_only
 from realcustom_jax.sampling.solvers import Solver, make_solver
 
 METHODS: tuple[str, ...] = ("text_only", "described", "no_mask", "sequential", "fused")
 
-_STEPS = 25
-
 
 @dataclasses.dataclass(frozen=True)
 class Generator:
-    """A model and the judge that came with it. `options` replace what `sampler` says, for studies."""
+    """A model and the judge that came with it, the solver, and the noise of its steps, which the cases' seeds decide.
+    `options` replace what `sampler` says, for studies."""
 
     pipeline: Pipeline
     judge: TrainedJudge
+    steps: int = 25
+    solver: str = "dpm_single"
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @classmethod
@@ -66,22 +67,26 @@ class Generator:
     def sampler(self, phrases: int) -> dict[str, Any]:
         """How sequential and fused sample: the pipeline's defaults."""
         preset, side = self.pipeline.preset, self.pipeline.sample_size
-        return {"guidance_scale": preset.guidance_scale, "freeze_mask_step": preset.freeze_mask_step,
+        return {"guidance_scale": None if preset.guidance_scale == 1 else preset.guidance_scale,
+                "freeze_mask_step": preset.freeze_mask_step,
                 "mask": preset.mask_config(side, side, phrases)} | self.options
 
     def __call__(self, cases: Sequence[Case], method: str) -> Generated:
         """Makes one picture of each case of a task. Batches of one length share a compilation."""
         check_choice("method", method, METHODS)
         positive, negative, target = self._conditionings(cases, method == "described")
-        solver = make_solver(steps=_STEPS, betas=self.pipeline.betas, prediction=self.pipeline.prediction)
+        solver = make_solver(self.solver, self.steps, betas=self.pipeline.betas, prediction=self.pipeline.prediction)
         options = self.sampler(target.shape[1])
+        fresh = [noise_of_steps(solver, case.seed, 1, self.pipeline.latent_shape()) for case in cases]
+        if solver.fresh is not None:
+            options["noise_per_step"] = jnp.concatenate(fresh, axis=1)
         unet = self.pipeline.unet
         noise = _noise(self.pipeline, cases)
         inputs = unet.module, unet.params, noise, positive, negative
         kind = "text_only" if method == "described" else method
         latents, used = _generate(*inputs, target, kind=kind, solver=solver, **options)
         # The mask of the finished picture, noised again to the last step before the freeze.
-        time = int(solver.timesteps[min(options["freeze_mask_step"], _STEPS) - 1])
+        time = int(solver.timesteps[min(options["freeze_mask_step"], self.steps) - 1])
         signal = float(np.sqrt(np.cumprod(1 - np.asarray(self.pipeline.betas, np.float64))[time]))
         masks, maps = _masks_of(unet.module, unet.params, latents, noise, positive, target, time, signal,
                                 mask=options["mask"])
@@ -136,11 +141,12 @@ def _noise(pipeline: Pipeline, cases: Sequence[Case]) -> jax.Array:
 @functools.partial(jit_sampler, static_argnums=0, static_argnames=("kind", "freeze_mask_step", "mask"))
 def _generate(
     unet, params, noise: jax.Array, positive: Conditioning, negative: Conditioning, target: jax.Array, *,
-    kind: str, solver: Solver, guidance_scale: float, freeze_mask_step: int, mask: MaskConfig,
+    kind: str, solver: Solver, guidance_scale: float | None, freeze_mask_step: int, mask: MaskConfig,
+    noise_per_step: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array | None]:
     """Latents [B, H, W, C] and the last masks [B, R, h, w]; None of methods that use none."""
     inputs = unet, params, noise, positive, negative
-    options = {"solver": solver, "guidance_scale": guidance_scale}
+    options = {"solver": solver, "guidance_scale": guidance_scale, "noise_per_step": noise_per_step}
     if kind == "text_only":
         return sample_text_only(*inputs, **options), None
     if kind == "no_mask":

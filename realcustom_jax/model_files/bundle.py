@@ -3,6 +3,7 @@
     model_index.json  tokenizer/  text_encoder/  vae/  unet/  image_encoder_siglip/  image_encoder_dinov2/
     adapter/ (the released RealCustom JSON: projector, image preparation; weights of projector and to_*_vision)
     vocabulary.json (a small model's words)  preset.json (how it is best used, where that is not the default)
+    few_steps/ (a LoRA with which a few steps suffice, and a preset.json of what is then used otherwise)
 
 Module `source` reads it, and the other layouts that people have.
 """
@@ -26,12 +27,20 @@ WEIGHT_FILES = {
     "adapter": "realcustom.safetensors",
     "judge": "model.safetensors",
 }
+FEW_STEPS = "few_steps"
 
 
 def save_part(bundle: Path, part: str, config: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> None:
     """Writes one part's `config.json` and weights (torch names, see `weights.to_torch`)."""
     write_file(bundle / part / WEIGHT_FILES[part], safetensors.numpy.save(dict(tensors)))
     write_json(bundle / part / "config.json", config)
+
+
+def save_few_steps(bundle: Path, choices: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> None:
+    """Writes the form of a model that a few steps suffice: a LoRA (names of PEFT), and the choices of
+    `presets.Preset` that it was made for."""
+    write_file(bundle / FEW_STEPS / "lora.safetensors", safetensors.numpy.save(dict(tensors)))
+    write_json(bundle / FEW_STEPS / "preset.json", choices)
 
 
 def to_half(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

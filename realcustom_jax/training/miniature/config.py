@@ -49,6 +49,23 @@ class AdapterSettings:
 
 
 @dataclasses.dataclass(frozen=True)
+class DistillSettings:
+    """How few steps the distilled form makes; see `distill.DistillTask`."""
+
+    steps: int = 4  # of the student
+    substeps: int = 3  # of the teacher for each of them
+    rank: int = 24  # of the change of each weight
+    freeze: int = 2  # the student's first step without a mask of its own
+    bystanders: float = 0.5  # share of pictures with a second, described thing
+
+    def __post_init__(self):
+        _check(self, shares=("bystanders",), weights=())
+        for name in ("steps", "substeps", "rank", "freeze"):
+            if not (isinstance(value := getattr(self, name), int) and value >= 1):
+                raise ValueError(f"{name} is {value!r}; expected a whole number, at least 1.")
+
+
+@dataclasses.dataclass(frozen=True)
 class Optimization:
     """How each stage is optimised."""
 
@@ -57,6 +74,7 @@ class Optimization:
     judge: TrainSettings
     base: TrainSettings
     adapter: TrainSettings
+    distill: TrainSettings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +105,7 @@ class MiniatureConfig:
     preset: Preset = Preset()  # how the trained model is used
     base: BaseSettings = BaseSettings()
     adapter: AdapterSettings = AdapterSettings()
+    distill: DistillSettings = DistillSettings()
     curriculum: Curriculum = Curriculum()
     said: Mapping[str, Any] = dataclasses.field(init=False, compare=False, repr=False)
     """The plain dicts that it was read from: what the checkpoints of a run are compared by."""

@@ -5,6 +5,7 @@
     judge          what scores pictures                                     needs nothing
     base           UNet and text encoder                                    needs the autoencoder
     adapter        projector and visual keys and values, all else frozen    needs all but the judge
+    distill        a change of the UNet with which a few steps suffice      needs the adapter
 """
 
 import dataclasses
@@ -36,9 +37,11 @@ from realcustom_jax.model_files.adapter import (
     vision_from_text,
 )
 from realcustom_jax.model_files.source import FolderSource
+from realcustom_jax.model_files.tensors import LazyTensors
 from realcustom_jax.models.clip_text import ClipText, ClipTextConfig
 from realcustom_jax.training.loop import fit
-from realcustom_jax.training.miniature import adapter, autoencoder, base, encoders, judge
+from realcustom_jax.training.low_rank import low_rank_tensors
+from realcustom_jax.training.miniature import adapter, autoencoder, base, distill, encoders, judge
 from realcustom_jax.training.miniature.config import MiniatureConfig
 from realcustom_jax.training.miniature.pictures import PictureBatches
 
@@ -64,7 +67,7 @@ def _save_part(workdir: Path, part: str, config: Mapping, tensors: Mapping[str, 
     on_first_process(lambda: bundle.save_part(workdir / "bundle", part, config, bundle.to_half(tensors)))
 
 
-_THE_RUN = {"base": ("base",), "adapter": ("curriculum", "adapter")}
+_THE_RUN = {"base": ("base",), "adapter": ("curriculum", "adapter"), "distill": ("distill", "preset")}
 """What of a configuration, beside seed and data, may not change while a stage goes on."""
 
 
@@ -142,12 +145,21 @@ def _trained_base(config: MiniatureConfig) -> dict:
 
 
 def _adapter(config: MiniatureConfig, workdir: Path) -> None:
-    folder, tokenizer = workdir / "bundle", _tokenizer(config)
-    adapter_config = config.models.adapter
-    source = FolderSource(folder)
+    trained = (find_adapter(Path(config.warm_start) / "adapter").tensors,) if config.warm_start else ()
+    task = _adapter_task("adapter", config, workdir, *trained, bystanders=config.adapter.bystanders)
+    params = _fit("adapter", task, config, workdir)
+    _save_part(workdir, "adapter", config.models.adapter, adapter_tensors(params["projector"], params["vision"]))
+    on_first_process(lambda: _describe(workdir / "bundle", config))
+
+
+def _adapter_task(stage: str, config: MiniatureConfig, workdir: Path, *trained: LazyTensors,
+                  bystanders: float) -> adapter.AdapterTask:
+    """The task with the bundle's base model, whose adapter begins as `trained`, or anew; with the batches of `stage`,
+    of which the share `bystanders` has a second thing."""
+    tokenizer, adapter_config = _tokenizer(config), config.models.adapter
+    source = FolderSource(workdir / "bundle")
     key = jax.random.key(config.seed)
     with_vision = source.config("unet") | {"image_prompt_settings": adapter_config["image_prompt_settings"]}
-    trained = (find_adapter(Path(config.warm_start) / "adapter").tensors,) if config.warm_start else ()
     unet, unet_params = weights.load_unet(
         with_vision, source.tensors("unet"), *trained, init_missing=("vision",), rng=key)
     projector, projector_params = weights.load_projector(adapter_config, *trained, init_missing=("vision",), rng=key)
@@ -155,15 +167,15 @@ def _adapter(config: MiniatureConfig, workdir: Path) -> None:
     siglip, siglip_params = source.load("image_encoder_siglip")
     dinov2, dinov2_params = source.load("image_encoder_dinov2")
     vision, base_params = split_unet(unet_params)
-    options = dataclasses.asdict(config.adapter)
-    batches = _batches("adapter", config, workdir, two=options.pop("bystanders"),
+    options = {name: x for name, x in dataclasses.asdict(config.adapter).items() if name != "bystanders"}
+    batches = _batches(stage, config, workdir, two=bystanders,
                        nouns=[noun for noun in NOUNS if noun not in HELD_OUT_NOUNS])
     if not trained:
         vision = vision_from_text(base_params)
         text = text_encoder.apply({"params": text_params}, batches.captioned(0)["caption_ids"])
         projector_params = scaled_tokens(projector_params, float(text.penultimate.std()))
     latents = _latents(workdir)
-    task = adapter.AdapterTask(
+    return adapter.AdapterTask(
         unet=unet, projector=projector, text_encoder=text_encoder, siglip=siglip, dinov2=dinov2,
         settings=VisionSettings.from_config(adapter_config["vision_settings"]),
         frozen={"unet": base_params, "text_encoder": text_params, "siglip": siglip_params, "dinov2": dinov2_params,
@@ -172,9 +184,17 @@ def _adapter(config: MiniatureConfig, workdir: Path) -> None:
         batches=batches, curriculum=config.curriculum, steps=config.optimization.adapter.steps,
         empty_ids=_empty(tokenizer), **latents, prediction=config.prediction,
         latent_size=config.models.unet["sample_size"], preset=config.preset, **options)
-    params = _fit("adapter", task, config, workdir)
-    _save_part(workdir, "adapter", adapter_config, adapter_tensors(params["projector"], params["vision"]))
-    on_first_process(lambda: _describe(folder, config))
+
+
+def _distill(config: MiniatureConfig, workdir: Path) -> None:
+    trained = find_adapter(workdir / "bundle" / "adapter").tensors
+    options = dataclasses.asdict(config.distill)
+    teacher = _adapter_task("distill", config, workdir, trained, bystanders=options.pop("bystanders"))
+    params = _fit("distill", distill.DistillTask(teacher, **options), config, workdir)
+    choices = {"steps": options["steps"], "solver": distill.SOLVER, "freeze_mask_step": options["freeze"],
+               "guidance_scale": 1.0}
+    on_first_process(lambda: bundle.save_few_steps(
+        workdir / "bundle", choices, bundle.to_half(low_rank_tensors(params))))
 
 
 def _empty(tokenizer) -> np.ndarray:
@@ -213,4 +233,5 @@ def _describe(folder: Path, config: MiniatureConfig) -> None:
 
 STAGES: dict[str, Callable[[MiniatureConfig, Path], None]] = {
     "autoencoder": _autoencoder, "encoders": _encoders, "judge": _judge, "base": _base, "adapter": _adapter,
+    "distill": _distill,
 }
