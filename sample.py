@@ -12,7 +12,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 # What a pipeline is loaded from, and how.
-_LOADED = "model", "adapter", "vision", "tokenizer", "vae", "unet", "prediction", "preset", "dtype"
+_LOADED = "model", "adapter", "vision", "tokenizer", "vae", "unet", "prediction", "lora", "preset", "dtype"
 # What each row of a batch says for itself.
 _OF_ROWS = "prompt", "image", "target", "mask", "init_image", "mask_image", "strength"
 _PROMPT = "a dog on the beach"
@@ -49,8 +49,8 @@ def _run(options: argparse.Namespace) -> int:
     with headers_only() if options.memory else nullcontext():
         pipeline = Pipeline.load(
             options.model, options.adapter, vision=options.vision, tokenizer=options.tokenizer, vae=options.vae,
-            unet=options.unet, prediction=options.prediction, preset=options.preset, dtype=options.dtype,
-            offload=options.offload)
+            unet=options.unet, prediction=options.prediction, loras=options.lora or (), preset=options.preset,
+            dtype=options.dtype, offload=options.offload)
     choices |= {"negative_prompt": options.negative_prompt, "width": options.width, "height": options.height}
     if options.memory:
         return _say_memory(pipeline, choices, rows, references=max(len(options.image or [None]), len(
@@ -85,6 +85,7 @@ def _checked_choices(options: argparse.Namespace) -> dict:
     from realcustom_jax.conditioning.images import load_image
     from realcustom_jax.conditioning.regions import check_box, is_box, listed_regions
     from realcustom_jax.errors import check_text
+    from realcustom_jax.model_files.lora import open_lora
     from realcustom_jax.presets import find_preset
     from realcustom_jax.sampling.options import check_options
 
@@ -111,6 +112,8 @@ def _checked_choices(options: argparse.Namespace) -> dict:
         load_image(image)
     if options.init_image is not None:
         Canvas.read(options.init_image, options.mask_image)
+    for lora in options.lora or ():
+        open_lora(lora)
     for mask in listed_regions(options.mask, max(len(options.image or [None]), len(options.target or [None]))):
         check_box(mask, "mask") if is_box(mask) else mask is None or load_image(mask)
     return choices if options.batch else choices | pictures
@@ -157,6 +160,7 @@ _EXAMPLES = """examples:
   python sample.py --mask 8,40,72,120                                 the subject in a box: left, top, right, bottom
   python sample.py --init-image photo.png --mask-image hole.png       the subject goes into a photograph
   python sample.py --init-image photo.png --strength 0.6              image to image
+  python sample.py --lora style.safetensors:0.8 --lora hat.safetensors
   python sample.py --batch prompts.jsonl --out pictures               many prompts, resumable
 """
 
@@ -207,6 +211,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--tokenizer", help="folder of tokenizer/ and tokenizer_2/ (the model's own)")
     add("--vae", help="file or folder of another autoencoder (the model's own)")
     add("--unet", help="file or folder of another base UNet (the model's own)")
+    add("--lora", type=_lora, action="append",
+        help="a LoRA file, with its scale if that is not 1 (style.safetensors:0.8); repeat it for several")
     add("--prediction", choices=("epsilon", "v_prediction"), help="what the UNet predicts (as its file says)")
     add("--preset", help="default, released_pipeline, released_script or paper (the model's own)")
 
@@ -243,6 +249,15 @@ def _strengths(text: str) -> float | list[float] | dict[str, float]:
             f"{text!r} is no strength; expected a number, one for each subject as in 1,0.5, or blocks as in "
             "up=0.5,down=1") from None
     return numbers[0] if len(numbers) == 1 else numbers
+
+
+def _lora(text: str) -> tuple[str, float]:
+    """(file, scale) of FILE or FILE:SCALE; a colon of Windows' drives is followed by no number."""
+    file, _, scale = text.rpartition(":")
+    try:
+        return (file, float(scale)) if file else (text, 1.0)
+    except ValueError:
+        return text, 1.0
 
 
 def _region(text: str) -> str | list[float] | None:

@@ -37,6 +37,7 @@ from realcustom_jax.errors import check_choice
 from realcustom_jax.model_files import fingerprint
 from realcustom_jax.model_files.adapter import find_adapter, load_adapter_projector, split_unet
 from realcustom_jax.model_files.fit import check_fit
+from realcustom_jax.model_files.lora import LoraSource, check_loras
 from realcustom_jax.model_files.parts import with_parts
 from realcustom_jax.model_files.source import ModelSource
 from realcustom_jax.models.clip_text import TextOutput
@@ -131,6 +132,7 @@ class Pipeline:
         vae: str | Path | None = None,
         unet: str | Path | None = None,
         prediction: str | None = None,
+        loras: Sequence[LoraSource] = (),
         preset: str | Preset | Mapping[str, Any] | None = None,
         dtype=jnp.float32,
         offload: bool = False,
@@ -149,6 +151,7 @@ class Pipeline:
                 folder, or a name on the hub (module `parts`).
             prediction: what the UNet predicts, "epsilon" or "v_prediction"; None: as its file or the model's scheduler
                 says (module `prediction`).
+            loras: LoRA files, or pairs of a file and its scale, merged into UNet and text encoders (module `lora`).
             preset: how the model is used, see module `presets`; None: as its `preset.json` says, or the default. What
                 an adapter says of the conditioning it was trained with (`adapter.CONDITIONING`) goes first.
             dtype: of parameters and computation: float32, bfloat16 or float16. Softmax, norms and the solver's state
@@ -168,6 +171,7 @@ class Pipeline:
         dtype = _dtype(dtype, platform)
         model = with_parts(ModelSource.open(path), unet=unet, vae=vae)
         model.check("unet", "vae")
+        check_loras(loras, len(model.text_encoders))
         given = find_adapter(adapter) if adapter else model.adapter()
         words, encoders = (ModelSource.open(other) if other else model for other in (tokenizer, vision))
         tokenizers = [words.tokenizer(i, positions=model.text_positions(i)) for i in range(len(model.text_encoders))]
@@ -176,16 +180,16 @@ class Pipeline:
         preset = dataclasses.replace(preset, **given.conditioning)
         betas, prediction = model.schedule(prediction)
 
-        def encoder(source: ModelSource, part: str) -> Network:
-            module, params = source.load(part, dtype=dtype, platform=platform)
+        def encoder(source: ModelSource, part: str, **options) -> Network:
+            module, params = source.load(part, dtype=dtype, platform=platform, **options)
             return Network(module, jax.device_get(params) if offload else params)
 
         pipeline = cls(
-            text_encoders=tuple(TextEncoder(tokenizer, encoder(model, part))
-                                for tokenizer, part in zip(tokenizers, model.text_encoders, strict=True)),
+            text_encoders=tuple(TextEncoder(tokenizer, encoder(model, part, loras=loras, prefix=f"te{i}"))
+                                for i, tokenizer, part in zip((1, 2), tokenizers, model.text_encoders, strict=False)),
             vae=Network(*model.load("vae", dtype=jnp.float32 if dtype == jnp.float16 else dtype, platform=platform)),
             unet=Network(*model.load_unet(
-                given, base_last=preset.weight_order == "base_last", dtype=dtype, platform=platform,
+                given, base_last=preset.weight_order == "base_last", dtype=dtype, platform=platform, loras=loras,
                 scan_layers=platform.scan_layers if scan_layers is None else scan_layers)),
             siglip=encoder(encoders, "image_encoder_siglip"),
             dino=encoder(encoders, "image_encoder_dinov2"),

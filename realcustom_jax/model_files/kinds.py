@@ -33,7 +33,7 @@ _KINDS = {  # a name that only this kind of file holds → what the file is; the
     r"blocks\.0\.attn\.qkv\.": "a timm vision transformer",
 }
 _TAKEN_BY = {  # what a file is → the option that takes it
-    "a RealCustom adapter": "adapter", "a single-file Stable Diffusion checkpoint": "model",
+    "a LoRA": "lora", "a RealCustom adapter": "adapter", "a single-file Stable Diffusion checkpoint": "model",
     "a diffusers UNet": "unet", "a UNet in Stable Diffusion's original names": "unet",
     "a diffusers autoencoder": "vae", "an autoencoder in Stable Diffusion's original names": "vae",
 }

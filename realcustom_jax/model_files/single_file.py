@@ -210,7 +210,7 @@ def part(tensors: LazyTensors, which: str, config: Config) -> LazyTensors:
     prefix = next((p for p in _PART_PREFIXES[which] if any(name.startswith(p) for name in tensors)), "")
     if not prefix and not any(map(_ORIGINAL_NAMES[which].match, tensors)):
         return tensors
-    modules = _MODULES[which](CONFIGS["sd15"][which] | dict(config))
+    modules = original_modules(which, config)
 
     def new_name(name):
         if not name.startswith(prefix) or name.startswith(f"{prefix}loss."):
@@ -222,6 +222,11 @@ def part(tensors: LazyTensors, which: str, config: Config) -> LazyTensors:
         return name if module is None else modules[module] + name[len(module):]
 
     return tensors.rename(new_name)
+
+
+def original_modules(which: str, config: Config) -> dict[str, str]:
+    """The modules of a part in the original names → in those of diffusers."""
+    return _MODULES[which](CONFIGS["sd15"].get(which, {}) | dict(config))
 
 
 def scheduler(names: Collection[str]) -> dict[str, Any]:
