@@ -258,7 +258,8 @@ def load_unet(config, *files, dtype=jnp.float32, init_missing=(), rng=None, scan
     tensors = _select(read_tensors(*files), "UNet")
     if not config.vision:
         tensors = tensors.rename(lambda k: None if _VISION_LAYER.search(k) else k)
-    tensors = merge_loras(tensors, loras, "unet", original_modules("unet", mapping))
+    if loras:
+        tensors = merge_loras(tensors, loras, "unet", original_modules("unet", mapping))
     # Files that hold some of the visual layers are broken: what they lack is named, not drawn.
     fresh = "vision" in init_missing and not any(map(_VISION_LAYER.search, tensors))
     optional = _VISION_LAYER.search if fresh else None
