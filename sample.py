@@ -46,11 +46,15 @@ def _run(options: argparse.Namespace) -> int:
     choices = _checked_choices(options)
     rows = batch.read_rows(options.batch) if options.batch is not None else ()
     say(f"Loading {options.model} …")
+    few_steps = _suffices_few_steps(options)
     with headers_only() if options.memory else nullcontext():
         pipeline = Pipeline.load(
             options.model, options.adapter, vision=options.vision, tokenizer=options.tokenizer, vae=options.vae,
             unet=options.unet, prediction=options.prediction, loras=options.lora or (), preset=options.preset,
-            dtype=options.dtype, offload=options.offload)
+            dtype=options.dtype, offload=options.offload, few_steps=few_steps)
+    if few_steps:
+        say(f"For {options.steps} steps its form for few steps is used: solver {pipeline.preset.solver}, "
+            f"guidance {pipeline.preset.guidance_scale:g}, where you say nothing else.")
     choices |= {"negative_prompt": options.negative_prompt, "width": options.width, "height": options.height}
     if options.memory:
         return _say_memory(pipeline, choices, rows, references=max(len(options.image or [None]), len(
@@ -64,7 +68,8 @@ def _run(options: argparse.Namespace) -> int:
         say(f"{summary.made} made, {summary.skipped} there already, {summary.failed} failed: {options.out}")
         return 2 if summary.failed else 0
     strength = options.strength or (1.0 if options.mask_image or not options.init_image else DEFAULT_STRENGTH)
-    steps = options.steps - skipped_steps(options.steps, strength)
+    steps = options.steps or pipeline.preset.steps
+    steps -= skipped_steps(steps, strength)
     with tqdm(total=steps, desc="Sampling (the first step compiles)", unit="step", leave=False) as bar:
         result = pipeline(
             options.image or ASSETS / "references" / "dog.png", _prompt(options), options.target or "dog",
@@ -72,6 +77,15 @@ def _run(options: argparse.Namespace) -> int:
     files = contact_sheet.save_pictures(result, options.out)
     say(f"Wrote {len(files)} pictures; look at {files[-1]}")
     return 0
+
+
+def _suffices_few_steps(options: argparse.Namespace) -> bool:
+    """Whether the model brings a form for as few steps as are asked for."""
+    from realcustom_jax.model_files.bundle import FEW_STEPS
+    from realcustom_jax.model_files.source import ModelSource
+
+    model = ModelSource.open(options.model)
+    return bool(options.steps) and model.has(FEW_STEPS) and options.steps <= model.few_steps()[1].get("steps", 0)
 
 
 def _prompt(options: argparse.Namespace) -> str:
@@ -125,7 +139,7 @@ def _say_memory(pipeline, choices: dict, rows, references: int) -> int:
     from realcustom_jax.memory import sampler_memory
 
     about = ("width", "height", "num_images", "branches", "steps", "scope", "freeze_mask_step", "guidance_scale",
-             "guidance_mode")
+             "guidance_mode", "solver")
     given = choices.get("masks")
     calls = [{name: choices[name] for name in about} | {
         "references": references, "masks": given is not None and None not in given}]
@@ -180,8 +194,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--height", type=int, help="likewise")
 
     add = parser.add_argument_group("steps and guidance").add_argument
-    add("--steps", type=int, default=25, help="of the solver")
-    add("--solver", default="dpm_single", help="dpm_single, dpm_multi, ddim, euler, euler_ancestral or lcm")
+    add("--steps", type=int, help="of the solver (the preset's, 25); a model that brings a form for few steps "
+                                  "(few_steps/), as the miniature does for 4, is loaded in it for as few")
+    add("--solver", help="dpm_single, dpm_multi, ddim, euler, euler_ancestral or lcm (the preset's, the model's)")
     add("--guidance", type=float, help="scale of classifier-free guidance; 1 is none, and faster (the preset's)")
     add("--guidance-mode", default="none_direct",
         help="none_direct, none, naive, naive_global or naive_global_direct (see realcustom_jax/sampling/guidance.py)")

@@ -37,26 +37,27 @@ from realcustom_jax.sampling.lanes import Conditioning
 from realcustom_jax.sampling.masks import MaskConfig
 from realcustom_jax.sampling.options import noise_of_steps, seeded_noise
 from realcustom_jax.sampling.sampler import sample_latents, sample_text_only
-from realcustom_jax.sampling.solvers import Solver, make_solver
+from realcustom_jax.sampling.solvers import Solver
 
 METHODS: tuple[str, ...] = ("text_only", "described", "no_mask", "sequential", "fused")
 
 
 @dataclasses.dataclass(frozen=True)
 class Generator:
-    """A model and the judge that came with it, the solver, and the noise of its steps, which the cases' seeds decide.
-    `options` replace what `sampler` says, for studies."""
+    """A model and the judge that came with it; steps and solver, None: as the model's preset says. `options` replace
+    what `sampler` says, for studies."""
 
     pipeline: Pipeline
     judge: TrainedJudge
-    steps: int = 25
-    solver: str = "dpm_single"
+    steps: int | None = None
+    solver: str | None = None
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @classmethod
-    def load(cls, model: str | Path, adapter: str | Path | None = None) -> "Generator":
-        """Loads a model folder, or the bundled miniature "mini". Raises as `Pipeline.load` and `load_judge`."""
-        pipeline = Pipeline.load(model, adapter)
+    def load(cls, model: str | Path, adapter: str | Path | None = None, **options) -> "Generator":
+        """Loads a model folder, or the bundled miniature "mini"; options and errors as of `Pipeline.load`, errors of
+        `load_judge` too."""
+        pipeline = Pipeline.load(model, adapter, **options)
         return cls(pipeline, load_judge(ModelSource.open(model).root))
 
     @property
@@ -75,7 +76,8 @@ class Generator:
         """Makes one picture of each case of a task. Batches of one length share a compilation."""
         check_choice("method", method, METHODS)
         positive, negative, target = self._conditionings(cases, method == "described")
-        solver = make_solver(self.solver, self.steps, betas=self.pipeline.betas, prediction=self.pipeline.prediction)
+        preset = self.pipeline.preset
+        solver = self.pipeline.make_solver(self.steps or preset.steps, self.solver or preset.solver)
         options = self.sampler(target.shape[1])
         fresh = [noise_of_steps(solver, case.seed, 1, self.pipeline.latent_shape()) for case in cases]
         if solver.fresh is not None:
@@ -86,7 +88,7 @@ class Generator:
         kind = "text_only" if method == "described" else method
         latents, used = _generate(*inputs, target, kind=kind, solver=solver, **options)
         # The mask of the finished picture, noised again to the last step before the freeze.
-        time = int(solver.timesteps[min(options["freeze_mask_step"], self.steps) - 1])
+        time = int(solver.timesteps[min(options["freeze_mask_step"], solver.steps) - 1])
         signal = float(np.sqrt(np.cumprod(1 - np.asarray(self.pipeline.betas, np.float64))[time]))
         masks, maps = _masks_of(unet.module, unet.params, latents, noise, positive, target, time, signal,
                                 mask=options["mask"])

@@ -105,6 +105,9 @@ class PatchedSource(ModelSource):
     def preset(self) -> Preset:
         return self._model.preset()
 
+    def few_steps(self) -> tuple[Path, dict[str, Any]]:
+        return self._model.few_steps()
+
     def vocabulary(self) -> Vocabulary | None:
         return self._model.vocabulary()
 

@@ -20,17 +20,17 @@ import numpy as np
 from transformers import CLIPTokenizer
 
 from realcustom_jax.conditioning.vocabulary import Vocabulary
-from realcustom_jax.errors import check_choice, naming
+from realcustom_jax.errors import naming
 from realcustom_jax.model_files import locate, single_file, weights
 from realcustom_jax.model_files.adapter import Adapter, check_backbone, find_adapter
-from realcustom_jax.model_files.bundle import WEIGHT_FILES
+from realcustom_jax.model_files.bundle import FEW_STEPS, WEIGHT_FILES
 from realcustom_jax.model_files.kinds import advice, identify
-from realcustom_jax.model_files.prediction import PREDICTIONS, said_of
+from realcustom_jax.model_files.prediction import said_of
+from realcustom_jax.model_files.schedule import read_schedule, read_solver
 from realcustom_jax.model_files.tensors import LazyTensors, read_tensors, reads_headers_only
 from realcustom_jax.model_files.tokenizer import read_tokenizer
 from realcustom_jax.models.clip_text import ClipTextConfig
 from realcustom_jax.presets import PRESETS, Preset, find_preset
-from realcustom_jax.sampling.solvers import betas
 
 _LOADERS = {
     "unet": weights.load_unet, "vae": weights.load_autoencoder, "text_encoder": weights.load_text_encoder,
@@ -137,7 +137,19 @@ class ModelSource(abc.ABC):
             file = self.unet_file() if self.has("unet") else LazyTensors({})
             said = said_of(file, file.metadata, prediction)
         with naming(self.place("scheduler")):
-            return _schedule(self.config("scheduler") | said)
+            return read_schedule(self.config("scheduler") | said)
+
+    def solver(self) -> dict[str, Any]:
+        """The arguments of `solvers.make_solver` by which the model's scheduler samples (module `schedule`); empty
+        where the model says nothing, or what is not supported, which is warned of. Raises as `config`."""
+        with naming(self.place("scheduler")):
+            return read_solver(self.config("scheduler"))
+
+    def few_steps(self) -> tuple[Path, dict[str, Any]]:
+        """(a LoRA with which few steps suffice, the choices of `Preset` that are made then). Raises FileNotFoundError
+        where the model brings no such form."""
+        raise FileNotFoundError(f"{self.root} brings no form for few steps ({FEW_STEPS}/): leave few_steps out, or "
+                                "give a LoRA that was distilled for them with loras (--lora).")
 
     def adapter(self) -> Adapter:
         """The adapter that comes with the model. Raises FileNotFoundError for a base model, which has none."""
@@ -225,6 +237,12 @@ class FolderSource(ModelSource):
             words = self._document("vocabulary.json")
             return None if words is None else Vocabulary.from_config(words)
 
+    def few_steps(self) -> tuple[Path, dict[str, Any]]:
+        if not self.has(FEW_STEPS):
+            return super().few_steps()
+        folder = self.place(FEW_STEPS)
+        return folder / "lora.safetensors", locate.read_config(folder / "preset.json")
+
     @property
     def no_negative(self) -> str:
         index = self._document("model_index.json") or {}
@@ -308,30 +326,3 @@ class SingleFileSource(ModelSource):
 
 def _no_autoencoder(root: Path) -> FileNotFoundError:
     return FileNotFoundError(f"{root} holds no autoencoder; give one with vae (--vae), a file or a folder.")
-
-
-_SCHEDULES = {"scaled_linear": "squared_linear", "squaredcos_cap_v2": "cosine"}  # diffusers' names → ours
-_ENDS = (0.00085, 0.012)
-
-
-def _schedule(config: Mapping[str, Any]) -> tuple[np.ndarray, str]:
-    """(betas [T], prediction) of a diffusers `scheduler_config.json`."""
-    kind = config.get("_class_name", "")
-    if "FlowMatch" in kind or kind.startswith("EDM") or config.get("trained_betas") is not None:
-        raise ValueError(f"this model was made for {kind or 'a schedule'} with another noise than Stable "
-                         "Diffusion's (flow matching, EDM, trained betas), which is not supported.")
-    # What a file leaves out is as the class that it names has it. Without a class it is as Stable Diffusion has it.
-    ours = kind in ("", "LCMScheduler", "TCDScheduler")
-    name = config.get("beta_schedule", "scaled_linear" if ours else "linear")
-    ends = tuple(config.get(key, value) for key, value in zip(
-        ("beta_start", "beta_end"), _ENDS if ours else (1e-4, 0.02), strict=True))
-    if name == "linear" or name == "scaled_linear" and not np.allclose(ends, _ENDS):
-        missing = [key for key in ("beta_schedule", "beta_start", "beta_end") if key not in config]
-        without = f" ({kind}'s own, as the file lacks {', '.join(missing)})" if missing else ""
-        raise ValueError(f"beta_schedule, beta_start, beta_end are {name}, {ends[0]:g}, {ends[1]:g}{without}; only "
-                         f"Stable Diffusion's scaled_linear, {_ENDS[0]}, {_ENDS[1]} are supported.")
-    values = betas(_SCHEDULES.get(name, name), config.get("num_train_timesteps", 1000),
-                   terminal_pure_noise=config.get("rescale_betas_zero_snr", False))
-    prediction = config.get("prediction_type", "epsilon")
-    check_choice("prediction_type", prediction, PREDICTIONS)
-    return values, prediction
