@@ -187,7 +187,8 @@ class Pipeline:
             projector=Network(*load_adapter_projector(given, dtype=dtype, platform=platform)),
             vision_settings=given.vision if preset.local is None else dataclasses.replace(
                 given.vision, local=preset.local),
-            betas=betas, prediction=prediction, solver=model.solver(),
+            betas=betas, prediction=prediction, 
+            solver={} if preset.solver else model.solver(),
             sample_size=model.config("unet").get("sample_size") or 64,
             preset=preset, no_negative=model.no_negative, vocabulary=model.vocabulary(), offload=offload,
         )
