@@ -1,4 +1,4 @@
-"""Makes docs/control.png: what masks, strengths and a picture to begin with do. `python docs/control.py`, 3 min on a CPU."""
+"""Makes docs/control.png: what masks, strengths and a picture to begin with do; in 3 min on a CPU."""
 
 from pathlib import Path
 

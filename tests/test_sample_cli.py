@@ -360,7 +360,8 @@ def test_the_configs_of_published_models_are_options_and_a_preset(name):
 
 @pytest.mark.parametrize("name, solver, lora, unet", [
     ("sdxl_lightning", "euler", "ckpts/sdxl_lightning_4step_lora.safetensors", None),
-    ("sdxl_turbo", "euler_ancestral", None, "stabilityai/sdxl-turbo"), ("sdxl_lcm", "lcm", "ckpts/lcm-lora-sdxl", None)])
+    ("sdxl_turbo", "euler_ancestral", None, "stabilityai/sdxl-turbo"),
+    ("sdxl_lcm", "lcm", "ckpts/lcm-lora-sdxl", None)])
 def test_the_configs_of_few_steps(name, solver, lora, unet):
     options = sample.parse(["--config", str(Path(sample.__file__).parent / "configs" / f"{name}.py")])
     preset = Preset(**options.preset)
@@ -371,7 +372,8 @@ def test_the_configs_of_few_steps(name, solver, lora, unet):
 
 @pytest.mark.parametrize("text, expected", [
     ("style.safetensors:0.8", ("style.safetensors", 0.8)), ("style.safetensors", ("style.safetensors", 1.0)),
-    ("C:\\loras\\style.safetensors", ("C:\\loras\\style.safetensors", 1.0)), ("a:-0.5", ("a", -0.5)), (":1", (":1", 1.0)),
+    ("C:\\loras\\style.safetensors", ("C:\\loras\\style.safetensors", 1.0)), ("a:-0.5", ("a", -0.5)),
+    (":1", (":1", 1.0)),
 ])
 def test_loras_with_their_scales(text, expected):
     assert sample.parse(["--lora", text]).lora == [expected]
@@ -380,7 +382,8 @@ def test_loras_with_their_scales(text, expected):
 @pytest.mark.parametrize("arguments, name, expected", [
     (["--vision-scale", "0.5"], "vision_scale", 0.5), (["--vision-scale", "1,0.5"], "vision_scale", [1.0, 0.5]),
     (["--vision-scale", "up=0.5, down_blocks.1=0"], "vision_scale", {"up": 0.5, "down_blocks.1": 0.0}),
-    (["--mask", "1,2,3,4.5"], "mask", [[1, 2, 3, 4.5]]), (["--mask", "auto", "--mask", "m.png"], "mask", [None, "m.png"]),
+    (["--mask", "1,2,3,4.5"], "mask", [[1, 2, 3, 4.5]]),
+    (["--mask", "auto", "--mask", "m.png"], "mask", [None, "m.png"]),
     (["--mask-image", "0,0,9,9"], "mask_image", [0, 0, 9, 9]),
 ])
 def test_strengths_and_regions_of_the_command_line(arguments, name, expected):

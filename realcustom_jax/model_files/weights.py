@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from realcustom_jax.devices.programs import keep_shapes
 from realcustom_jax.errors import check_choice, naming
 from realcustom_jax.model_files.kinds import identify
 from realcustom_jax.model_files.locate import read_config
@@ -123,7 +124,13 @@ def torch_shapes(tree, prefix: str = "") -> dict[str, tuple[int, ...]]:
 
 def parameter_shapes(module: nn.Module, *args, **kwargs):
     """The shapes of a module's parameters for these inputs, without a single number in memory."""
-    return jax.eval_shape(lambda: module.init(jax.random.key(0), *args, **kwargs)["params"])
+    def traced():
+        made = jax.eval_shape(lambda: module.init(jax.random.key(0), *args, **kwargs)["params"])
+        return {path: leaf.shape for path, leaf in flatten_dict(made).items()}
+
+    inputs = jax.tree.map(lambda x: x if isinstance(x, int) else (x.shape, str(x.dtype)), (args, kwargs))
+    return unflatten_dict({path: jax.ShapeDtypeStruct(shape, jnp.float32)
+                           for path, shape in keep_shapes(traced, module, inputs).items()})
 
 
 def from_torch(shapes, tensors: Mapping[str, np.ndarray], part: str, *, dtype,
@@ -185,7 +192,8 @@ def _fill(leaf, stacked: bool, kernel: bool, names: list[str], tensors: Mapping[
             filled[layer] = value
     if filled is None:
         return jax.ShapeDtypeStruct(leaf.shape, dtype), stored
-    return jnp.asarray(filled if stacked else filled[0]), stored
+    # Not `jnp.asarray`, which compiles a program for each shape.
+    return jax.device_put(filled if stacked else filled[0]), stored
 
 
 def _raise(part: str, tensors: Mapping[str, Any], **problems: list[str]):
@@ -272,11 +280,11 @@ def unet_inputs(config: unet.UNetConfig, *, batch: int = 1, size: tuple[int, int
     """Zero inputs (args, kwargs) of a UNet, for `init` and shape evaluation."""
     kwargs = {}
     if config.addition_embed:
-        kwargs = {"pooled": jnp.zeros((batch, config.pooled_dim)), "time_ids": jnp.zeros((batch, 6))}
+        kwargs = {"pooled": np.zeros((batch, config.pooled_dim)), "time_ids": np.zeros((batch, 6))}
     if config.vision:
-        kwargs["vision"] = jnp.zeros((batch, 1, 1, config.cross_attention_dim))
-    text = jnp.zeros((batch, tokens, config.cross_attention_dim))
-    return (jnp.zeros((batch, *size, config.in_channels)), 0, text), kwargs
+        kwargs["vision"] = np.zeros((batch, 1, 1, config.cross_attention_dim))
+    text = np.zeros((batch, tokens, config.cross_attention_dim))
+    return (np.zeros((batch, *size, config.in_channels)), 0, text), kwargs
 
 
 def load_autoencoder(config, *files, dtype=jnp.float32, platform=None):
@@ -286,7 +294,7 @@ def load_autoencoder(config, *files, dtype=jnp.float32, platform=None):
     module = vae.Autoencoder(config, dtype, platform)
     size = 2 ** (len(config.block_out_channels) - 1)
     return _load("autoencoder", module, _select(read_tensors(*files), "autoencoder"), dtype,
-                 jnp.zeros((1, size, size, config.in_channels)))
+                 np.zeros((1, size, size, config.in_channels)))
 
 
 def load_text_encoder(config, *files, dtype=jnp.float32, platform=None, loras=(), prefix="te1"):
@@ -301,7 +309,7 @@ def load_text_encoder(config, *files, dtype=jnp.float32, platform=None, loras=()
         # A whole CLIPModel's JSON says it once more, beside what it says of each tower, and its weights go by that.
         config = dataclasses.replace(config, projection_dim=mapping["projection_dim"])
     module = clip_text.ClipText(config, "text_projection.weight" in tensors, dtype, platform)
-    return _load("text encoder", module, tensors, dtype, jnp.zeros((1, 2), jnp.int32))
+    return _load("text encoder", module, tensors, dtype, np.zeros((1, 2), np.int32))
 
 
 def _has_shape(tensors: Mapping[str, np.ndarray], name: str, shape: tuple) -> bool:
@@ -325,7 +333,7 @@ def load_vision_encoder(config, *files, dtype=jnp.float32, platform=None):
         trained = tensors["pos_embed"]
         tensors = tensors.replace(
             pos_embed=lambda: vit.resample_pos_embed(trained, config.grid, config.num_embedded_prefix))
-    return _load("vision encoder", module, tensors, dtype, jnp.zeros((1, *config.img_size, 3)), layers=(0,))
+    return _load("vision encoder", module, tensors, dtype, np.zeros((1, *config.img_size, 3)), layers=(0,))
 
 
 def load_projector(config, *files, dtype=jnp.float32, init_missing=(), rng=None, platform=None):
@@ -337,7 +345,7 @@ def load_projector(config, *files, dtype=jnp.float32, init_missing=(), rng=None,
     settings = _architecture(projector.ProjectorConfig, config, "Projector config")
     module = projector.Projector(settings, dtype, platform)
     tensors = _select(read_tensors(*files), "projector")
-    feature = jnp.zeros((1, 1, settings.vision_dim))
+    feature = np.zeros((1, 1, settings.vision_dim))
     features = (feature,) * (2 if settings.variant == "highres" else 3)
     fresh = (lambda name: True) if "vision" in init_missing and not tensors else None
     return _load("projector", module, tensors, dtype, features, optional=fresh, rng=rng)
