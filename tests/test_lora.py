@@ -12,7 +12,7 @@ import safetensors.numpy
 
 import realcustom_jax as rc
 from realcustom_jax.model_files import weights
-from realcustom_jax.model_files.lora import open_lora
+from realcustom_jax.model_files.lora import merge_loras, open_lora
 from realcustom_jax.model_files.single_file import original_modules
 from realcustom_jax.model_files.source import FolderSource
 from realcustom_jax.model_files.tensors import headers_only, read_tensors
@@ -24,7 +24,7 @@ PARTS = {"unet": "lora_unet", "text_encoder": "lora_te1", "text_encoder_2": "lor
 ATTENTION = re.compile(r"attn[12]\.(to_[qkv]|to_out\.0)$|self_attn\.(q|k|v|out)_proj$")
 
 
-@pytest.fixture(scope="module", params=["sd15", "sdxl"])
+@pytest.fixture(scope="module", params=["sd15", pytest.param("sdxl", marks=pytest.mark.slow)])
 def folder(request, tmp_path_factory):
     return write_mini_bundle(tmp_path_factory.mktemp(request.param), request.param)
 
@@ -131,7 +131,7 @@ def assert_changed(folder, ours, expected):
             np.testing.assert_allclose(ours[part][name], value + change, atol=2e-6 * (1 + np.abs(change).max()))
 
 
-@pytest.mark.parametrize("alpha, factor", [(None, 1.0), (2.0, 2 / RANK)])
+@pytest.mark.parametrize("alpha, factor", [pytest.param(None, 1.0, marks=pytest.mark.slow), (2.0, 2 / RANK)])
 @pytest.mark.parametrize("naming", [peft, kohya, original])
 def test_every_naming_changes_every_layer(folder, tmp_path, naming, alpha, factor):
     drawn = draw(folder)
@@ -219,6 +219,7 @@ def test_weights_are_those_that_diffusers_fuses(folder, tmp_path, naming):
 # -------------------- the pipeline
 
 
+@pytest.mark.slow
 def test_a_pipeline_is_loaded_with_loras(folder, tmp_path):
     drawn = draw(folder)
     file = write(tmp_path / "lora.safetensors", *kohya(drawn, folder))
@@ -273,7 +274,7 @@ def one(role="lora_down", layer="lora_unet_mid_block_attentions_0_transformer_bl
 def test_loras_that_cannot_be_used_are_told(sdxl, tmp_path, tensors, message):
     file = write(tmp_path / "lora.safetensors", tensors)
     with pytest.raises(ValueError, match=f"lora.safetensors.*{message}"):
-        rc.load_unet(FolderSource(sdxl).config("unet"), FolderSource(sdxl).tensors("unet"), loras=[(file, 1.0)])
+        merge_loras(FolderSource(sdxl).tensors("unet"), [(file, 1.0)], "unet")
 
 
 def test_numbers_that_are_none_and_files_that_are_not_there(sdxl, tmp_path):
@@ -293,6 +294,7 @@ def test_numbers_that_are_none_and_files_that_are_not_there(sdxl, tmp_path):
         FolderSource(sdxl).load("text_encoder", loras=[file], prefix="te3")
 
 
+@pytest.mark.slow
 def test_a_lora_of_sdxl_on_a_model_with_one_text_encoder(sdxl, tmp_path):
     drawn = draw(sdxl, chosen=lambda part, module: part == "text_encoder_2")
     file = write(tmp_path / "lora.safetensors", *kohya(drawn, sdxl))
