@@ -23,4 +23,4 @@ until [ -f "$workdir/bank/bank.json" ] || ! kill -0 $! 2>/dev/null; do sleep 1; 
 stage judge &
 stage encoders &
 wait
-[ -d "$workdir/bundle/unet" ] && [ -d "$workdir/bundle/image_encoder_dinov2" ] && stage adapter
+[ -d "$workdir/bundle/unet" ] && [ -d "$workdir/bundle/image_encoder_dinov2" ] && stage adapter && stage distill
