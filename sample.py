@@ -12,7 +12,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 # What a pipeline is loaded from, and how.
-_LOADED = "model", "adapter", "vision", "tokenizer", "vae", "unet", "prediction", "lora", "preset", "dtype"
+_LOADED = "model", "adapter", "vision", "tokenizer", "vae", "unet", "prediction", "lora", "few_steps", "preset", \
+    "dtype"
 # What each row of a batch says for itself.
 _OF_ROWS = "prompt", "image", "target", "mask", "init_image", "mask_image", "strength"
 _PROMPT = "a dog on the beach"
@@ -45,12 +46,13 @@ def _run(options: argparse.Namespace) -> int:
 
     choices = _checked_choices(options)
     rows = batch.read_rows(options.batch) if options.batch is not None else ()
+    few_steps = _few_steps(options)
     say(f"Loading {options.model} …")
     with headers_only() if options.memory else nullcontext():
         pipeline = Pipeline.load(
             options.model, options.adapter, vision=options.vision, tokenizer=options.tokenizer, vae=options.vae,
-            unet=options.unet, prediction=options.prediction, loras=options.lora or (), preset=options.preset,
-            dtype=options.dtype, offload=options.offload)
+            unet=options.unet, prediction=options.prediction, loras=options.lora or (), few_steps=few_steps,
+            preset=options.preset, dtype=options.dtype, offload=options.offload)
     choices |= {"negative_prompt": options.negative_prompt, "width": options.width, "height": options.height}
     if options.memory:
         return _say_memory(pipeline, choices, rows, references=max(len(options.image or [None]), len(
@@ -64,7 +66,8 @@ def _run(options: argparse.Namespace) -> int:
         say(f"{summary.made} made, {summary.skipped} there already, {summary.failed} failed: {options.out}")
         return 2 if summary.failed else 0
     strength = options.strength or (1.0 if options.mask_image or not options.init_image else DEFAULT_STRENGTH)
-    steps = options.steps - skipped_steps(options.steps, strength)
+    steps = options.steps or pipeline.preset.steps
+    steps -= skipped_steps(steps, strength)
     with tqdm(total=steps, desc="Sampling (the first step compiles)", unit="step", leave=False) as bar:
         result = pipeline(
             options.image or ASSETS / "references" / "dog.png", _prompt(options), options.target or "dog",
@@ -72,6 +75,23 @@ def _run(options: argparse.Namespace) -> int:
     files = contact_sheet.save_pictures(result, options.out)
     say(f"Wrote {len(files)} pictures; look at {files[-1]}")
     return 0
+
+
+def _few_steps(options: argparse.Namespace) -> bool:
+    """Whether the model's form for a few steps is taken: as the user says, or where it has one that was made for at
+    least as many steps as are asked for, and is to be used as it is."""
+    from realcustom_jax.model_files.source import ModelSource
+
+    if options.few_steps is not None:
+        return options.few_steps
+    if options.steps is None or any((options.adapter, options.unet, options.preset)):
+        return False
+    model = ModelSource.open(options.model)
+    if not model.has("few_steps") or options.steps > model.few_steps().steps:
+        return False
+    say(f"With so few steps the model's form for {model.few_steps().steps} steps is taken; --no-few-steps takes the "
+        "model itself.")
+    return True
 
 
 def _prompt(options: argparse.Namespace) -> str:
@@ -180,8 +200,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--height", type=int, help="likewise")
 
     add = parser.add_argument_group("steps and guidance").add_argument
-    add("--steps", type=int, default=25, help="of the solver")
-    add("--solver", default="dpm_single", help="dpm_single, dpm_multi, ddim, euler, euler_ancestral or lcm")
+    add("--steps", type=int, help="of the solver (the preset's, mostly 25)")
+    add("--few-steps", action=argparse.BooleanOptionalAction,
+        help="take the model's form for a few steps, a LoRA with steps, solver and guidance of its own (where --steps "
+             "asks for no more than it was made for)")
+    add("--solver", help="dpm_single, dpm_multi, ddim, euler, euler_ancestral or lcm (the preset's, mostly dpm_single)")
     add("--guidance", type=float, help="scale of classifier-free guidance; 1 is none, and faster (the preset's)")
     add("--guidance-mode", default="none_direct",
         help="none_direct, none, naive, naive_global or naive_global_direct (see realcustom_jax/sampling/guidance.py)")
@@ -196,7 +219,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--mask", type=_region, action="append",
         help="where the subject is to be: a picture that is white there, a box left,top,right,bottom in pixels, or "
              "auto (as attention finds it); one for each subject")
-    add("--branches", default="fused", help="fused or sequential: how guidance and generation are run")
+    add("--branches", help="fused or sequential: how guidance and generation are run (the preset's, mostly fused)")
     add("--freeze-mask-step", type=int, help="keep the mask from this step on (the preset's)")
 
     add = parser.add_argument_group("a picture to begin with").add_argument

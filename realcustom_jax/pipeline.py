@@ -133,6 +133,7 @@ class Pipeline:
         unet: str | Path | None = None,
         prediction: str | None = None,
         loras: Sequence[LoraSource] = (),
+        few_steps: bool = False,
         preset: str | Preset | Mapping[str, Any] | None = None,
         dtype=jnp.float32,
         offload: bool = False,
@@ -152,6 +153,8 @@ class Pipeline:
             prediction: what the UNet predicts, "epsilon" or "v_prediction"; None: as its file or the model's scheduler
                 says (module `prediction`).
             loras: LoRA files, or pairs of a file and its scale, merged into UNet and text encoders (module `lora`).
+            few_steps: takes the model's form for a few steps (its folder's `few_steps/`): a LoRA, and choices that go
+                before the preset's, such as how many steps.
             preset: how the model is used, see module `presets`; None: as its `preset.json` says, or the default. What
                 an adapter says of the conditioning it was trained with (`adapter.CONDITIONING`) goes first.
             dtype: of parameters and computation: float32, bfloat16 or float16. Softmax, norms and the solver's state
@@ -171,13 +174,15 @@ class Pipeline:
         dtype = _dtype(dtype, platform)
         model = with_parts(ModelSource.open(path), unet=unet, vae=vae)
         model.check("unet", "vae")
+        form = model.few_steps() if few_steps else None
+        loras = [*loras, form.lora] if form else loras
         check_loras(loras, len(model.text_encoders))
         given = find_adapter(adapter) if adapter else model.adapter()
         words, encoders = (ModelSource.open(other) if other else model for other in (tokenizer, vision))
         tokenizers = [words.tokenizer(i, positions=model.text_positions(i)) for i in range(len(model.text_encoders))]
         encoders.check("image_encoder_siglip", "image_encoder_dinov2")
         preset = model.preset() if preset is None else find_preset(preset)
-        preset = dataclasses.replace(preset, **given.conditioning)
+        preset = dataclasses.replace(preset, **(form.choices if form else {}) | given.conditioning)
         betas, prediction = model.schedule(prediction)
 
         def encoder(source: ModelSource, part: str, **options) -> Network:
@@ -212,15 +217,15 @@ class Pipeline:
         num_images: int = 1,
         width: int | None = None,
         height: int | None = None,
-        steps: int = 25,
+        steps: int | None = None,
         guidance_scale: float | None = None,
         scope: float | None = None,
         freeze_mask_step: int | None = None,
-        branches: str = "fused",
+        branches: str | None = None,
         negative_prompt: str | None = None,
         normalize: str | None = None,
         overlap: str | None = None,
-        solver: str = "dpm_single",
+        solver: str | None = None,
         vision_scale: VisionScale = 1.0,
         guidance_mode: str = "none_direct",
         text_guidance: float | None = None,
@@ -245,7 +250,7 @@ class Pipeline:
             seed: of the noise; image i of a call is the same whatever `num_images` is.
             num_images: B.
             width, height: of the pictures, in pixels; None: the side that the model was made for.
-            steps: of the solver `solver`, one of `solvers.SOLVERS`.
+            steps: of the solver `solver`, one of `solvers.SOLVERS`; 25 of dpm_single by most presets.
             guidance_scale: of classifier-free guidance; 1 is none, and saves its lane.
             scope: share of the picture that a mask covers, in (0, 1].
             freeze_mask_step: the mask stays as it is from this step on; at least 1.
@@ -271,11 +276,10 @@ class Pipeline:
             FileNotFoundError, ValueError: an input that cannot be used.
         """
         given = {"guidance_scale": guidance_scale, "scope": scope, "freeze_mask_step": freeze_mask_step,
-                 "normalize": normalize}
+                 "normalize": normalize, "steps": steps, "solver": solver, "branches": branches}
         choices = dataclasses.replace(self.preset, **{k: v for k, v in given.items() if v is not None})
         references, targets = _paired(image, target)
-        check_options(seed=seed, num_images=num_images, steps=steps, guidance_scale=choices.guidance_scale,
-                      scope=choices.scope, freeze_mask_step=choices.freeze_mask_step, branches=branches, solver=solver,
+        check_options(seed=seed, num_images=num_images, guidance_scale=choices.guidance_scale,
                       vision_scale=vision_scale, guidance_mode=guidance_mode, text_guidance=text_guidance,
                       rescale=rescale, strength=strength, masks=masks, init_image=init_image, mask_image=mask_image)
         regions = listed_regions(masks, len(targets))
@@ -284,8 +288,8 @@ class Pipeline:
         pictures = [load_image(reference) for reference in references]
         if strength is None:
             strength = DEFAULT_STRENGTH if canvas and canvas.region is None else 1.0
-        schedule = make_solver(solver, steps, betas=self.betas, prediction=self.prediction,
-                               start=skipped_steps(steps, strength))
+        schedule = make_solver(choices.solver, choices.steps, betas=self.betas, prediction=self.prediction,
+                               start=skipped_steps(choices.steps, strength))
         shape = self.latent_shape(width, height)
         mask = choices.mask_config(*shape[:2], len(targets), overlap)
         noise = seeded_noise(seed, num_images, shape) if latents is None else given_noise(latents, (num_images, *shape))
@@ -296,7 +300,7 @@ class Pipeline:
         guidance = None if choices.guidance_scale == 1 else jnp.float32(choices.guidance_scale)
         strengths = ({block: jnp.float32(x) for block, x in vision_scale.items()}
                      if isinstance(vision_scale, Mapping) else jnp.float32(vision_scale))
-        options = {"solver": schedule, "guidance_scale": guidance, "mask": mask, "branches": branches,
+        options = {"solver": schedule, "guidance_scale": guidance, "mask": mask, "branches": choices.branches,
                    "freeze_mask_step": choices.freeze_mask_step, "vision_scale": strengths,
                    "noise_per_step": noise_of_steps(schedule, seed, num_images, shape),
                    "guidance": Guidance(guidance_mode, text_guidance, rescale),

@@ -13,12 +13,15 @@ from typing import Any
 from realcustom_jax.conditioning.size import SIZE_ORDERS
 from realcustom_jax.errors import check_choice
 from realcustom_jax.sampling.masks import NORMALIZATIONS, SELECTIONS, SHARING, MaskConfig
+from realcustom_jax.sampling.sampler import BRANCHES
+from realcustom_jax.sampling.solvers import SOLVERS
 
 _CHOICES = {
     "normalize": NORMALIZATIONS, "select": SELECTIONS,
     "pooled": ("unprojected", "projected"), "size_order": SIZE_ORDERS,
     "weight_order": ("adapter_last", "base_last"), "match": ("word", "released"), "local": (None, "phases", "tiles"),
     "overlap": ("sum", *SHARING), "no_negative": (None, "encoded", "zeros"),
+    "solver": SOLVERS, "branches": BRANCHES,
 }
 
 
@@ -27,6 +30,7 @@ _CHOICES = {
 _VALUES = {
     "scope": (lambda x: _is_number(x) and 0 < x <= 1, "the share of the picture that a mask covers, in (0, 1]"),
     "guidance_scale": (lambda x: _is_number(x) and math.isfinite(x), "a finite number"),
+    "steps": (lambda x: _is_whole(x) and x >= 1, "a whole number, at least 1"),
     "freeze_mask_step": (lambda x: _is_whole(x) and x >= 1, "a whole number, at least 1"),
     "refine": (lambda x: _is_whole(x) and x >= 0, "a whole number, 0 (no refinement) or more"),
     "binary": (lambda x: isinstance(x, bool), "true or false"),
@@ -53,6 +57,7 @@ class Preset:
         overlap: how the masks of several references share a picture, see `masks.owners`; "sum" lets them overlap.
         scope, freeze_mask_step, guidance_scale, negative_prompt: defaults of a pipeline's call; an empty negative
             prompt stands for none.
+        steps, solver, branches: likewise; see `solvers.make_solver` and module `sampler`.
         no_negative: what the negative lane reads where there is no negative prompt: the text encoder's states of the
             empty text ("encoded") or states of zeros ("zeros", diffusers' `force_zeros_for_empty_prompt`); None: as the
             model's files say.
@@ -75,6 +80,9 @@ class Preset:
     guidance_scale: float = 3.5
     negative_prompt: str = ""
     no_negative: str | None = None
+    steps: int = 25
+    solver: str = "dpm_single"
+    branches: str = "fused"
 
     def __post_init__(self):
         for name, known in _CHOICES.items():
@@ -126,8 +134,13 @@ def find_preset(preset: str | Preset | Mapping[str, Any]) -> Preset:
     if isinstance(preset, Preset):
         return preset
     if isinstance(preset, Mapping):
-        for name in preset:
-            check_choice("choice of a preset", name, (field.name for field in dataclasses.fields(Preset)))
-        return Preset(**preset)
+        return replace_choices(Preset(), preset)
     check_choice("preset", preset, PRESETS)
     return PRESETS[preset]
+
+
+def replace_choices(preset: Preset, choices: Mapping[str, Any]) -> Preset:
+    """The preset with other choices, by their names. Raises ValueError for an unknown name or choice."""
+    for name in choices:
+        check_choice("choice of a preset", name, (field.name for field in dataclasses.fields(Preset)))
+    return dataclasses.replace(preset, **choices)

@@ -44,19 +44,17 @@ METHODS: tuple[str, ...] = ("text_only", "described", "no_mask", "sequential", "
 
 @dataclasses.dataclass(frozen=True)
 class Generator:
-    """A model and the judge that came with it, the solver, and the noise of its steps, which the cases' seeds decide.
-    `options` replace what `sampler` says, for studies."""
+    """A model, which makes pictures as its preset says, and the judge that came with it. All noise, that of a solver's
+    steps too, is of the cases' seeds. `options` replace what `sampler` says, for studies."""
 
     pipeline: Pipeline
     judge: TrainedJudge
-    steps: int = 25
-    solver: str = "dpm_single"
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @classmethod
-    def load(cls, model: str | Path, adapter: str | Path | None = None) -> "Generator":
+    def load(cls, model: str | Path, adapter: str | Path | None = None, *, few_steps: bool = False) -> "Generator":
         """Loads a model folder, or the bundled miniature "mini". Raises as `Pipeline.load` and `load_judge`."""
-        pipeline = Pipeline.load(model, adapter)
+        pipeline = Pipeline.load(model, adapter, few_steps=few_steps)
         return cls(pipeline, load_judge(ModelSource.open(model).root))
 
     @property
@@ -75,7 +73,8 @@ class Generator:
         """Makes one picture of each case of a task. Batches of one length share a compilation."""
         check_choice("method", method, METHODS)
         positive, negative, target = self._conditionings(cases, method == "described")
-        solver = make_solver(self.solver, self.steps, betas=self.pipeline.betas, prediction=self.pipeline.prediction)
+        pipeline, preset = self.pipeline, self.pipeline.preset
+        solver = make_solver(preset.solver, preset.steps, betas=pipeline.betas, prediction=pipeline.prediction)
         options = self.sampler(target.shape[1])
         fresh = [noise_of_steps(solver, case.seed, 1, self.pipeline.latent_shape()) for case in cases]
         if solver.fresh is not None:
@@ -86,7 +85,7 @@ class Generator:
         kind = "text_only" if method == "described" else method
         latents, used = _generate(*inputs, target, kind=kind, solver=solver, **options)
         # The mask of the finished picture, noised again to the last step before the freeze.
-        time = int(solver.timesteps[min(options["freeze_mask_step"], self.steps) - 1])
+        time = int(solver.timesteps[min(options["freeze_mask_step"], solver.steps) - 1])
         signal = float(np.sqrt(np.cumprod(1 - np.asarray(self.pipeline.betas, np.float64))[time]))
         masks, maps = _masks_of(unet.module, unet.params, latents, noise, positive, target, time, signal,
                                 mask=options["mask"])

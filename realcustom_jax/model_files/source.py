@@ -11,6 +11,7 @@ nothing outside of it asks what a model's files look like: a new layout is one c
 """
 
 import abc
+import dataclasses
 import functools
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,13 +24,13 @@ from realcustom_jax.conditioning.vocabulary import Vocabulary
 from realcustom_jax.errors import check_choice, naming
 from realcustom_jax.model_files import locate, single_file, weights
 from realcustom_jax.model_files.adapter import Adapter, check_backbone, find_adapter
-from realcustom_jax.model_files.bundle import WEIGHT_FILES
+from realcustom_jax.model_files.bundle import FEW_STEPS, FEW_STEPS_LORA, WEIGHT_FILES
 from realcustom_jax.model_files.kinds import advice, identify
 from realcustom_jax.model_files.prediction import PREDICTIONS, said_of
 from realcustom_jax.model_files.tensors import LazyTensors, read_tensors, reads_headers_only
 from realcustom_jax.model_files.tokenizer import read_tokenizer
 from realcustom_jax.models.clip_text import ClipTextConfig
-from realcustom_jax.presets import PRESETS, Preset, find_preset
+from realcustom_jax.presets import PRESETS, Preset, find_preset, replace_choices
 from realcustom_jax.sampling.solvers import betas
 
 _LOADERS = {
@@ -37,6 +38,20 @@ _LOADERS = {
     "text_encoder_2": weights.load_text_encoder, "image_encoder_siglip": weights.load_vision_encoder,
     "image_encoder_dinov2": weights.load_vision_encoder,
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class FewSteps:
+    """The form of a model for which a few steps suffice: the model itself with a LoRA, and what is used with it."""
+
+    lora: Path
+    choices: Mapping[str, Any]
+    """Of `presets.Preset`; what is not among them is as the model's preset says."""
+
+    @property
+    def steps(self) -> int:
+        """How many it was made for."""
+        return self.choices["steps"]
 
 
 class ModelSource(abc.ABC):
@@ -102,6 +117,12 @@ class ModelSource(abc.ABC):
     @abc.abstractmethod
     def preset(self) -> Preset:
         """How the model is best used, as it says itself; the default where it says nothing."""
+
+    def few_steps(self) -> FewSteps:
+        """The model's form for a few steps. Raises FileNotFoundError for a model without one, which `has` tells of
+        "few_steps", and FileNotFoundError or ValueError that names a missing or damaged file."""
+        raise FileNotFoundError(f"{self.root} has no form for a few steps, a folder {FEW_STEPS}: leave few_steps "
+                                "(--few-steps) out, or give a LoRA for few steps with loras (--lora).")
 
     @abc.abstractmethod
     def vocabulary(self) -> Vocabulary | None:
@@ -219,6 +240,19 @@ class FolderSource(ModelSource):
         with naming(self.root / "preset.json"):
             choices = self._document("preset.json")
             return PRESETS["default"] if choices is None else find_preset(choices)
+
+    def few_steps(self) -> FewSteps:
+        if not (folder := self.place(FEW_STEPS)).is_dir():
+            return super().few_steps()
+        for file in (folder / FEW_STEPS_LORA, folder / "preset.json"):
+            if not file.is_file():
+                raise FileNotFoundError(f"The model's form for a few steps is not complete: {file} is missing.")
+        with naming(folder / "preset.json"):
+            choices = self._document(f"{FEW_STEPS}/preset.json")
+            replace_choices(self.preset(), choices)
+            if "steps" not in choices:
+                raise ValueError("steps is missing: how many steps the LoRA beside it was made for.")
+        return FewSteps(folder / FEW_STEPS_LORA, choices)
 
     def vocabulary(self) -> Vocabulary | None:
         with naming(self.root / "vocabulary.json"):

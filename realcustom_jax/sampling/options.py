@@ -19,9 +19,9 @@ DEFAULT_STRENGTH = 0.8
 """Of image to image. Painting anew has 1."""
 
 
-def check_options(*, seed: int = 0, num_images: int = 1, steps: int = 25, guidance_scale: float | None = None,
-                  scope: float | None = None, freeze_mask_step: int | None = None, branches: str = "fused",
-                  solver: str = "dpm_single", vision_scale: VisionScale = 1.0, guidance_mode: str = "none_direct",
+def check_options(*, seed: int = 0, num_images: int = 1, steps: int | None = None, guidance_scale: float | None = None,
+                  scope: float | None = None, freeze_mask_step: int | None = None, branches: str | None = None,
+                  solver: str | None = None, vision_scale: VisionScale = 1.0, guidance_mode: str = "none_direct",
                   text_guidance: float | None = None, rescale: float = 0.0, strength: float | None = None,
                   masks: Any = None, init_image: Any = None, mask_image: Any = None) -> None:
     """Raises ValueError for options of `Pipeline.__call__` that no model takes; None is as the preset says. Of the
@@ -30,14 +30,16 @@ def check_options(*, seed: int = 0, num_images: int = 1, steps: int = 25, guidan
         raise ValueError(f"seed is {seed}; expected a whole number from 0 to {2**32 - 1}.")
     if not (isinstance(num_images, Integral) and num_images >= 1):
         raise ValueError(f"num_images is {num_images}; expected a whole number, at least 1.")
-    if not (isinstance(steps, Integral) and steps >= 1):
+    if steps is not None and not (isinstance(steps, Integral) and steps >= 1):
         raise ValueError(f"steps is {steps}; expected a whole number, at least 1.")
     if guidance_scale is not None and not math.isfinite(guidance_scale):
         raise ValueError(f"guidance_scale is {guidance_scale}; expected a finite number.")
     if freeze_mask_step is not None:
         check_freeze(freeze_mask_step)
-    check_choice("branches", branches, BRANCHES)
-    check_choice("solver", solver, SOLVERS)
+    if branches is not None:
+        check_choice("branches", branches, BRANCHES)
+    if solver is not None:
+        check_choice("solver", solver, SOLVERS)
     for scale in vision_scale.values() if isinstance(vision_scale, Mapping) else [vision_scale]:
         if not _finite(scale):
             raise ValueError(f"vision_scale is {vision_scale}; expected a finite number, one for each reference, or "
