@@ -12,8 +12,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 # What a pipeline is loaded from, and how.
-_LOADED = "model", "adapter", "vision", "tokenizer", "vae", "unet", "prediction", "lora", "few_steps", "preset", \
-    "dtype"
+_LOADED = "model", "adapter", "vision", "tokenizer", "vae", "unet", "prediction", "lora", "preset", "dtype"
 # What each row of a batch says for itself.
 _OF_ROWS = "prompt", "image", "target", "mask", "init_image", "mask_image", "strength"
 _PROMPT = "a dog on the beach"
@@ -46,13 +45,16 @@ def _run(options: argparse.Namespace) -> int:
 
     choices = _checked_choices(options)
     rows = batch.read_rows(options.batch) if options.batch is not None else ()
-    few_steps = _few_steps(options)
     say(f"Loading {options.model} …")
+    few_steps = _suffices_few_steps(options)
     with headers_only() if options.memory else nullcontext():
         pipeline = Pipeline.load(
             options.model, options.adapter, vision=options.vision, tokenizer=options.tokenizer, vae=options.vae,
-            unet=options.unet, prediction=options.prediction, loras=options.lora or (), few_steps=few_steps,
-            preset=options.preset, dtype=options.dtype, offload=options.offload)
+            unet=options.unet, prediction=options.prediction, loras=options.lora or (), preset=options.preset,
+            dtype=options.dtype, offload=options.offload, few_steps=few_steps)
+    if few_steps:
+        say(f"For {options.steps} steps its form for few steps is used: solver {pipeline.preset.solver}, "
+            f"guidance {pipeline.preset.guidance_scale:g}, where you say nothing else.")
     choices |= {"negative_prompt": options.negative_prompt, "width": options.width, "height": options.height}
     if options.memory:
         return _say_memory(pipeline, choices, rows, references=max(len(options.image or [None]), len(
@@ -77,21 +79,13 @@ def _run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _few_steps(options: argparse.Namespace) -> bool:
-    """Whether the model's form for a few steps is taken: as the user says, or where it has one that was made for at
-    least as many steps as are asked for, and is to be used as it is."""
+def _suffices_few_steps(options: argparse.Namespace) -> bool:
+    """Whether the model brings a form for as few steps as are asked for."""
+    from realcustom_jax.model_files.bundle import FEW_STEPS
     from realcustom_jax.model_files.source import ModelSource
 
-    if options.few_steps is not None:
-        return options.few_steps
-    if options.steps is None or any((options.adapter, options.unet, options.preset)):
-        return False
     model = ModelSource.open(options.model)
-    if not model.has("few_steps") or options.steps > model.few_steps().steps:
-        return False
-    say(f"With so few steps the model's form for {model.few_steps().steps} steps is taken; --no-few-steps takes the "
-        "model itself.")
-    return True
+    return bool(options.steps) and model.has(FEW_STEPS) and options.steps <= model.few_steps()[1].get("steps", 0)
 
 
 def _prompt(options: argparse.Namespace) -> str:
@@ -145,7 +139,7 @@ def _say_memory(pipeline, choices: dict, rows, references: int) -> int:
     from realcustom_jax.memory import sampler_memory
 
     about = ("width", "height", "num_images", "branches", "steps", "scope", "freeze_mask_step", "guidance_scale",
-             "guidance_mode")
+             "guidance_mode", "solver")
     given = choices.get("masks")
     calls = [{name: choices[name] for name in about} | {
         "references": references, "masks": given is not None and None not in given}]
@@ -200,11 +194,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--height", type=int, help="likewise")
 
     add = parser.add_argument_group("steps and guidance").add_argument
-    add("--steps", type=int, help="of the solver (the preset's, mostly 25)")
-    add("--few-steps", action=argparse.BooleanOptionalAction,
-        help="take the model's form for a few steps, a LoRA with steps, solver and guidance of its own (where --steps "
-             "asks for no more than it was made for)")
-    add("--solver", help="dpm_single, dpm_multi, ddim, euler, euler_ancestral or lcm (the preset's, mostly dpm_single)")
+    add("--steps", type=int, help="of the solver (the preset's, 25); a model that brings a form for few steps "
+                                  "(few_steps/), as the miniature does for 4, is loaded in it for as few")
+    add("--solver", help="dpm_single, dpm_multi, ddim, euler, euler_ancestral or lcm (the preset's, the model's)")
     add("--guidance", type=float, help="scale of classifier-free guidance; 1 is none, and faster (the preset's)")
     add("--guidance-mode", default="none_direct",
         help="none_direct, none, naive, naive_global or naive_global_direct (see realcustom_jax/sampling/guidance.py)")
@@ -219,7 +211,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--mask", type=_region, action="append",
         help="where the subject is to be: a picture that is white there, a box left,top,right,bottom in pixels, or "
              "auto (as attention finds it); one for each subject")
-    add("--branches", help="fused or sequential: how guidance and generation are run (the preset's, mostly fused)")
+    add("--branches", default="fused", help="fused or sequential: how guidance and generation are run")
     add("--freeze-mask-step", type=int, help="keep the mask from this step on (the preset's)")
 
     add = parser.add_argument_group("a picture to begin with").add_argument

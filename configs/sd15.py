@@ -25,6 +25,7 @@ def get_config() -> ml_collections.ConfigDict:
         "steps": 25,
         "preset": {
             "local": "tiles",  # what is left out is as configs/sdxl.py has it
+            "solver": "dpm_single",  # the published folder's, PNDM, is not supported
             "negative_prompt": NEGATIVE_PROMPT,
         },
     }

@@ -36,6 +36,7 @@ def get_config() -> ml_collections.ConfigDict:
             "scope": 0.25,  # share of the picture that the mask covers
             "freeze_mask_step": 12,  # the mask stays from this step on; 99: never
             "guidance_scale": 3.5,
+            "solver": "dpm_single",  # as released; without this line, as the folder's scheduler says
             "negative_prompt": NEGATIVE_PROMPT,
         },
     }

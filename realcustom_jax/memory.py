@@ -26,7 +26,6 @@ from realcustom_jax.sampling.decoding import decode_latents
 from realcustom_jax.sampling.guidance import Guidance
 from realcustom_jax.sampling.lanes import Conditioning
 from realcustom_jax.sampling.sampler import sample_latents
-from realcustom_jax.sampling.solvers import make_solver
 
 GIB = 2**30
 _FOR_SAMPLING = ("choose a smaller width and height, fewer pictures at once, bfloat16 or offload; --memory says how "
@@ -73,9 +72,9 @@ class Memory:
 
 def sampler_memory(
     pipeline: Pipeline, *, width: int | None = None, height: int | None = None, num_images: int = 1,
-    references: int = 1, branches: str | None = None, steps: int | None = None, scope: float | None = None,
+    references: int = 1, branches: str = "fused", steps: int | None = None, scope: float | None = None,
     freeze_mask_step: int | None = None, guidance_scale: float | None = None, guidance_mode: str = "none_direct",
-    masks: bool = False, compiled: bool = False,
+    solver: str | None = None, masks: bool = False, compiled: bool = False,
 ) -> Memory:
     """The memory of `pipeline(…)` with these arguments; `references` is the number of subjects, `masks` says whether
     all of them have given masks, and what is None is as the preset says.
@@ -83,8 +82,8 @@ def sampler_memory(
     By default an estimate from shapes alone; `compiled` takes XLA's figure for this backend instead. Either way the
     weights are not needed: the pipeline may have been loaded under `tensors.headers_only`.
     """
-    given = {"scope": scope, "freeze_mask_step": freeze_mask_step, "guidance_scale": guidance_scale, "steps": steps,
-             "branches": branches}
+    given = {"scope": scope, "freeze_mask_step": freeze_mask_step, "guidance_scale": guidance_scale,
+             "steps": steps, "solver": solver}
     choices = dataclasses.replace(pipeline.preset, **{name: x for name, x in given.items() if x is not None})
     shape = pipeline.latent_shape(width, height)
     noise, positive, target = _inputs(pipeline, num_images, references, shape)
@@ -93,8 +92,7 @@ def sampler_memory(
         "noise": noise, "positive": positive, "negative": None if guidance is None else positive, "target": target,
         "guidance_scale": guidance, "masks": array_shape(num_images, references, *shape[:2]) if masks else None}
     options = {
-        "solver": make_solver(steps=choices.steps, betas=pipeline.betas, prediction=pipeline.prediction),
-        "branches": choices.branches,
+        "solver": pipeline.make_solver(choices.steps, choices.solver), "branches": branches,
         "mask": choices.mask_config(*shape[:2], references),
         "freeze_mask_step": choices.freeze_mask_step, "guidance": Guidance(guidance_mode)}
 

@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -38,6 +37,7 @@ from realcustom_jax.model_files import fingerprint
 from realcustom_jax.model_files.adapter import find_adapter, load_adapter_projector, split_unet
 from realcustom_jax.model_files.fit import check_fit
 from realcustom_jax.model_files.lora import LoraSource, check_loras
+from realcustom_jax.model_files.network import Network, TextEncoder
 from realcustom_jax.model_files.parts import with_parts
 from realcustom_jax.model_files.source import ModelSource
 from realcustom_jax.models.clip_text import TextOutput
@@ -54,18 +54,10 @@ from realcustom_jax.sampling.options import (
     skipped_steps,
 )
 from realcustom_jax.sampling.sampler import Samples, sample_latents
-from realcustom_jax.sampling.solvers import make_solver
+from realcustom_jax.sampling.solvers import Solver, make_solver
 from realcustom_jax.sampling.tiling import decode_tiles, tile_shape
 
 DTYPES = ("float32", "bfloat16", "float16")
-
-
-@dataclasses.dataclass(frozen=True)
-class Network:
-    """A module and its parameters."""
-
-    module: nn.Module
-    params: Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,14 +82,6 @@ class Result:
 
 
 @dataclasses.dataclass(frozen=True)
-class TextEncoder:
-    """A tokenizer and the network that reads its tokens."""
-
-    tokenizer: CLIPTokenizer
-    network: Network
-
-
-@dataclasses.dataclass(frozen=True)
 class Pipeline:
     """All parts of a model; `load` makes one from a folder."""
 
@@ -118,6 +102,8 @@ class Pipeline:
     """What the model's files say of `Preset.no_negative`, where the preset does not."""
     vocabulary: Vocabulary | None = None
     """The words that the model learnt; None for a model of open vocabulary."""
+    solver: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Arguments of `solvers.make_solver`, as the model's scheduler says."""
     offload: bool = False
     """Whether the text and image encoders are kept in the host's memory."""
 
@@ -153,8 +139,8 @@ class Pipeline:
             prediction: what the UNet predicts, "epsilon" or "v_prediction"; None: as its file or the model's scheduler
                 says (module `prediction`).
             loras: LoRA files, or pairs of a file and its scale, merged into UNet and text encoders (module `lora`).
-            few_steps: takes the model's form for a few steps (its folder's `few_steps/`): a LoRA, and choices that go
-                before the preset's, such as how many steps.
+            few_steps: whether to load the form in which few steps suffice, where the model brings one (`few_steps/`);
+                its steps, solver and guidance then go before the preset's.
             preset: how the model is used, see module `presets`; None: as its `preset.json` says, or the default. What
                 an adapter says of the conditioning it was trained with (`adapter.CONDITIONING`) goes first.
             dtype: of parameters and computation: float32, bfloat16 or float16. Softmax, norms and the solver's state
@@ -174,15 +160,15 @@ class Pipeline:
         dtype = _dtype(dtype, platform)
         model = with_parts(ModelSource.open(path), unet=unet, vae=vae)
         model.check("unet", "vae")
-        form = model.few_steps() if few_steps else None
-        loras = [*loras, form.lora] if form else loras
+        few = model.few_steps() if few_steps else None
+        loras = [*loras, few[0]] if few else loras
         check_loras(loras, len(model.text_encoders))
         given = find_adapter(adapter) if adapter else model.adapter()
         words, encoders = (ModelSource.open(other) if other else model for other in (tokenizer, vision))
         tokenizers = [words.tokenizer(i, positions=model.text_positions(i)) for i in range(len(model.text_encoders))]
         encoders.check("image_encoder_siglip", "image_encoder_dinov2")
         preset = model.preset() if preset is None else find_preset(preset)
-        preset = dataclasses.replace(preset, **(form.choices if form else {}) | given.conditioning)
+        preset = dataclasses.replace(preset, **given.conditioning, **(few[1] if few else {}))
         betas, prediction = model.schedule(prediction)
 
         def encoder(source: ModelSource, part: str, **options) -> Network:
@@ -201,7 +187,9 @@ class Pipeline:
             projector=Network(*load_adapter_projector(given, dtype=dtype, platform=platform)),
             vision_settings=given.vision if preset.local is None else dataclasses.replace(
                 given.vision, local=preset.local),
-            betas=betas, prediction=prediction, sample_size=model.config("unet").get("sample_size") or 64,
+            betas=betas, prediction=prediction, 
+            solver={} if preset.solver else model.solver(),
+            sample_size=model.config("unet").get("sample_size") or 64,
             preset=preset, no_negative=model.no_negative, vocabulary=model.vocabulary(), offload=offload,
         )
         pipeline._check_fit(model.root)
@@ -221,7 +209,7 @@ class Pipeline:
         guidance_scale: float | None = None,
         scope: float | None = None,
         freeze_mask_step: int | None = None,
-        branches: str | None = None,
+        branches: str = "fused",
         negative_prompt: str | None = None,
         normalize: str | None = None,
         overlap: str | None = None,
@@ -250,7 +238,7 @@ class Pipeline:
             seed: of the noise; image i of a call is the same whatever `num_images` is.
             num_images: B.
             width, height: of the pictures, in pixels; None: the side that the model was made for.
-            steps: of the solver `solver`, one of `solvers.SOLVERS`; 25 of dpm_single by most presets.
+            steps: of the solver `solver`, one of `solvers.SOLVERS` (see `make_solver`).
             guidance_scale: of classifier-free guidance; 1 is none, and saves its lane.
             scope: share of the picture that a mask covers, in (0, 1].
             freeze_mask_step: the mask stays as it is from this step on; at least 1.
@@ -276,10 +264,11 @@ class Pipeline:
             FileNotFoundError, ValueError: an input that cannot be used.
         """
         given = {"guidance_scale": guidance_scale, "scope": scope, "freeze_mask_step": freeze_mask_step,
-                 "normalize": normalize, "steps": steps, "solver": solver, "branches": branches}
+                 "normalize": normalize, "steps": steps, "solver": solver}
         choices = dataclasses.replace(self.preset, **{k: v for k, v in given.items() if v is not None})
         references, targets = _paired(image, target)
-        check_options(seed=seed, num_images=num_images, guidance_scale=choices.guidance_scale,
+        check_options(seed=seed, num_images=num_images, steps=steps, guidance_scale=choices.guidance_scale,
+                      scope=choices.scope, freeze_mask_step=choices.freeze_mask_step, branches=branches, solver=solver,
                       vision_scale=vision_scale, guidance_mode=guidance_mode, text_guidance=text_guidance,
                       rescale=rescale, strength=strength, masks=masks, init_image=init_image, mask_image=mask_image)
         regions = listed_regions(masks, len(targets))
@@ -288,8 +277,7 @@ class Pipeline:
         pictures = [load_image(reference) for reference in references]
         if strength is None:
             strength = DEFAULT_STRENGTH if canvas and canvas.region is None else 1.0
-        schedule = make_solver(choices.solver, choices.steps, betas=self.betas, prediction=self.prediction,
-                               start=skipped_steps(choices.steps, strength))
+        schedule = self.make_solver(choices.steps, choices.solver, start=skipped_steps(choices.steps, strength))
         shape = self.latent_shape(width, height)
         mask = choices.mask_config(*shape[:2], len(targets), overlap)
         noise = seeded_noise(seed, num_images, shape) if latents is None else given_noise(latents, (num_images, *shape))
@@ -300,7 +288,7 @@ class Pipeline:
         guidance = None if choices.guidance_scale == 1 else jnp.float32(choices.guidance_scale)
         strengths = ({block: jnp.float32(x) for block, x in vision_scale.items()}
                      if isinstance(vision_scale, Mapping) else jnp.float32(vision_scale))
-        options = {"solver": schedule, "guidance_scale": guidance, "mask": mask, "branches": choices.branches,
+        options = {"solver": schedule, "guidance_scale": guidance, "mask": mask, "branches": branches,
                    "freeze_mask_step": choices.freeze_mask_step, "vision_scale": strengths,
                    "noise_per_step": noise_of_steps(schedule, seed, num_images, shape),
                    "guidance": Guidance(guidance_mode, text_guidance, rescale),
@@ -313,6 +301,12 @@ class Pipeline:
         images = [Image.fromarray(x) for x in (canvas.put_back(made) if canvas else made)]
         shown = [Image.fromarray(np.uint8(np.round(x * 255))) for x in pictures]
         return Result(images, np.asarray(samples.masks), np.asarray(samples.latents), shown, targets, prompt, seed)
+
+    def make_solver(self, steps: int, name: str | None = None, *, start: int = 0) -> Solver:
+        """The solver of this name for the model's noise. None, or the one that the model's scheduler names, is as that
+        has it; another one has trailing timesteps. `start` as of `solvers.make_solver`."""
+        chosen = {"name": name} if name not in (None, self.solver.get("name")) else self.solver
+        return make_solver(**chosen, steps=steps, betas=self.betas, prediction=self.prediction, start=start)
 
     @property
     def tokenizer(self) -> CLIPTokenizer:
@@ -390,15 +384,15 @@ class Pipeline:
         presets make equal pictures; where their files lie does not matter. Takes a second for each GB of parameters."""
         visual, base = split_unet(self.unet.params)
         texts = (x for encoder in self.text_encoders for x in (
-            fingerprint.of_tokenizer(encoder.tokenizer), _network_fingerprint(encoder.network)))
+            fingerprint.of_tokenizer(encoder.tokenizer), encoder.network.fingerprint()))
         schedule = fingerprint.of_tensors({"betas": self.betas}), self.prediction, self.sample_size
         return {
             "text encoders": fingerprint.of_values(*texts, self.no_negative),
-            "autoencoder": _network_fingerprint(self.vae),
+            "autoencoder": self.vae.fingerprint(),
             "UNet": fingerprint.of_values(fingerprint.of_network(self.unet.module, base), *schedule),
-            "image encoders": fingerprint.of_values(*map(_network_fingerprint, (self.siglip, self.dino))),
+            "image encoders": fingerprint.of_values(self.siglip.fingerprint(), self.dino.fingerprint()),
             "adapter": fingerprint.of_values(
-                _network_fingerprint(self.projector), fingerprint.of_parameters(visual), self.vision_settings),
+                self.projector.fingerprint(), fingerprint.of_parameters(visual), self.vision_settings),
         }
 
     def _conditionings(self, pictures, prompt, targets, negative_prompt, size, *, overlapping):
@@ -462,10 +456,6 @@ def _dtype(dtype, platform: Platform) -> jnp.dtype:
     if name == "float16" and not platform.float16:
         raise ValueError("XLA has no float16 attention on the CPU; choose bfloat16 or float32 there.")
     return jnp.dtype(name)
-
-
-def _network_fingerprint(network: Network) -> str:
-    return fingerprint.of_network(network.module, network.params)
 
 
 def _paired(image, target) -> tuple[list[ImageSource], tuple[str, ...]]:

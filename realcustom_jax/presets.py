@@ -13,7 +13,6 @@ from typing import Any
 from realcustom_jax.conditioning.size import SIZE_ORDERS
 from realcustom_jax.errors import check_choice
 from realcustom_jax.sampling.masks import NORMALIZATIONS, SELECTIONS, SHARING, MaskConfig
-from realcustom_jax.sampling.sampler import BRANCHES
 from realcustom_jax.sampling.solvers import SOLVERS
 
 _CHOICES = {
@@ -21,7 +20,7 @@ _CHOICES = {
     "pooled": ("unprojected", "projected"), "size_order": SIZE_ORDERS,
     "weight_order": ("adapter_last", "base_last"), "match": ("word", "released"), "local": (None, "phases", "tiles"),
     "overlap": ("sum", *SHARING), "no_negative": (None, "encoded", "zeros"),
-    "solver": SOLVERS, "branches": BRANCHES,
+    "solver": (None, *SOLVERS),
 }
 
 
@@ -30,8 +29,8 @@ _CHOICES = {
 _VALUES = {
     "scope": (lambda x: _is_number(x) and 0 < x <= 1, "the share of the picture that a mask covers, in (0, 1]"),
     "guidance_scale": (lambda x: _is_number(x) and math.isfinite(x), "a finite number"),
-    "steps": (lambda x: _is_whole(x) and x >= 1, "a whole number, at least 1"),
     "freeze_mask_step": (lambda x: _is_whole(x) and x >= 1, "a whole number, at least 1"),
+    "steps": (lambda x: _is_whole(x) and x >= 1, "a whole number, at least 1"),
     "refine": (lambda x: _is_whole(x) and x >= 0, "a whole number, 0 (no refinement) or more"),
     "binary": (lambda x: isinstance(x, bool), "true or false"),
     "negative_prompt": (lambda x: isinstance(x, str), "a text"),
@@ -55,9 +54,9 @@ class Preset:
             it spreads over the things that it lies on (paper); 0 does not (released).
         binary: a mask is 1 where it is not 0, instead of as strong as the map.
         overlap: how the masks of several references share a picture, see `masks.owners`; "sum" lets them overlap.
-        scope, freeze_mask_step, guidance_scale, negative_prompt: defaults of a pipeline's call; an empty negative
-            prompt stands for none.
-        steps, solver, branches: likewise; see `solvers.make_solver` and module `sampler`.
+        scope, freeze_mask_step, guidance_scale, negative_prompt, steps: defaults of a pipeline's call; an empty
+            negative prompt stands for none.
+        solver: of `solvers.SOLVERS`, with trailing timesteps; None: as the model's scheduler says.
         no_negative: what the negative lane reads where there is no negative prompt: the text encoder's states of the
             empty text ("encoded") or states of zeros ("zeros", diffusers' `force_zeros_for_empty_prompt`); None: as the
             model's files say.
@@ -78,11 +77,10 @@ class Preset:
     scope: float = 0.25
     freeze_mask_step: int = 12
     guidance_scale: float = 3.5
+    steps: int = 25
+    solver: str | None = None
     negative_prompt: str = ""
     no_negative: str | None = None
-    steps: int = 25
-    solver: str = "dpm_single"
-    branches: str = "fused"
 
     def __post_init__(self):
         for name, known in _CHOICES.items():
@@ -120,10 +118,10 @@ PRESETS: dict[str, Preset] = {
     "default": Preset(),
     # The released pipeline class and its Gradio demo.
     "released_pipeline": Preset(local="phases", match="released", normalize="min_max_per_channel",
-                                negative_prompt=NEGATIVE_PROMPT),
+                                solver="dpm_single", negative_prompt=NEGATIVE_PROMPT),
     # The released script for single images: the base model's weights are read last, the mask never freezes.
     "released_script": Preset(local="phases", match="released", weight_order="base_last", freeze_mask_step=99,
-                              negative_prompt=NEGATIVE_PROMPT),
+                              solver="dpm_single", negative_prompt=NEGATIVE_PROMPT),
     # The paper's drawing, on a base model conditioned as SDXL was trained.
     "paper": Preset(local="tiles", pooled="projected", size_order="height_first", negative_prompt=NEGATIVE_PROMPT),
 }
@@ -134,13 +132,8 @@ def find_preset(preset: str | Preset | Mapping[str, Any]) -> Preset:
     if isinstance(preset, Preset):
         return preset
     if isinstance(preset, Mapping):
-        return replace_choices(Preset(), preset)
+        for name in preset:
+            check_choice("choice of a preset", name, (field.name for field in dataclasses.fields(Preset)))
+        return Preset(**preset)
     check_choice("preset", preset, PRESETS)
     return PRESETS[preset]
-
-
-def replace_choices(preset: Preset, choices: Mapping[str, Any]) -> Preset:
-    """The preset with other choices, by their names. Raises ValueError for an unknown name or choice."""
-    for name in choices:
-        check_choice("choice of a preset", name, (field.name for field in dataclasses.fields(Preset)))
-    return dataclasses.replace(preset, **choices)

@@ -16,9 +16,9 @@ from realcustom_jax.conditioning.prompts import build_tokenizer
 from realcustom_jax.files import write_json
 from realcustom_jax.model_files import bundle
 from realcustom_jax.model_files.locate import ASSETS, read_config
+from realcustom_jax.model_files.network import TextEncoder
 from realcustom_jax.model_files.source import FolderSource
 from realcustom_jax.model_files.tensors import read_tensors
-from realcustom_jax.pipeline import TextEncoder
 
 from mini_bundle import SIDE, WORDS
 

@@ -20,6 +20,7 @@ from realcustom_jax.model_files.locate import ASSETS
 from realcustom_jax.model_files.source import FolderSource
 from realcustom_jax.pipeline import Pipeline, Result
 from realcustom_jax.presets import Preset
+from realcustom_jax.sampling.solvers import make_solver
 
 from mini_bundle import SIDE
 
@@ -73,6 +74,20 @@ def test_one_run_writes_pictures_masks_and_the_sheet(command, tmp_path):
     (["--branches", "both"], "'both'.*fused"),
     (["--image", DOG, "--image", CAR], r"2 reference\(s\) and 1 target\(s\)"),
     (["--colour", "red"], "--colour"),
+    (["--vision-scale", "much"], "'much' is no strength; expected a number, one for each subject"),
+    (["--vision-scale", "up"], "is no strength"),
+    (["--mask", "1,2,3"], "expected the four numbers of a box"),
+    (["--mask", "nowhere.png"], "nowhere.png does not exist"),
+    (["--mask", "1,2,3,4", "--mask", "auto"], r"2 mask\(s\) and 1 target\(s\)"),
+    (["--mask-image", "1,2,3,4"], "mask_image is given without init_image"),
+    (["--strength", "0.5"], "strength is given without init_image"),
+    (["--init-image", DOG, "--strength", "2"], "strength is 2.0"),
+    (["--init-image", "nowhere.png"], "nowhere.png does not exist"),
+    (["--lora", "nowhere.safetensors:0.5"], "the LoRA nowhere.safetensors does not exist"),
+    (["--lora", f"{DOG}:nan"], "the scale of the LoRA"),
+    (["--guidance-mode", "naiv"], "did you mean 'naive'"),
+    (["--text-guidance", "2"], "text_guidance is 2.0; the guidance mode"),
+    (["--solver", "heun"], "Unknown solver 'heun'"),
 ])
 def test_bad_input_is_one_sentence_and_exit_code_2(command, arguments, message):
     code, lines, files = command(*arguments)
@@ -96,7 +111,9 @@ def test_what_no_model_takes_is_told_before_one_is_loaded(monkeypatch, tmp_path,
             (["--image", "nowhere.png", "--target", "dog"], "nowhere.png"),
             (["--preset", "papper"], "did you mean 'paper'"), (["--config", str(config)], "refine is -3"),
             (["--batch", str(rows), "--prompt", "a dog"], "--batch brings .* so --prompt would not be used"),
-            (["--batch", str(rows), "--image", DOG, "--target", "dog"], "so --image, --target would not be used")):
+            (["--batch", str(rows), "--image", DOG, "--target", "dog"], "so --image, --target would not be used"),
+            (["--batch", str(rows), "--strength", "0.5"], "so --strength would not be used"),
+            (["--lora", "nowhere.safetensors"], "nowhere.safetensors does not exist")):
         code, lines, _ = _runner(tmp_path, capsys)(*arguments)
         assert code == 2 and re.search(message, lines[-1]), lines
 
@@ -339,3 +356,32 @@ def test_a_config_sets_options_and_the_command_line_wins(tmp_path, capsys):
 def test_the_configs_of_published_models_are_options_and_a_preset(name):
     options = sample.parse(["--config", str(Path(sample.__file__).parent / "configs" / f"{name}.py")])
     assert Preset(**options.preset).guidance_scale == 3.5 and options.dtype == "bfloat16"
+
+
+@pytest.mark.parametrize("name, solver, lora, unet", [
+    ("sdxl_lightning", "euler", "ckpts/sdxl_lightning_4step_lora.safetensors", None),
+    ("sdxl_turbo", "euler_ancestral", None, "stabilityai/sdxl-turbo"), ("sdxl_lcm", "lcm", "ckpts/lcm-lora-sdxl", None)])
+def test_the_configs_of_few_steps(name, solver, lora, unet):
+    options = sample.parse(["--config", str(Path(sample.__file__).parent / "configs" / f"{name}.py")])
+    preset = Preset(**options.preset)
+    assert (preset.solver, preset.guidance_scale, preset.freeze_mask_step, options.steps) == (solver, 1.0, 2, 4)
+    assert (options.lora, options.unet) == (lora and [(lora, 1.0)], unet)
+    assert len(make_solver(preset.solver, options.steps).timesteps) == 4
+
+
+@pytest.mark.parametrize("text, expected", [
+    ("style.safetensors:0.8", ("style.safetensors", 0.8)), ("style.safetensors", ("style.safetensors", 1.0)),
+    ("C:\\loras\\style.safetensors", ("C:\\loras\\style.safetensors", 1.0)), ("a:-0.5", ("a", -0.5)), (":1", (":1", 1.0)),
+])
+def test_loras_with_their_scales(text, expected):
+    assert sample.parse(["--lora", text]).lora == [expected]
+
+
+@pytest.mark.parametrize("arguments, name, expected", [
+    (["--vision-scale", "0.5"], "vision_scale", 0.5), (["--vision-scale", "1,0.5"], "vision_scale", [1.0, 0.5]),
+    (["--vision-scale", "up=0.5, down_blocks.1=0"], "vision_scale", {"up": 0.5, "down_blocks.1": 0.0}),
+    (["--mask", "1,2,3,4.5"], "mask", [[1, 2, 3, 4.5]]), (["--mask", "auto", "--mask", "m.png"], "mask", [None, "m.png"]),
+    (["--mask-image", "0,0,9,9"], "mask_image", [0, 0, 9, 9]),
+])
+def test_strengths_and_regions_of_the_command_line(arguments, name, expected):
+    assert getattr(sample.parse(arguments), name) == expected

@@ -49,10 +49,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--num-subjects", type=int, default=24, help="each with two prompts")
     add("--seed", type=int, default=0, help="of subjects, prompts and noise")
     add("--batch-size", type=int, default=8, help="cases at a time")
+    add("--few-steps", action="store_true", help="load the model's form for few steps")
     add("--steps", type=int, help="of the solver (the preset's)")
     add("--solver", help="one of sample.py's (the preset's)")
     add("--guidance", type=float, help="scale of classifier-free guidance; 1 is none (the preset's)")
-    add("--few-steps", action="store_true", help="the model's form for a few steps, with its own choices of these")
     add("--methods", default=",".join(METHODS), help="which methods, with commas between (%(default)s)")
     add("--json", type=Path, help="file to write the scores to")
     add("--out", type=Path, help="folder to write contact sheets to: one a task, and failures.png")
@@ -63,11 +63,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def _run(options: argparse.Namespace) -> None:
     started = time.monotonic()
     tasks = _check(options)
-    generator = Generator.load(options.model, options.adapter, few_steps=options.few_steps)
-    given = {"steps": options.steps, "solver": options.solver, "guidance_scale": options.guidance}
-    preset = dataclasses.replace(
-        generator.pipeline.preset, **{name: x for name, x in given.items() if x is not None})
-    generator = dataclasses.replace(generator, pipeline=dataclasses.replace(generator.pipeline, preset=preset))
+    generator = dataclasses.replace(
+        Generator.load(options.model, options.adapter, few_steps=options.few_steps), steps=options.steps,
+        solver=options.solver,
+        options={} if options.guidance is None else {
+            "guidance_scale": None if options.guidance == 1 else options.guidance})
     methods = _names(options.methods, "method", METHODS)
     size = generator.picture_size
     # Cut-outs keep their resolution in relation to the pictures.
@@ -85,8 +85,8 @@ def _run(options: argparse.Namespace) -> None:
             results[task], entries[task] = _score(generator, cases[task], outputs, options.seed, world)
     report = {
         "model": str(options.model), "adapter": options.adapter and str(options.adapter), "seed": options.seed,
-        "num_subjects": options.num_subjects, "few_steps": options.few_steps, "steps": preset.steps,
-        "solver": preset.solver, "guidance": preset.guidance_scale, "tasks": entries, "judge": judge,
+        "num_subjects": options.num_subjects, "few_steps": options.few_steps, "steps": options.steps,
+        "solver": options.solver, "guidance": options.guidance, "tasks": entries, "judge": judge,
         "seconds": round(time.monotonic() - started)}
     for task, entry in entries.items():
         print(f"\n## {task}\n\n{markdown_table(task, entry)}")

@@ -37,24 +37,27 @@ from realcustom_jax.sampling.lanes import Conditioning
 from realcustom_jax.sampling.masks import MaskConfig
 from realcustom_jax.sampling.options import noise_of_steps, seeded_noise
 from realcustom_jax.sampling.sampler import sample_latents, sample_text_only
-from realcustom_jax.sampling.solvers import Solver, make_solver
+from realcustom_jax.sampling.solvers import Solver
 
 METHODS: tuple[str, ...] = ("text_only", "described", "no_mask", "sequential", "fused")
 
 
 @dataclasses.dataclass(frozen=True)
 class Generator:
-    """A model, which makes pictures as its preset says, and the judge that came with it. All noise, that of a solver's
-    steps too, is of the cases' seeds. `options` replace what `sampler` says, for studies."""
+    """A model and the judge that came with it; steps and solver, None: as the model's preset says. `options` replace
+    what `sampler` says, for studies."""
 
     pipeline: Pipeline
     judge: TrainedJudge
+    steps: int | None = None
+    solver: str | None = None
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @classmethod
-    def load(cls, model: str | Path, adapter: str | Path | None = None, *, few_steps: bool = False) -> "Generator":
-        """Loads a model folder, or the bundled miniature "mini". Raises as `Pipeline.load` and `load_judge`."""
-        pipeline = Pipeline.load(model, adapter, few_steps=few_steps)
+    def load(cls, model: str | Path, adapter: str | Path | None = None, **options) -> "Generator":
+        """Loads a model folder, or the bundled miniature "mini"; options and errors as of `Pipeline.load`, errors of
+        `load_judge` too."""
+        pipeline = Pipeline.load(model, adapter, **options)
         return cls(pipeline, load_judge(ModelSource.open(model).root))
 
     @property
@@ -73,8 +76,8 @@ class Generator:
         """Makes one picture of each case of a task. Batches of one length share a compilation."""
         check_choice("method", method, METHODS)
         positive, negative, target = self._conditionings(cases, method == "described")
-        pipeline, preset = self.pipeline, self.pipeline.preset
-        solver = make_solver(preset.solver, preset.steps, betas=pipeline.betas, prediction=pipeline.prediction)
+        preset = self.pipeline.preset
+        solver = self.pipeline.make_solver(self.steps or preset.steps, self.solver or preset.solver)
         options = self.sampler(target.shape[1])
         fresh = [noise_of_steps(solver, case.seed, 1, self.pipeline.latent_shape()) for case in cases]
         if solver.fresh is not None:

@@ -16,7 +16,7 @@ from realcustom_jax.conditioning.vocabulary import Vocabulary
 from realcustom_jax.errors import naming
 from realcustom_jax.model_files import locate, single_file
 from realcustom_jax.model_files.kinds import advice, identify
-from realcustom_jax.model_files.source import FewSteps, ModelSource
+from realcustom_jax.model_files.source import ModelSource
 from realcustom_jax.model_files.tensors import LazyTensors, read_tensors
 from realcustom_jax.presets import Preset
 
@@ -105,7 +105,7 @@ class PatchedSource(ModelSource):
     def preset(self) -> Preset:
         return self._model.preset()
 
-    def few_steps(self) -> FewSteps:
+    def few_steps(self) -> tuple[Path, dict[str, Any]]:
         return self._model.few_steps()
 
     def vocabulary(self) -> Vocabulary | None:

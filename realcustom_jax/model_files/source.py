@@ -11,7 +11,6 @@ nothing outside of it asks what a model's files look like: a new layout is one c
 """
 
 import abc
-import dataclasses
 import functools
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,37 +20,23 @@ import numpy as np
 from transformers import CLIPTokenizer
 
 from realcustom_jax.conditioning.vocabulary import Vocabulary
-from realcustom_jax.errors import check_choice, naming
+from realcustom_jax.errors import naming
 from realcustom_jax.model_files import locate, single_file, weights
 from realcustom_jax.model_files.adapter import Adapter, check_backbone, find_adapter
-from realcustom_jax.model_files.bundle import FEW_STEPS, FEW_STEPS_LORA, WEIGHT_FILES
+from realcustom_jax.model_files.bundle import FEW_STEPS, WEIGHT_FILES
 from realcustom_jax.model_files.kinds import advice, identify
-from realcustom_jax.model_files.prediction import PREDICTIONS, said_of
+from realcustom_jax.model_files.prediction import said_of
+from realcustom_jax.model_files.schedule import read_schedule, read_solver
 from realcustom_jax.model_files.tensors import LazyTensors, read_tensors, reads_headers_only
 from realcustom_jax.model_files.tokenizer import read_tokenizer
 from realcustom_jax.models.clip_text import ClipTextConfig
-from realcustom_jax.presets import PRESETS, Preset, find_preset, replace_choices
-from realcustom_jax.sampling.solvers import betas
+from realcustom_jax.presets import PRESETS, Preset, find_preset
 
 _LOADERS = {
     "unet": weights.load_unet, "vae": weights.load_autoencoder, "text_encoder": weights.load_text_encoder,
     "text_encoder_2": weights.load_text_encoder, "image_encoder_siglip": weights.load_vision_encoder,
     "image_encoder_dinov2": weights.load_vision_encoder,
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class FewSteps:
-    """The form of a model for which a few steps suffice: the model itself with a LoRA, and what is used with it."""
-
-    lora: Path
-    choices: Mapping[str, Any]
-    """Of `presets.Preset`; what is not among them is as the model's preset says."""
-
-    @property
-    def steps(self) -> int:
-        """How many it was made for."""
-        return self.choices["steps"]
 
 
 class ModelSource(abc.ABC):
@@ -118,12 +103,6 @@ class ModelSource(abc.ABC):
     def preset(self) -> Preset:
         """How the model is best used, as it says itself; the default where it says nothing."""
 
-    def few_steps(self) -> FewSteps:
-        """The model's form for a few steps. Raises FileNotFoundError for a model without one, which `has` tells of
-        "few_steps", and FileNotFoundError or ValueError that names a missing or damaged file."""
-        raise FileNotFoundError(f"{self.root} has no form for a few steps, a folder {FEW_STEPS}: leave few_steps "
-                                "(--few-steps) out, or give a LoRA for few steps with loras (--lora).")
-
     @abc.abstractmethod
     def vocabulary(self) -> Vocabulary | None:
         """The words that the model learnt; None for a model of open vocabulary."""
@@ -158,7 +137,19 @@ class ModelSource(abc.ABC):
             file = self.unet_file() if self.has("unet") else LazyTensors({})
             said = said_of(file, file.metadata, prediction)
         with naming(self.place("scheduler")):
-            return _schedule(self.config("scheduler") | said)
+            return read_schedule(self.config("scheduler") | said)
+
+    def solver(self) -> dict[str, Any]:
+        """The arguments of `solvers.make_solver` by which the model's scheduler samples (module `schedule`); empty
+        where the model says nothing, or what is not supported, which is warned of. Raises as `config`."""
+        with naming(self.place("scheduler")):
+            return read_solver(self.config("scheduler"))
+
+    def few_steps(self) -> tuple[Path, dict[str, Any]]:
+        """(a LoRA with which few steps suffice, the choices of `Preset` that are made then). Raises FileNotFoundError
+        where the model brings no such form."""
+        raise FileNotFoundError(f"{self.root} brings no form for few steps ({FEW_STEPS}/): leave few_steps out, or "
+                                "give a LoRA that was distilled for them with loras (--lora).")
 
     def adapter(self) -> Adapter:
         """The adapter that comes with the model. Raises FileNotFoundError for a base model, which has none."""
@@ -241,23 +232,16 @@ class FolderSource(ModelSource):
             choices = self._document("preset.json")
             return PRESETS["default"] if choices is None else find_preset(choices)
 
-    def few_steps(self) -> FewSteps:
-        if not (folder := self.place(FEW_STEPS)).is_dir():
-            return super().few_steps()
-        for file in (folder / FEW_STEPS_LORA, folder / "preset.json"):
-            if not file.is_file():
-                raise FileNotFoundError(f"The model's form for a few steps is not complete: {file} is missing.")
-        with naming(folder / "preset.json"):
-            choices = self._document(f"{FEW_STEPS}/preset.json")
-            replace_choices(self.preset(), choices)
-            if "steps" not in choices:
-                raise ValueError("steps is missing: how many steps the LoRA beside it was made for.")
-        return FewSteps(folder / FEW_STEPS_LORA, choices)
-
     def vocabulary(self) -> Vocabulary | None:
         with naming(self.root / "vocabulary.json"):
             words = self._document("vocabulary.json")
             return None if words is None else Vocabulary.from_config(words)
+
+    def few_steps(self) -> tuple[Path, dict[str, Any]]:
+        if not self.has(FEW_STEPS):
+            return super().few_steps()
+        folder = self.place(FEW_STEPS)
+        return folder / "lora.safetensors", locate.read_config(folder / "preset.json")
 
     @property
     def no_negative(self) -> str:
@@ -342,30 +326,3 @@ class SingleFileSource(ModelSource):
 
 def _no_autoencoder(root: Path) -> FileNotFoundError:
     return FileNotFoundError(f"{root} holds no autoencoder; give one with vae (--vae), a file or a folder.")
-
-
-_SCHEDULES = {"scaled_linear": "squared_linear", "squaredcos_cap_v2": "cosine"}  # diffusers' names → ours
-_ENDS = (0.00085, 0.012)
-
-
-def _schedule(config: Mapping[str, Any]) -> tuple[np.ndarray, str]:
-    """(betas [T], prediction) of a diffusers `scheduler_config.json`."""
-    kind = config.get("_class_name", "")
-    if "FlowMatch" in kind or kind.startswith("EDM") or config.get("trained_betas") is not None:
-        raise ValueError(f"this model was made for {kind or 'a schedule'} with another noise than Stable "
-                         "Diffusion's (flow matching, EDM, trained betas), which is not supported.")
-    # What a file leaves out is as the class that it names has it. Without a class it is as Stable Diffusion has it.
-    ours = kind in ("", "LCMScheduler", "TCDScheduler")
-    name = config.get("beta_schedule", "scaled_linear" if ours else "linear")
-    ends = tuple(config.get(key, value) for key, value in zip(
-        ("beta_start", "beta_end"), _ENDS if ours else (1e-4, 0.02), strict=True))
-    if name == "linear" or name == "scaled_linear" and not np.allclose(ends, _ENDS):
-        missing = [key for key in ("beta_schedule", "beta_start", "beta_end") if key not in config]
-        without = f" ({kind}'s own, as the file lacks {', '.join(missing)})" if missing else ""
-        raise ValueError(f"beta_schedule, beta_start, beta_end are {name}, {ends[0]:g}, {ends[1]:g}{without}; only "
-                         f"Stable Diffusion's scaled_linear, {_ENDS[0]}, {_ENDS[1]} are supported.")
-    values = betas(_SCHEDULES.get(name, name), config.get("num_train_timesteps", 1000),
-                   terminal_pure_noise=config.get("rescale_betas_zero_snr", False))
-    prediction = config.get("prediction_type", "epsilon")
-    check_choice("prediction_type", prediction, PREDICTIONS)
-    return values, prediction

@@ -18,12 +18,13 @@ from realcustom_jax.devices.platform import Platform
 from realcustom_jax.devices.shapes import array_shape, batch_shapes, tree_shapes
 from realcustom_jax.model_files import locate, single_file, weights
 from realcustom_jax.model_files.adapter import find_adapter, image_prompt_settings
+from realcustom_jax.model_files.network import Network, TextEncoder
 from realcustom_jax.models.clip_text import ClipText, ClipTextConfig
 from realcustom_jax.models.projector import Projector, ProjectorConfig
 from realcustom_jax.models.unet import UNet, UNetConfig
 from realcustom_jax.models.vae import Autoencoder, VAEConfig
 from realcustom_jax.models.vit import VisionTransformer, VitConfig
-from realcustom_jax.pipeline import Network, Pipeline, TextEncoder
+from realcustom_jax.pipeline import Pipeline
 from realcustom_jax.sampling.solvers import betas
 from realcustom_jax.training.published.config import PublishedConfig
 from realcustom_jax.training.published.features import Encoders

@@ -14,11 +14,12 @@ from jax.experimental import multihost_utils
 
 from realcustom_jax.model_files import bundle, fingerprint, weights
 from realcustom_jax.model_files.adapter import image_prompt_settings, scaled_tokens, vision_from_text_tensors
+from realcustom_jax.model_files.network import Network
 from realcustom_jax.model_files.source import ModelSource
 from realcustom_jax.models.projector import Projector, ProjectorConfig
 from realcustom_jax.models.unet import UNetConfig
 from realcustom_jax.models.vit import VitConfig
-from realcustom_jax.pipeline import Network, Pipeline
+from realcustom_jax.pipeline import Pipeline
 from realcustom_jax.training.published.config import FreshAdapterConfig
 
 

@@ -28,8 +28,9 @@ from realcustom_jax.devices.compilation import enable_compilation_cache
 from realcustom_jax.devices.shared_disk import on_first_process
 from realcustom_jax.model_files import bundle
 from realcustom_jax.model_files.adapter import adapter_tensors, find_adapter, merge_unet, split_unet
+from realcustom_jax.model_files.network import Network
 from realcustom_jax.model_files.source import ModelSource
-from realcustom_jax.pipeline import Network, Pipeline
+from realcustom_jax.pipeline import Pipeline
 from realcustom_jax.training.checkpoints import check_run
 from realcustom_jax.training.dropout import draw_dropped, replace_dropped
 from realcustom_jax.training.loop import fit
