@@ -81,17 +81,23 @@ def test_the_model_itself_stays_as_it_is(folder, mini_pipeline):
     (["--steps", "4", "--preset", "paper"], False), (["--steps", "4", "--adapter", "other"], False),
     (["--steps", "4", "--unet", "other"], False),
 ])
-def test_the_command_takes_it_for_as_few_steps_and_says_so(folder, capsys, arguments, taken):
-    options = sample.parse(["--model", str(folder), *arguments])
-    assert sample._few_steps(options) is taken
-    said = capsys.readouterr().err
-    assert ("--no-few-steps" in said) == (taken and "--few-steps" not in arguments)
-    assert len(said.splitlines()) <= 1
+def test_the_command_takes_it_for_as_few_steps(folder, arguments, taken):
+    assert sample._suffices_few_steps(sample.parse(["--model", str(folder), *arguments])) is taken
+
+
+@pytest.mark.slow
+def test_the_command_says_so_in_one_line(folder, tmp_path, capsys):
+    for arguments, steps in (["--steps", "4"], 4), (["--steps", "4", "--no-few-steps"], None):
+        assert sample.main(["--model", str(folder), "--out", str(tmp_path / "out"), *arguments]) == 0
+        said = [line for line in capsys.readouterr().err.splitlines() if "few steps" in line]
+        assert said == ([] if steps is None else [
+            "For 4 steps its form for few steps is used: solver ddim, guidance 1, where you say nothing else; "
+            "--no-few-steps takes the model itself."])
 
 
 def test_without_one_few_steps_are_the_models_own(mini_folder):
-    assert sample._few_steps(sample.parse(["--model", str(mini_folder), "--steps", "4"])) is False
-    with pytest.raises(FileNotFoundError, match="has no form for a few steps"):
+    assert sample._suffices_few_steps(sample.parse(["--model", str(mini_folder), "--steps", "4"])) is False
+    with pytest.raises(FileNotFoundError, match="brings no form for few steps"):
         Pipeline.load(mini_folder, few_steps=True)
 
 
@@ -99,7 +105,7 @@ def test_without_one_few_steps_are_the_models_own(mini_folder):
     ({"solver": "ddim"}, "few_steps/preset.json: steps is missing"),
     ({"steps": 0}, "few_steps/preset.json: steps is 0; expected a whole number"),
     ({"steps": 4, "solvr": "ddim"}, "few_steps/preset.json: .*did you mean 'solver'"),
-    (None, "preset.json is missing"),
+    (None, "preset.json does not exist"),
 ])
 def test_a_damaged_one_is_named(folder, tmp_path, choices, message):
     shutil.copytree(folder, tmp_path / "model")

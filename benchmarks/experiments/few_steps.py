@@ -28,7 +28,6 @@ from realcustom_jax.evaluation.scores import METRICS, score_masks, score_picture
 from realcustom_jax.files import png, write_file, write_json
 from realcustom_jax.sampling.options import seeded_noise
 from realcustom_jax.sampling.sampler import sample_latents
-from realcustom_jax.sampling.solvers import make_solver
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +108,7 @@ def time_loop(model: str, runs: int) -> dict[str, list[float]]:
         negative = pipeline.encode_negative(None, positive).replace(vision=nothing[None, None])
         positive = positive.replace(vision=vision[None, None])
         marks = jnp.asarray(pipeline.mark_targets(prompt, ["dog"]))[None]
-        solver = make_solver(preset.solver, preset.steps, betas=pipeline.betas, prediction=pipeline.prediction)
+        solver = pipeline.make_solver(preset.steps, preset.solver)
         sample = jax.jit(lambda params, *inputs, unet=pipeline.unet.module, solver=solver, preset=preset, row=row: (
             sample_latents(unet, params, *inputs, solver=solver, branches=row.method,
                            guidance_scale=None if preset.guidance_scale == 1 else preset.guidance_scale,
