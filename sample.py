@@ -53,8 +53,9 @@ def _run(options: argparse.Namespace) -> int:
             unet=options.unet, prediction=options.prediction, loras=options.lora or (), preset=options.preset,
             dtype=options.dtype, offload=options.offload, few_steps=few_steps)
     if few_steps:
-        say(f"For {options.steps} steps its form for few steps is used: solver {pipeline.preset.solver}, "
-            f"guidance {pipeline.preset.guidance_scale:g}, where you say nothing else.")
+        say(f"For {options.steps or pipeline.preset.steps} steps its form for few steps is used: solver "
+            f"{pipeline.preset.solver}, guidance {pipeline.preset.guidance_scale:g}, where you say nothing else; "
+            "--no-few-steps takes the model itself.")
     choices |= {"negative_prompt": options.negative_prompt, "width": options.width, "height": options.height}
     if options.memory:
         return _say_memory(pipeline, choices, rows, references=max(len(options.image or [None]), len(
@@ -80,12 +81,17 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _suffices_few_steps(options: argparse.Namespace) -> bool:
-    """Whether the model brings a form for as few steps as are asked for."""
+    """Whether the model is taken in its form for few steps: as the user says, or else where it brings one for as few
+    as are asked for, and is used with its own UNet, adapter and preset, which that form was made for."""
     from realcustom_jax.model_files.bundle import FEW_STEPS
     from realcustom_jax.model_files.source import ModelSource
 
+    if options.few_steps is not None:
+        return options.few_steps
+    if not options.steps or options.unet or options.adapter or options.preset:
+        return False
     model = ModelSource.open(options.model)
-    return bool(options.steps) and model.has(FEW_STEPS) and options.steps <= model.few_steps()[1].get("steps", 0)
+    return model.has(FEW_STEPS) and options.steps <= model.few_steps()[1]["steps"]
 
 
 def _prompt(options: argparse.Namespace) -> str:
@@ -196,6 +202,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument_group("steps and guidance").add_argument
     add("--steps", type=int, help="of the solver (the preset's, 25); a model that brings a form for few steps "
                                   "(few_steps/), as the miniature does for 4, is loaded in it for as few")
+    add("--few-steps", action=argparse.BooleanOptionalAction, help="load the model in that form, or never")
     add("--solver", help="dpm_single, dpm_multi, ddim, euler, euler_ancestral or lcm (the preset's, the model's)")
     add("--guidance", type=float, help="scale of classifier-free guidance; 1 is none, and faster (the preset's)")
     add("--guidance-mode", default="none_direct",
@@ -211,7 +218,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--mask", type=_region, action="append",
         help="where the subject is to be: a picture that is white there, a box left,top,right,bottom in pixels, or "
              "auto (as attention finds it); one for each subject")
-    add("--branches", default="fused", help="fused or sequential: how guidance and generation are run")
+    add("--branches", help="fused or sequential: how guidance and generation are run (the preset's, mostly fused)")
     add("--freeze-mask-step", type=int, help="keep the mask from this step on (the preset's)")
 
     add = parser.add_argument_group("a picture to begin with").add_argument

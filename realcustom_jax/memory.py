@@ -72,7 +72,7 @@ class Memory:
 
 def sampler_memory(
     pipeline: Pipeline, *, width: int | None = None, height: int | None = None, num_images: int = 1,
-    references: int = 1, branches: str = "fused", steps: int | None = None, scope: float | None = None,
+    references: int = 1, branches: str | None = None, steps: int | None = None, scope: float | None = None,
     freeze_mask_step: int | None = None, guidance_scale: float | None = None, guidance_mode: str = "none_direct",
     solver: str | None = None, masks: bool = False, compiled: bool = False,
 ) -> Memory:
@@ -83,7 +83,7 @@ def sampler_memory(
     weights are not needed: the pipeline may have been loaded under `tensors.headers_only`.
     """
     given = {"scope": scope, "freeze_mask_step": freeze_mask_step, "guidance_scale": guidance_scale,
-             "steps": steps, "solver": solver}
+             "steps": steps, "solver": solver, "branches": branches}
     choices = dataclasses.replace(pipeline.preset, **{name: x for name, x in given.items() if x is not None})
     shape = pipeline.latent_shape(width, height)
     noise, positive, target = _inputs(pipeline, num_images, references, shape)
@@ -92,7 +92,7 @@ def sampler_memory(
         "noise": noise, "positive": positive, "negative": None if guidance is None else positive, "target": target,
         "guidance_scale": guidance, "masks": array_shape(num_images, references, *shape[:2]) if masks else None}
     options = {
-        "solver": pipeline.make_solver(choices.steps, choices.solver), "branches": branches,
+        "solver": pipeline.make_solver(choices.steps, choices.solver), "branches": choices.branches,
         "mask": choices.mask_config(*shape[:2], references),
         "freeze_mask_step": choices.freeze_mask_step, "guidance": Guidance(guidance_mode)}
 

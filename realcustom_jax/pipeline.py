@@ -168,7 +168,7 @@ class Pipeline:
         tokenizers = [words.tokenizer(i, positions=model.text_positions(i)) for i in range(len(model.text_encoders))]
         encoders.check("image_encoder_siglip", "image_encoder_dinov2")
         preset = model.preset() if preset is None else find_preset(preset)
-        preset = dataclasses.replace(preset, **given.conditioning, **(few[1] if few else {}))
+        preset = dataclasses.replace(preset, **(few[1] if few else {}) | given.conditioning)
         betas, prediction = model.schedule(prediction)
 
         def encoder(source: ModelSource, part: str, **options) -> Network:
@@ -187,7 +187,7 @@ class Pipeline:
             projector=Network(*load_adapter_projector(given, dtype=dtype, platform=platform)),
             vision_settings=given.vision if preset.local is None else dataclasses.replace(
                 given.vision, local=preset.local),
-            betas=betas, prediction=prediction, 
+            betas=betas, prediction=prediction,
             solver={} if preset.solver else model.solver(),
             sample_size=model.config("unet").get("sample_size") or 64,
             preset=preset, no_negative=model.no_negative, vocabulary=model.vocabulary(), offload=offload,
@@ -209,7 +209,7 @@ class Pipeline:
         guidance_scale: float | None = None,
         scope: float | None = None,
         freeze_mask_step: int | None = None,
-        branches: str = "fused",
+        branches: str | None = None,
         negative_prompt: str | None = None,
         normalize: str | None = None,
         overlap: str | None = None,
@@ -264,11 +264,10 @@ class Pipeline:
             FileNotFoundError, ValueError: an input that cannot be used.
         """
         given = {"guidance_scale": guidance_scale, "scope": scope, "freeze_mask_step": freeze_mask_step,
-                 "normalize": normalize, "steps": steps, "solver": solver}
+                 "normalize": normalize, "steps": steps, "solver": solver, "branches": branches}
         choices = dataclasses.replace(self.preset, **{k: v for k, v in given.items() if v is not None})
         references, targets = _paired(image, target)
-        check_options(seed=seed, num_images=num_images, steps=steps, guidance_scale=choices.guidance_scale,
-                      scope=choices.scope, freeze_mask_step=choices.freeze_mask_step, branches=branches, solver=solver,
+        check_options(seed=seed, num_images=num_images, guidance_scale=choices.guidance_scale,
                       vision_scale=vision_scale, guidance_mode=guidance_mode, text_guidance=text_guidance,
                       rescale=rescale, strength=strength, masks=masks, init_image=init_image, mask_image=mask_image)
         regions = listed_regions(masks, len(targets))
@@ -288,7 +287,7 @@ class Pipeline:
         guidance = None if choices.guidance_scale == 1 else jnp.float32(choices.guidance_scale)
         strengths = ({block: jnp.float32(x) for block, x in vision_scale.items()}
                      if isinstance(vision_scale, Mapping) else jnp.float32(vision_scale))
-        options = {"solver": schedule, "guidance_scale": guidance, "mask": mask, "branches": branches,
+        options = {"solver": schedule, "guidance_scale": guidance, "mask": mask, "branches": choices.branches,
                    "freeze_mask_step": choices.freeze_mask_step, "vision_scale": strengths,
                    "noise_per_step": noise_of_steps(schedule, seed, num_images, shape),
                    "guidance": Guidance(guidance_mode, text_guidance, rescale),

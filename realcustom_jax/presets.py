@@ -13,6 +13,7 @@ from typing import Any
 from realcustom_jax.conditioning.size import SIZE_ORDERS
 from realcustom_jax.errors import check_choice
 from realcustom_jax.sampling.masks import NORMALIZATIONS, SELECTIONS, SHARING, MaskConfig
+from realcustom_jax.sampling.sampler import BRANCHES
 from realcustom_jax.sampling.solvers import SOLVERS
 
 _CHOICES = {
@@ -20,7 +21,7 @@ _CHOICES = {
     "pooled": ("unprojected", "projected"), "size_order": SIZE_ORDERS,
     "weight_order": ("adapter_last", "base_last"), "match": ("word", "released"), "local": (None, "phases", "tiles"),
     "overlap": ("sum", *SHARING), "no_negative": (None, "encoded", "zeros"),
-    "solver": (None, *SOLVERS),
+    "solver": (None, *SOLVERS), "branches": BRANCHES,
 }
 
 
@@ -54,8 +55,8 @@ class Preset:
             it spreads over the things that it lies on (paper); 0 does not (released).
         binary: a mask is 1 where it is not 0, instead of as strong as the map.
         overlap: how the masks of several references share a picture, see `masks.owners`; "sum" lets them overlap.
-        scope, freeze_mask_step, guidance_scale, negative_prompt, steps: defaults of a pipeline's call; an empty
-            negative prompt stands for none.
+        scope, freeze_mask_step, guidance_scale, negative_prompt, steps, branches: defaults of a pipeline's call; an
+            empty negative prompt stands for none.
         solver: of `solvers.SOLVERS`, with trailing timesteps; None: as the model's scheduler says.
         no_negative: what the negative lane reads where there is no negative prompt: the text encoder's states of the
             empty text ("encoded") or states of zeros ("zeros", diffusers' `force_zeros_for_empty_prompt`); None: as the
@@ -79,6 +80,7 @@ class Preset:
     guidance_scale: float = 3.5
     steps: int = 25
     solver: str | None = None
+    branches: str = "fused"
     negative_prompt: str = ""
     no_negative: str | None = None
 
@@ -132,8 +134,13 @@ def find_preset(preset: str | Preset | Mapping[str, Any]) -> Preset:
     if isinstance(preset, Preset):
         return preset
     if isinstance(preset, Mapping):
-        for name in preset:
-            check_choice("choice of a preset", name, (field.name for field in dataclasses.fields(Preset)))
-        return Preset(**preset)
+        return replace_choices(Preset(), preset)
     check_choice("preset", preset, PRESETS)
     return PRESETS[preset]
+
+
+def replace_choices(preset: Preset, choices: Mapping[str, Any]) -> Preset:
+    """The preset with other choices, by their names. Raises ValueError for an unknown name or choice."""
+    for name in choices:
+        check_choice("choice of a preset", name, (field.name for field in dataclasses.fields(Preset)))
+    return dataclasses.replace(preset, **choices)

@@ -18,7 +18,14 @@ from realcustom_jax.evaluation.cases import TASKS, Case, make_cases, paint_bound
 from realcustom_jax.evaluation.cli import main
 from realcustom_jax.evaluation.generate import METHODS, Generator
 from realcustom_jax.evaluation.judge import ATTRIBUTES, Opinions, save_judge
-from realcustom_jax.evaluation.metrics import bootstrap_interval, overlap, quality, roc_area, summarize
+from realcustom_jax.evaluation.metrics import (
+    bootstrap_interval,
+    overlap,
+    quality,
+    ratio_with_interval,
+    roc_area,
+    summarize,
+)
 from realcustom_jax.evaluation.report import TaskResult, markdown_table, task_sheet, worst_cases
 from realcustom_jax.evaluation.scores import (
     METRICS,
@@ -76,6 +83,15 @@ def test_bootstrap_interval_covers_the_mean_and_widens_with_clusters():
     narrow, wide = bootstrap_interval(values, np.arange(200)), bootstrap_interval(values, np.repeat(np.arange(20), 10))
     assert wide[1] - wide[0] > 2 * (narrow[1] - narrow[0])
     assert bootstrap_interval(values, np.arange(200)) == narrow
+
+
+def test_a_ratio_is_of_means_and_pairs_cancel_what_subjects_share():
+    subjects, values = np.repeat(np.arange(20), 2), np.random.default_rng(0).uniform(0.2, 1, 40)
+    same = ratio_with_interval(0.9 * values, values, subjects)
+    assert same == {"value": 0.9, "ci95": [0.9, 0.9]}
+    assert ratio_with_interval(np.array([1.0, 0.0]), np.array([1.0, 3.0]), np.array([0, 1]))["value"] == 0.25
+    low, high = ratio_with_interval(values[::-1], values, subjects)["ci95"]
+    assert low < 1 < high and high - low > 0.1
 
 
 def test_summary_separates_the_groups():

@@ -27,7 +27,7 @@ WEIGHT_FILES = {
     "adapter": "realcustom.safetensors",
     "judge": "model.safetensors",
 }
-FEW_STEPS = "few_steps"
+FEW_STEPS, FEW_STEPS_LORA = "few_steps", "lora.safetensors"
 
 
 def save_part(bundle: Path, part: str, config: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> None:
@@ -37,9 +37,9 @@ def save_part(bundle: Path, part: str, config: Mapping[str, Any], tensors: Mappi
 
 
 def save_few_steps(bundle: Path, choices: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> None:
-    """Writes the form of a model that a few steps suffice: a LoRA (names of PEFT), and the choices of
+    """Writes the form of a model for which a few steps suffice: a LoRA (names of PEFT), and the choices of
     `presets.Preset` that it was made for."""
-    write_file(bundle / FEW_STEPS / "lora.safetensors", safetensors.numpy.save(dict(tensors)))
+    write_file(bundle / FEW_STEPS / FEW_STEPS_LORA, safetensors.numpy.save(dict(tensors)))
     write_json(bundle / FEW_STEPS / "preset.json", choices)
 
 

@@ -56,7 +56,7 @@ _LOCAL = {"ckpt", "ckpts", "checkpoint", "checkpoints", "data", "exp", "experime
 
 # Of a hub repository: its parts' folders, and not the many other forms in which it holds the same weights.
 _FETCHED = ("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler",
-            "image_encoder_siglip", "image_encoder_dinov2", "adapter")
+            "image_encoder_siglip", "image_encoder_dinov2", "adapter", "few_steps")
 _NOT_FETCHED = ("*non_ema*", "*openvino*", "*flax*")
 _ALONE = "."  # where an autoencoder or a UNet lies that is published alone
 _WITH_WEIGHTS = (*(part for part in _FETCHED if part not in ("tokenizer", "tokenizer_2", "scheduler")), _ALONE)

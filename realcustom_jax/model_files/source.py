@@ -23,14 +23,14 @@ from realcustom_jax.conditioning.vocabulary import Vocabulary
 from realcustom_jax.errors import naming
 from realcustom_jax.model_files import locate, single_file, weights
 from realcustom_jax.model_files.adapter import Adapter, check_backbone, find_adapter
-from realcustom_jax.model_files.bundle import FEW_STEPS, WEIGHT_FILES
+from realcustom_jax.model_files.bundle import FEW_STEPS, FEW_STEPS_LORA, WEIGHT_FILES
 from realcustom_jax.model_files.kinds import advice, identify
 from realcustom_jax.model_files.prediction import said_of
 from realcustom_jax.model_files.schedule import read_schedule, read_solver
 from realcustom_jax.model_files.tensors import LazyTensors, read_tensors, reads_headers_only
 from realcustom_jax.model_files.tokenizer import read_tokenizer
 from realcustom_jax.models.clip_text import ClipTextConfig
-from realcustom_jax.presets import PRESETS, Preset, find_preset
+from realcustom_jax.presets import PRESETS, Preset, find_preset, replace_choices
 
 _LOADERS = {
     "unet": weights.load_unet, "vae": weights.load_autoencoder, "text_encoder": weights.load_text_encoder,
@@ -241,7 +241,12 @@ class FolderSource(ModelSource):
         if not self.has(FEW_STEPS):
             return super().few_steps()
         folder = self.place(FEW_STEPS)
-        return folder / "lora.safetensors", locate.read_config(folder / "preset.json")
+        choices = locate.read_config(folder / "preset.json")
+        with naming(folder / "preset.json"):
+            replace_choices(self.preset(), choices)
+            if "steps" not in choices:
+                raise ValueError("steps is missing: how many steps the LoRA beside it was made for.")
+        return folder / FEW_STEPS_LORA, choices
 
     @property
     def no_negative(self) -> str:

@@ -20,7 +20,7 @@ DEFAULT_STRENGTH = 0.8
 
 
 def check_options(*, seed: int = 0, num_images: int = 1, steps: int | None = None, guidance_scale: float | None = None,
-                  scope: float | None = None, freeze_mask_step: int | None = None, branches: str = "fused",
+                  scope: float | None = None, freeze_mask_step: int | None = None, branches: str | None = None,
                   solver: str | None = None, vision_scale: VisionScale = 1.0, guidance_mode: str = "none_direct",
                   text_guidance: float | None = None, rescale: float = 0.0, strength: float | None = None,
                   masks: Any = None, init_image: Any = None, mask_image: Any = None) -> None:
@@ -36,7 +36,8 @@ def check_options(*, seed: int = 0, num_images: int = 1, steps: int | None = Non
         raise ValueError(f"guidance_scale is {guidance_scale}; expected a finite number.")
     if freeze_mask_step is not None:
         check_freeze(freeze_mask_step)
-    check_choice("branches", branches, BRANCHES)
+    if branches is not None:
+        check_choice("branches", branches, BRANCHES)
     if solver is not None:
         check_choice("solver", solver, SOLVERS)
     for scale in vision_scale.values() if isinstance(vision_scale, Mapping) else [vision_scale]:
