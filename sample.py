@@ -101,7 +101,7 @@ def _prompt(options: argparse.Namespace) -> str:
 def _checked_choices(options: argparse.Namespace) -> dict:
     """Options of `Pipeline.__call__`. A large model loads for a minute: what is wrong without it is told before."""
     from realcustom_jax import contact_sheet
-    from realcustom_jax.conditioning.canvas import Canvas
+    from realcustom_jax.conditioning.initial import InitialPicture
     from realcustom_jax.conditioning.images import load_image
     from realcustom_jax.conditioning.regions import check_box, is_box, listed_regions
     from realcustom_jax.errors import check_text
@@ -131,7 +131,7 @@ def _checked_choices(options: argparse.Namespace) -> dict:
     for image in options.image or ():
         load_image(image)
     if options.init_image is not None:
-        Canvas.read(options.init_image, options.mask_image)
+        InitialPicture.read(options.init_image, options.mask_image)
     for lora in options.lora or ():
         open_lora(lora)
     for mask in listed_regions(options.mask, max(len(options.image or [None]), len(options.target or [None]))):

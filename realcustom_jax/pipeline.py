@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 from transformers import CLIPTokenizer
 
-from realcustom_jax.conditioning.canvas import Canvas
+from realcustom_jax.conditioning.initial import InitialPicture
 from realcustom_jax.conditioning.images import ImageSource, from_uint8, listed, load_image, to_uint8
 from realcustom_jax.conditioning.prompts import encode_prompt
 from realcustom_jax.conditioning.references import VisionSettings, square_reference, vision_tokens
@@ -271,11 +271,11 @@ class Pipeline:
                       vision_scale=vision_scale, guidance_mode=guidance_mode, text_guidance=text_guidance,
                       rescale=rescale, strength=strength, masks=masks, init_image=init_image, mask_image=mask_image)
         regions = listed_regions(masks, len(targets))
-        canvas, width, height = self._canvas(init_image, mask_image, width, height)
-        of_result = canvas.size if canvas and canvas.region is not None else (width, height)
+        initial, width, height = self._initial(init_image, mask_image, width, height)
+        of_result = initial.size if initial and initial.region is not None else (width, height)
         pictures = [load_image(reference) for reference in references]
         if strength is None:
-            strength = DEFAULT_STRENGTH if canvas and canvas.region is None else 1.0
+            strength = DEFAULT_STRENGTH if initial and initial.region is None else 1.0
         schedule = self.make_solver(choices.steps, choices.solver, start=skipped_steps(choices.steps, strength))
         shape = self.latent_shape(width, height)
         mask = choices.mask_config(*shape[:2], len(targets), overlap)
@@ -292,12 +292,12 @@ class Pipeline:
                    "noise_per_step": noise_of_steps(schedule, seed, num_images, shape),
                    "guidance": Guidance(guidance_mode, text_guidance, rescale),
                    "masks": given_masks(regions, of_result, num_images, shape[:2], mask.size_of(shape[:2]))}
-        if canvas:
-            options |= self._started(canvas, width, height, num_images, all_new=schedule.start == 0)
+        if initial:
+            options |= self._started(initial, width, height, num_images, all_new=schedule.start == 0)
         run = _sample if on_step is None else functools.partial(sample_latents, on_step=on_step)
         samples = run(self.unet.module, self.unet.params, noise, *inputs, **options)
         made = self.decode(samples.latents)
-        images = [Image.fromarray(x) for x in (canvas.put_back(made) if canvas else made)]
+        images = [Image.fromarray(x) for x in (initial.put_back(made) if initial else made)]
         shown = [Image.fromarray(np.uint8(np.round(x * 255))) for x in pictures]
         return Result(images, np.asarray(samples.masks), np.asarray(samples.latents), shown, targets, prompt, seed)
 
@@ -422,23 +422,24 @@ class Pipeline:
         width, height = self.sizes.check(width, height)
         return height // self._factor, width // self._factor, self.unet.module.config.in_channels
 
-    def _canvas(self, init_image, mask_image, width, height) -> tuple[Canvas | None, int, int]:
+    def _initial(self, init_image, mask_image, width, height) -> tuple[InitialPicture | None, int, int]:
         """(what the call begins with, width, height of the pictures to make)."""
-        canvas = None if init_image is None else Canvas.read(init_image, mask_image)
-        if canvas is not None and width is None and height is None:
-            return canvas, *self.sizes.like(*canvas.size)
+        initial = None if init_image is None else InitialPicture.read(init_image, mask_image)
+        if initial is not None and width is None and height is None:
+            return initial, *self.sizes.like(*initial.size)
         width, height = self.sizes.check(width, height)
-        return canvas and canvas.cropped(width, height), width, height
+        return initial and initial.cropped(width, height), width, height
 
-    def _started(self, canvas: Canvas, width: int, height: int, count: int, *, all_new: bool) -> dict[str, Any]:
-        """The sampler's options of `count` pictures of this size that begin with a canvas; `all_new`: with noise."""
-        if canvas.region is None and all_new:
+    def _started(self, initial: InitialPicture, width: int, height: int, count: int, *, all_new: bool
+                 ) -> dict[str, Any]:
+        """The sampler's options of `count` pictures of this size that begin with a picture; `all_new`: with noise."""
+        if initial.region is None and all_new:
             return {}
-        picture = from_uint8(canvas.resized(width, height)[None])
+        picture = from_uint8(initial.resized(width, height)[None])
         latents = jnp.repeat(encode_pictures(self.vae.module, self.vae.params, picture), count, axis=0)
-        if canvas.region is None:
+        if initial.region is None:
             return {"init_latents": latents}
-        region = jnp.asarray(canvas.region_on(latents.shape[1:3]), jnp.float32)
+        region = jnp.asarray(initial.region_on(latents.shape[1:3]), jnp.float32)
         return {"init_latents": latents, "region": jnp.broadcast_to(region, latents.shape[:3])}
 
     def _check_fit(self, folder: Path) -> None:
