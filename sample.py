@@ -101,8 +101,8 @@ def _prompt(options: argparse.Namespace) -> str:
 def _checked_choices(options: argparse.Namespace) -> dict:
     """Options of `Pipeline.__call__`. A large model loads for a minute: what is wrong without it is told before."""
     from realcustom_jax import contact_sheet
-    from realcustom_jax.conditioning.initial import InitialPicture
     from realcustom_jax.conditioning.images import load_image
+    from realcustom_jax.conditioning.initial import InitialPicture
     from realcustom_jax.conditioning.regions import check_box, is_box, listed_regions
     from realcustom_jax.errors import check_text
     from realcustom_jax.model_files.lora import open_lora

@@ -21,8 +21,8 @@ import numpy as np
 from PIL import Image
 from transformers import CLIPTokenizer
 
-from realcustom_jax.conditioning.initial import InitialPicture
 from realcustom_jax.conditioning.images import ImageSource, from_uint8, listed, load_image, to_uint8
+from realcustom_jax.conditioning.initial import InitialPicture
 from realcustom_jax.conditioning.prompts import encode_prompt
 from realcustom_jax.conditioning.references import VisionSettings, square_reference, vision_tokens
 from realcustom_jax.conditioning.regions import Region, given_masks, listed_regions
