@@ -12,7 +12,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 # What a pipeline is loaded from, and how.
-_LOADED = "model", "adapter", "vision", "tokenizer", "vae", "unet", "prediction", "preset", "dtype"
+_LOADED = "model", "adapter", "vision", "tokenizer", "vae", "unet", "lora", "prediction", "preset", "dtype"
 _WORDS = "prompt", "image", "target"  # what each row of a batch says for itself
 _PROMPT = "a dog on the beach"
 
@@ -47,8 +47,8 @@ def _run(options: argparse.Namespace) -> int:
     with headers_only() if options.memory else nullcontext():
         pipeline = Pipeline.load(
             options.model, options.adapter, vision=options.vision, tokenizer=options.tokenizer, vae=options.vae,
-            unet=options.unet, prediction=options.prediction, preset=options.preset, dtype=options.dtype,
-            offload=options.offload)
+            unet=options.unet, loras=list(map(_lora, options.lora or ())), prediction=options.prediction,
+            preset=options.preset, dtype=options.dtype, offload=options.offload)
     choices |= {"negative_prompt": options.negative_prompt, "width": options.width, "height": options.height}
     if options.memory:
         return _say_memory(pipeline, choices, rows, references=max(len(options.image or [None]), len(
@@ -68,6 +68,15 @@ def _run(options: argparse.Namespace) -> int:
     files = contact_sheet.save_pictures(result, options.out)
     say(f"Wrote {len(files)} pictures; look at {files[-1]}")
     return 0
+
+
+def _lora(given: str) -> tuple[str, float]:
+    """(file, scale) of FILE or FILE:SCALE; a colon may also be a part of the path."""
+    file, _, scale = given.rpartition(":")
+    try:
+        return (file, float(scale)) if file else (given, 1.0)
+    except ValueError:
+        return given, 1.0
 
 
 def _prompt(options: argparse.Namespace) -> str:
@@ -152,6 +161,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--tokenizer", help="folder of tokenizer/ and tokenizer_2/ (the model's own)")
     add("--vae", help="file or folder of another autoencoder (the model's own)")
     add("--unet", help="file or folder of another base UNet (the model's own)")
+    add("--lora", action="append", help="a LoRA: FILE or FILE:SCALE, as in style.safetensors:0.8; repeat it for more")
     add("--prediction", choices=("epsilon", "v_prediction"), help="what the UNet predicts (as its file says)")
     add("--preset", help="default, released_pipeline, released_script or paper (the model's own)")
     add("--dtype", default="float32", choices=("float32", "bfloat16", "float16"),

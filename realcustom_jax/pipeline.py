@@ -35,6 +35,8 @@ from realcustom_jax.devices.platform import Platform
 from realcustom_jax.errors import check_choice
 from realcustom_jax.model_files import fingerprint
 from realcustom_jax.model_files.adapter import find_adapter, load_adapter_projector, split_unet
+from realcustom_jax.model_files.lora import check_parts
+from realcustom_jax.model_files.lora_files import read_loras
 from realcustom_jax.model_files.parts import with_parts
 from realcustom_jax.model_files.source import ModelSource
 from realcustom_jax.models.clip_text import TextOutput
@@ -119,6 +121,7 @@ class Pipeline:
         tokenizer: str | Path | None = None,
         vae: str | Path | None = None,
         unet: str | Path | None = None,
+        loras: Sequence[str | Path | tuple[str | Path, float]] = (),
         prediction: str | None = None,
         preset: str | Preset | Mapping[str, Any] | None = None,
         dtype=jnp.float32,
@@ -136,6 +139,8 @@ class Pipeline:
             tokenizer: the folder that holds `tokenizer/` (and SDXL's `tokenizer_2/`), by default the model's.
             vae, unet: another autoencoder or base UNet than the model's: a file in diffusers' or the original names, a
                 folder, or a name on the hub (module `parts`).
+            loras: files, or pairs (file, scale), whose changes are added to the UNet and the text encoders (module
+                `lora_files`).
             prediction: what the UNet predicts, "epsilon" or "v_prediction"; None: as its file or the model's scheduler
                 says (module `prediction`).
             preset: how the model is used, see module `presets`; None: as its `preset.json` says, or the default. What
@@ -155,8 +160,10 @@ class Pipeline:
         enable_compilation_cache()
         platform = Platform.of(platform)
         dtype = _dtype(dtype, platform)
+        loras = read_loras(loras)
         model = with_parts(ModelSource.open(path), unet=unet, vae=vae)
         model.check("unet", "vae")
+        check_parts(loras, len(model.text_encoders))
         given = find_adapter(adapter) if adapter else model.adapter()
         words, encoders = (ModelSource.open(other) if other else model for other in (tokenizer, vision))
         tokenizers = [words.tokenizer(i, positions=model.text_positions(i)) for i in range(len(model.text_encoders))]
@@ -165,16 +172,16 @@ class Pipeline:
         preset = dataclasses.replace(preset, **given.conditioning)
         betas, prediction = model.schedule(prediction)
 
-        def encoder(source: ModelSource, part: str) -> Network:
-            module, params = source.load(part, dtype=dtype, platform=platform)
+        def encoder(source: ModelSource, part: str, **options) -> Network:
+            module, params = source.load(part, dtype=dtype, platform=platform, **options)
             return Network(module, jax.device_get(params) if offload else params)
 
         pipeline = cls(
-            text_encoders=tuple(TextEncoder(tokenizer, encoder(model, part))
+            text_encoders=tuple(TextEncoder(tokenizer, encoder(model, part, loras=loras))
                                 for tokenizer, part in zip(tokenizers, model.text_encoders, strict=True)),
             vae=Network(*model.load("vae", dtype=jnp.float32 if dtype == jnp.float16 else dtype, platform=platform)),
             unet=Network(*model.load_unet(
-                given, base_last=preset.weight_order == "base_last", dtype=dtype, platform=platform,
+                given, base_last=preset.weight_order == "base_last", dtype=dtype, platform=platform, loras=loras,
                 scan_layers=platform.scan_layers if scan_layers is None else scan_layers)),
             siglip=encoder(encoders, "image_encoder_siglip"),
             dino=encoder(encoders, "image_encoder_dinov2"),

@@ -224,6 +224,22 @@ def part(tensors: LazyTensors, which: str, config: Config) -> LazyTensors:
     return tensors.rename(new_name)
 
 
+def original_names(which: str, config: Config, names: Collection[str]) -> dict[str, str]:
+    """The other way round: each name that a module or tensor of the part, in diffusers' names, has in the original ones
+    → its name. Names without an original are left out; so are all of a UNet whose levels differ in their layers.
+
+    which, config: as for `part`.
+    """
+    config = CONFIGS["sd15"][which] | dict(config)
+    if not isinstance(config["layers_per_block"], int):
+        return {}
+    modules: dict[str, list[str]] = {}
+    for theirs, ours in _MODULES[which](config).items():
+        modules.setdefault(ours, []).append(theirs)
+    found = {name: _enclosing(modules, name) for name in names}
+    return {theirs + name[len(module):]: name for name, module in found.items() if module for theirs in modules[module]}
+
+
 def scheduler(names: Collection[str]) -> dict[str, Any]:
     """The noise schedule in the keys of diffusers' `scheduler_config.json`: Stable Diffusion's, predicting noise, but
     for what the markers among the names say (`prediction.by_markers`). A file may be of another kind without saying so.

@@ -34,8 +34,8 @@ from realcustom_jax.sampling.solvers import betas
 
 _LOADERS = {
     "unet": weights.load_unet, "vae": weights.load_autoencoder, "text_encoder": weights.load_text_encoder,
-    "text_encoder_2": weights.load_text_encoder, "image_encoder_siglip": weights.load_vision_encoder,
-    "image_encoder_dinov2": weights.load_vision_encoder,
+    "text_encoder_2": functools.partial(weights.load_text_encoder, prefix="te2"),
+    "image_encoder_siglip": weights.load_vision_encoder, "image_encoder_dinov2": weights.load_vision_encoder,
 }
 
 

@@ -25,9 +25,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from realcustom_jax.errors import naming
+from realcustom_jax.errors import check_choice, naming
 from realcustom_jax.model_files.kinds import identify
 from realcustom_jax.model_files.locate import read_config
+from realcustom_jax.model_files.lora import merge
 from realcustom_jax.model_files.names import MARKERS, listed
 from realcustom_jax.model_files.tensors import LazyTensors, read_tensors, reads_headers_only
 from realcustom_jax.models import clip_text, context, projector, unet, vae, vit
@@ -232,7 +233,7 @@ def _check_init(init_missing, rng):
         raise ValueError("init_missing needs rng=jax.random.key(…) to draw the fresh weights.")
 
 
-def load_unet(config, *files, dtype=jnp.float32, init_missing=(), rng=None, scan_layers=True, platform=None):
+def load_unet(config, *files, dtype=jnp.float32, init_missing=(), rng=None, scan_layers=True, platform=None, loras=()):
     """The denoising UNet.
 
     Args:
@@ -243,6 +244,7 @@ def load_unet(config, *files, dtype=jnp.float32, init_missing=(), rng=None, scan
         init_missing: ("vision",) draws `to_*_vision` freshly from `rng` when the files have none.
         scan_layers: whether equal transformer layers are one stack, or apart (`models.context.layers_apart`).
         platform: what the module is made for, see `Platform.of`; None: this machine's default device.
+        loras: ((file, scale), …), whose changes of the UNet are added to its weights (modules `lora`, `lora_files`).
     Returns:
         (module, params)
     Raises:
@@ -254,6 +256,7 @@ def load_unet(config, *files, dtype=jnp.float32, init_missing=(), rng=None, scan
     tensors = _select(read_tensors(*files), "UNet")
     if not config.vision:
         tensors = tensors.rename(lambda k: None if _VISION_LAYER.search(k) else k)
+    tensors = merge(tensors, loras, "unet", dataclasses.asdict(config))
     # Files that hold some of the visual layers are broken: what they lack is named, not drawn.
     fresh = "vision" in init_missing and not any(map(_VISION_LAYER.search, tensors))
     optional = _VISION_LAYER.search if fresh else None
@@ -283,9 +286,11 @@ def load_autoencoder(config, *files, dtype=jnp.float32, platform=None):
                  jnp.zeros((1, size, size, config.in_channels)))
 
 
-def load_text_encoder(config, *files, dtype=jnp.float32, platform=None):
+def load_text_encoder(config, *files, dtype=jnp.float32, platform=None, loras=(), prefix="te1"):
     """A CLIP text encoder from its transformers JSON and weights; `.projected` is there if the files have
-    `text_projection.weight`. Returns (module, params); raises as `load_unet`."""
+    `text_projection.weight`. Of `loras`, ((file, scale), …), the changes of the encoder `prefix` are added to the
+    weights: "te1" is the first or only one, "te2" SDXL's second. Returns (module, params); raises as `load_unet`."""
+    check_choice("prefix", prefix, ("te1", "te2"))
     tensors = _select(read_tensors(*files), "text encoder")
     mapping = read_config(config)
     config = _architecture(clip_text.ClipTextConfig, config, "CLIP text config")
@@ -293,7 +298,7 @@ def load_text_encoder(config, *files, dtype=jnp.float32, platform=None):
         # A whole CLIPModel's JSON says it once more, beside what it says of each tower, and its weights go by that.
         config = dataclasses.replace(config, projection_dim=mapping["projection_dim"])
     module = clip_text.ClipText(config, "text_projection.weight" in tensors, dtype, platform)
-    return _load("text encoder", module, tensors, dtype, jnp.zeros((1, 2), jnp.int32))
+    return _load("text encoder", module, merge(tensors, loras, prefix), dtype, jnp.zeros((1, 2), jnp.int32))
 
 
 def _has_shape(tensors: Mapping[str, np.ndarray], name: str, shape: tuple) -> bool:
