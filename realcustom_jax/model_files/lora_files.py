@@ -199,8 +199,8 @@ def _settings(file: Path, metadata: Mapping[str, str]) -> dict[str, dict[str, An
              for part, prefix in _IN_SETTINGS.items()} if apart else dict.fromkeys(PARTS, written)
     for settings in parts.values():
         patterns = settings.get("alpha_pattern") or {}
-        if not isinstance(patterns, dict) or not all(_is_number(x) for x in (
-                settings.get("lora_alpha") or 1, *patterns.values())):
+        if not isinstance(patterns, dict) or not all(x is None or _is_number(x) for x in (
+                settings.get("lora_alpha"), *patterns.values())):
             raise ValueError(f"{where} holds a lora_alpha or alpha_pattern that is not made of numbers; get the file "
                              "anew.")
         if settings.get("use_dora"):
