@@ -35,7 +35,6 @@ from realcustom_jax.devices.platform import Platform
 from realcustom_jax.errors import check_choice
 from realcustom_jax.model_files import fingerprint
 from realcustom_jax.model_files.adapter import find_adapter, load_adapter_projector, split_unet
-from realcustom_jax.model_files.lora import check_parts
 from realcustom_jax.model_files.lora_files import read_loras
 from realcustom_jax.model_files.parts import with_parts
 from realcustom_jax.model_files.source import ModelSource
@@ -163,7 +162,7 @@ class Pipeline:
         loras = read_loras(loras)
         model = with_parts(ModelSource.open(path), unet=unet, vae=vae)
         model.check("unet", "vae")
-        check_parts(loras, len(model.text_encoders))
+        model.check_loras(loras)
         given = find_adapter(adapter) if adapter else model.adapter()
         words, encoders = (ModelSource.open(other) if other else model for other in (tokenizer, vision))
         tokenizers = [words.tokenizer(i, positions=model.text_positions(i)) for i in range(len(model.text_encoders))]

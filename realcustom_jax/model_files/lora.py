@@ -68,14 +68,6 @@ def merge(tensors: LazyTensors, loras: Any, part: str, config: Mapping[str, Any]
                               for name, found in changes.items()})
 
 
-def check_parts(loras: Sequence[Lora], text_encoders: int) -> None:
-    """Raises ValueError for a LoRA of a second text encoder, where the model has no more than one."""
-    for lora in loras if text_encoders < 2 else ():
-        for layer in lora.parts["te2"].values():
-            raise ValueError(f"the LoRA {lora.where} changes a second text encoder, by {layer.down}, and this model "
-                             "has one: it was made for SDXL; give one that was made for this model.")
-
-
 def _known_names(part: str, modules: Collection[str], config: Mapping[str, Any] | None) -> dict[str, str]:
     """All names by which files call these modules, with underscores for dots → the module."""
     if part == "unet":
