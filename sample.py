@@ -47,7 +47,7 @@ def _run(options: argparse.Namespace) -> int:
     with headers_only() if options.memory else nullcontext():
         pipeline = Pipeline.load(
             options.model, options.adapter, vision=options.vision, tokenizer=options.tokenizer, vae=options.vae,
-            unet=options.unet, loras=list(map(_lora, options.lora or ())), prediction=options.prediction,
+            unet=options.unet, loras=_loras(options), prediction=options.prediction,
             preset=options.preset, dtype=options.dtype, offload=options.offload)
     choices |= {"negative_prompt": options.negative_prompt, "width": options.width, "height": options.height}
     if options.memory:
@@ -70,13 +70,16 @@ def _run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _lora(given: str) -> tuple[str, float]:
-    """(file, scale) of FILE or FILE:SCALE; a colon may also be a part of the path."""
-    file, _, scale = given.rpartition(":")
-    try:
-        return (file, float(scale)) if file else (given, 1.0)
-    except ValueError:
-        return given, 1.0
+def _loras(options: argparse.Namespace) -> list[tuple[str, float]]:
+    """(file, scale) of each FILE or FILE:SCALE; a colon may also be a part of the path."""
+    loras = []
+    for given in options.lora or ():
+        file, _, scale = given.rpartition(":")
+        try:
+            loras.append((file, float(scale)) if file else (given, 1.0))
+        except ValueError:
+            loras.append((given, 1.0))
+    return loras
 
 
 def _prompt(options: argparse.Namespace) -> str:
@@ -88,6 +91,7 @@ def _checked_choices(options: argparse.Namespace) -> dict:
     from realcustom_jax import contact_sheet
     from realcustom_jax.conditioning.images import load_image
     from realcustom_jax.errors import check_text
+    from realcustom_jax.model_files.lora_files import read_loras
     from realcustom_jax.presets import find_preset
     from realcustom_jax.sampling.options import check_options
 
@@ -109,6 +113,8 @@ def _checked_choices(options: argparse.Namespace) -> dict:
         find_preset(options.preset)
     for image in options.image or ():
         load_image(image)
+    with warnings.catch_warnings(action="ignore"):  # what there is to warn of is told when the model loads
+        read_loras(_loras(options))
     return choices
 
 

@@ -81,9 +81,9 @@ class Model:
                 pipe.fuse_lora(components=list(self.parts), adapter_names=names)
             added = {"text_embeds": "pooled", "time_ids": "time_ids"}
             with torch.no_grad():
-                made = {"unet": pipe.unet(
-                    torch.from_numpy(self.latents), torch.tensor([500]), torch.from_numpy(self.text), added_cond_kwargs={
-                        theirs: torch.from_numpy(self.added[ours]) for theirs, ours in added.items()}).sample}
+                added = {theirs: torch.from_numpy(self.added[ours]) for theirs, ours in added.items()}
+                made = {"unet": pipe.unet(torch.from_numpy(self.latents), torch.tensor([500]),
+                                          torch.from_numpy(self.text), added_cond_kwargs=added).sample}
                 for name in list(self.parts)[1:]:
                     made[name] = getattr(pipe, name)(torch.from_numpy(IDS)).last_hidden_state
         finally:
@@ -94,22 +94,22 @@ class Model:
     def ours(self, *loras):
         """Part → output of our networks, into which the LoRAs were merged."""
         made = {}
-        for name in self.parts:
-            config = dict(self.parts["unet"].config) if name == "unet" else self.parts[name].config.to_dict()
+        for name, part in self.parts.items():
             if name == "unet":
-                module, params = weights.load_unet(config, self.files[name], loras=loras)
+                module, params = weights.load_unet(dict(part.config), self.files[name], loras=loras)
             else:
-                module, params = weights.load_text_encoder(
-                    config, self.files[name], loras=loras, prefix="te2" if name.endswith("2") else "te1")
-            if name not in self.compiled:
-                added = self.added if self.kind == "sdxl" else {}
-                self.compiled[name] = jax.jit(
-                    (lambda params, module=module: module.apply(
-                        {"params": params}, nhwc(self.latents), np.array([500]), self.text, **added).noise)
-                    if name == "unet" else
-                    (lambda params, module=module: module.apply({"params": params}, IDS).last))
-            made[name] = np.asarray(self.compiled[name](params))
+                module, params = weights.load_text_encoder(part.config.to_dict(), self.files[name], loras=loras,
+                                                           prefix="te2" if name.endswith("2") else "te1")
+            made[name] = np.asarray(self.compiled.setdefault(name, jax.jit(self.computed(name, module)))(params))
         return made | {"unet": nchw(made["unet"])}
+
+    def computed(self, name, module):
+        """Our network's output, a function of its parameters."""
+        if name != "unet":
+            return lambda params: module.apply({"params": params}, IDS).last
+        added = self.added if self.kind == "sdxl" else {}
+        return lambda params: module.apply(
+            {"params": params}, nhwc(self.latents), np.array([500]), self.text, **added).noise
 
 
 @pytest.fixture(scope="module", params=["sd15", "sdxl"])

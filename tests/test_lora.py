@@ -10,16 +10,14 @@ import safetensors.numpy
 from flax.traverse_util import flatten_dict
 from hypothesis import given
 from hypothesis import strategies as st
+from test_fuzz_files import changed, changes, cuts, fuzzing
+from test_fuzz_files import written as damaged_file
 
 import realcustom_jax as rc
 from realcustom_jax.model_files.lora import merge
 from realcustom_jax.model_files.lora_files import read_loras
 from realcustom_jax.model_files.source import ModelSource
-from realcustom_jax.model_files.tensors import LazyTensors, headers_only, read_tensors
-
-from goldens import FIXTURES
-from test_fuzz_files import changed, changes, cuts, fuzzing
-from test_fuzz_files import written as damaged_file
+from realcustom_jax.model_files.tensors import LazyTensors, headers_only
 
 BLOCK = "down_blocks.1.attentions.0"
 LINEAR, CONV, POINT = f"{BLOCK}.transformer_blocks.0.attn2.to_k", "down_blocks.1.resnets.0.conv1", f"{BLOCK}.proj_in"
@@ -204,12 +202,9 @@ def test_several_loras_add_up(tmp_path):
 
 def test_a_scale_of_zero_is_no_lora_to_the_bit(tmp_path):
     file = saved(tmp_path, kohya() | kohya(KOHYA[CONV], drawn(2, 4, 3, 3), drawn(6, 2, 1, 1)))
-    config, base = FIXTURES / "unet_sd15.json", FIXTURES / "unet_sd15.safetensors"
-    found = merged((file, 0))
-    assert all(found[name] is BASE[name] for name in BASE)
-    zero = merged((file, 0), (file, 0.0), base={name: value.astype(np.float16) for name, value in BASE.items()})
-    assert all(zero[name].dtype == np.float16 for name in zero)
-    assert config and base
+    base = {name: value.astype(np.float16) for name, value in BASE.items()}
+    found = merged((file, 0), (file, 0.0), base=base)
+    assert all(found[name] is base[name] for name in base)
 
 
 def test_headers_only_reads_no_numbers(tmp_path):
@@ -223,3 +218,212 @@ def test_headers_only_reads_no_numbers(tmp_path):
             merged((wrong, 1))
     with pytest.raises(ValueError, match="numbers that are not finite"):
         merged((file, 1))
+
+
+DAMAGED = "do not fit each other; get the file anew"
+ANOTHER = "another model, give one that was made for this one"
+
+
+@pytest.mark.parametrize(("tensors", "message"), [
+    ({}, "is empty: it holds no tensors"),
+    (kohya() | {f"{KOHYA[OUT]}.dora_scale": drawn(6)}, "is a DoRA, by its tensor lora_unet_down.*dora_scale, which is"),
+    (kohya("unet.x.lora_magnitude_vector"), "is a DoRA"),
+    ({"lora_unet_x.hada_w1_a": DOWN, "lora_unet_x.hada_w1_b": UP}, "is a LoHa, by its tensor lora_unet_x.hada_w1_a"),
+    ({"lora_unet_x.lokr_w1": DOWN, "lora_unet_x.alpha": UP}, "is a LoKr"),
+    ({"lora_unet_x.oft_blocks": DOWN}, "is an OFT"), ({"lora_unet_x.oft_diag": DOWN}, "is an OFT"),
+    ({"base_model.model.x.oft_R.weight": DOWN}, "is an OFT"),
+    ({"lora_unet_x.weight": DOWN, "lora_unet_x.on_input": np.zeros(1)}, "is an IA3"),
+    ({"base_model.model.x.ia3_l": DOWN}, "is an IA3"),
+    ({f"lora_unet_x.{part}.weight": DOWN for part in ("a1", "a2", "b1", "b2")}, "is a GLoRA"),
+    (kohya() | {"lora_unet_x_norm1.w_norm": DOWN}, "is a LoRA that also changes norms"),
+    (kohya() | {"lora_unet_x.diff": DOWN}, "is a LoRA that also adds whole tensors"),
+    (kohya() | {"lora_unet_x.diff_b": DOWN}, "is a LoRA that also adds whole tensors"),
+    (kohya() | {f"{KOHYA[LINEAR]}.lora_up.bias": drawn(6)}, "is a LoRA with biases"),
+    ({"unet.x.lora_A.weight": DOWN, "unet.x.lora_B.bias": drawn(6)}, "is a LoRA with biases"),
+    ({"text_encoder.x.lora_embedding_A": DOWN}, "is a LoRA of embeddings"),
+    (kohya("lora_unet_double_blocks_0_img_attn_proj"), "is a LoRA of Flux, Stable Diffusion 3 or another"),
+    (kohya("lora_unet_joint_blocks_0_x_block_attn_qkv"), "is a LoRA of Flux, Stable Diffusion 3"),
+    (kohya("transformer.single_transformer_blocks.0.attn.to_q"), "is a LoRA of Flux"),
+    (kohya("transformer.transformer_blocks.0.attn.to_q"), "is a LoRA of Flux"),
+    ({"lora_controlnet": np.zeros(1), "input_blocks.0.0.up": UP}, "is a ControlNet's LoRA"),
+    ({f"{LINEAR}.weight": UP, "down_blocks.0.resnets.0.time_emb_proj.weight": UP},
+     r"is no LoRA but a diffusers UNet; give it as the unet \(--unet\)"),
+    ({"encoder_hidden_states_vision_projection.x": UP}, r"no LoRA but a RealCustom adapter; give it as .*--adapter"),
+    ({"image_proj.x": UP, "ip_adapter.0.to_k_lora.down.weight": DOWN}, "is no LoRA but an IP-Adapter"),
+    ({"mystery.weight": UP}, "is no LoRA but no model that we know; expected tensors named …lora_down.weight"),
+    (kohya() | {"mystery.weight": UP}, "holds mystery.weight, which is nothing that we know of a LoRA"),
+    ({f"{KOHYA[LINEAR]}.lora_down.weight": DOWN}, "is not complete: .*lora_down.weight is there, but not lora_up of"),
+    ({f"{KOHYA[LINEAR]}.lora_up.weight": UP}, "is not complete: .*lora_up.weight is there, but not lora_down of"),
+    (kohya() | {f"{KOHYA[OUT]}.alpha": np.float32(1)}, "but not lora_down and lora_up of its layer"),
+    (kohya() | kohya(f"unet.{LINEAR}"), "says twice what it does to one layer"),
+    (kohya() | kohya("lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_k"),
+     f"says twice what it does to {LINEAR}"),
+    (kohya(down=np.full((2, 5), np.nan)), "makes numbers that are not finite, of lora_unet_down.*lora_down.weight, "),
+    (kohya(up=np.full((6, 2), np.inf)), "makes numbers that are not finite"),
+    (kohya(alpha=np.nan), "makes numbers that are not finite"),
+    (kohya(down=np.full((2, 5), 1e30), up=np.full((6, 2), 1e30)), "makes numbers that are not finite"),
+    (kohya() | {f"{KOHYA[LINEAR]}.alpha": np.ones(2, np.float32)},
+     r"alpha of shape \(2,\) and type float32; expected one"),
+    (kohya(down=np.ones((2, 5), np.int32)), "lora_down.weight as int32; expected floating-point"),
+    (kohya(down=drawn(3, 5)), DAMAGED), (kohya(down=drawn(2, 5)[0]), DAMAGED), (kohya(up=drawn(6, 2, 3, 3)), DAMAGED),
+    (kohya(down=drawn(0, 5), up=drawn(6, 0)), DAMAGED), (kohya(up=np.float32(1)), DAMAGED),
+    (kohya() | {f"{KOHYA[LINEAR]}.lora_mid.weight": drawn(2, 2)}, DAMAGED),
+    (kohya(down=drawn(2, 7)),
+     rf"lora_down.weight belongs to a weight of shape \(6, 7\), and .*to_k.weight has \(6, 5\).*{ANOTHER}"),
+    (kohya(up=drawn(7, 2)), ANOTHER), (kohya(down=drawn(2, 5, 3, 3)), ANOTHER),
+    (kohya(KOHYA[CONV], drawn(2, 4), UP), ANOTHER),
+    (kohya("lora_unet_x"), f"1 of 1 layers .* the first is lora_unet_x.*{ANOTHER}"),
+    (kohya() | kohya("lora_unet_down_blocks_7_proj_in"), "1 of 2 layers of .*lora.safetensors are none of this UNet"),
+    (kohya("lora_unet_down_blocks_1_attentions_0_norm", drawn(2, 1)), "belongs to a weight"),
+    (kohya(KOHYA[LINEAR] + "_vision"), "are none of this UNet"),
+])
+def test_what_is_no_lora_that_fits_is_told_in_a_sentence(tmp_path, tensors, message):
+    with pytest.raises(ValueError, match=message) as raised:
+        merged((saved(tmp_path, tensors), 1))
+    said = str(raised.value)
+    assert "lora.safetensors" in said and said[-1] == "." and "\n" not in said
+
+
+@pytest.mark.parametrize(("layer", "width", "ours", "message"), [
+    ("down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k", 768, 2048,
+     "made for Stable Diffusion 1.5, and this model is SDXL: give one"),
+    ("down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k", 768, 2048,
+     "made for Stable Diffusion 1.5, and this model is SDXL: give one"),
+    ("down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k", 1024, 768,
+     "made for Stable Diffusion 2, and this model is Stable Diffusion 1.5: give one"),
+    ("input_blocks_7_1_transformer_blocks_9_attn2_to_k", 2048, 768,
+     "made for SDXL, and this model is Stable Diffusion 1.5: give one"),
+    ("input_blocks_1_1_proj_in", 320, 2048, "made for Stable Diffusion 1.5, and this model is SDXL"),
+    ("input_blocks_7_1_transformer_blocks_9_attn1_to_k", 1280, 768, "made for SDXL, and this model is"),
+    ("up_blocks_3_attentions_1_proj_in", 8, 5, "made for Stable Diffusion 1.5, and this model is another"),
+])
+def test_a_lora_of_another_model_is_told_whose_it_is(tmp_path, layer, width, ours, message):
+    up_layer = "up_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight"
+    base = BASE | {f"{LINEAR}.weight": np.zeros((6, ours), np.float32), up_layer: np.zeros((6, ours), np.float32)}
+    file = saved(tmp_path, kohya(f"lora_unet_{layer}", drawn(2, width), UP))
+    with pytest.raises(ValueError, match=message):
+        merged((file, 1), base=base)
+
+
+@pytest.mark.parametrize(("metadata", "message"), [
+    ("{", "is not valid JSON"), ("[]", "is no JSON object"), ('{"unet.lora_alpha": "4"}', "not made of numbers"),
+    ('{"unet.lora_alpha": NaN}', "not made of numbers"), ('{"unet.alpha_pattern": [1]}', "not made of numbers"),
+    (f'{{"lora_alpha": 1{"0" * 400}}}', "not made of numbers"), ('{"use_dora": true}', "says use_dora: a DoRA"),
+])
+def test_settings_that_cannot_be_used(tmp_path, metadata, message):
+    file = saved(tmp_path, kohya(), metadata={"lora_adapter_metadata": metadata})
+    with pytest.raises(ValueError, match=f"lora.safetensors.*{message}"):
+        read_loras([file])
+
+
+@pytest.mark.parametrize(("given", "error", "message"), [
+    ([("missing.safetensors", 1)], FileNotFoundError, "^the LoRA missing.safetensors does not exist.$"),
+    ("missing.safetensors", FileNotFoundError, "^the LoRA missing.safetensors does not exist.$"),
+    (["owner/style"], FileNotFoundError, "owner/style does not exist here, and the hub is not asked for LoRAs"),
+    (["folder"], FileNotFoundError, "the LoRA folder is a folder without a weight file; give the file"),
+    (["lora.txt"], ValueError, "unknown kind '.txt'"),
+    *(([("missing.safetensors", scale)], ValueError, "scale of the LoRA missing.safetensors is .*; expected a finite")
+      for scale in (float("nan"), float("inf"), "0.8", None, True, 1j, [1], 10**400)),
+    (("missing.safetensors", 0.8), ValueError, r"loras holds 0.8; expected a file or a pair \(file, scale\)"),
+    ([("a", 1, 2)], ValueError, "expected a file or a pair"), ([3], ValueError, "expected a file or a pair"),
+    ([(1, "a")], ValueError, "expected a file or a pair"), ([None], ValueError, "expected a file or a pair"),
+    (0.8, ValueError, "loras is 0.8; expected a sequence"), ({"a": 1}, ValueError, "loras is {'a': 1}; expected a seq"),
+])
+def test_what_is_no_sequence_of_files_and_scales(tmp_path, monkeypatch, given, error, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "lora.txt").write_text("x")
+    for load in (read_loras, lambda loras: rc.Pipeline.load("no model here", loras=loras),
+                 lambda loras: merge(lazy(BASE), loras, "unet", CONFIG)):
+        with pytest.raises(error, match=message):
+            load(given)
+
+
+def test_none_one_and_a_folder(tmp_path):
+    file = saved(tmp_path, kohya())
+    assert read_loras(()) == read_loras(None) == ()
+    for loras in (file, str(file), [file], [str(file)], [(file, 1)], [[file, np.float32(1)]], iter([file]), tmp_path):
+        lora, = read_loras(loras)
+        assert lora.scale == 1 and lora.tensors.keys() == kohya().keys()
+        assert read_loras([lora])[0] is lora
+
+
+def test_damaged_loras_merge_their_own_numbers_or_are_refused_in_a_sentence(tmp_path):
+    original = kohya(alpha=3) | kohya(KOHYA[CONV], drawn(2, 4, 3, 3), drawn(6, 2, 1, 1)) | kohya("lora_te_x")
+    seen = set()
+
+    def outcome(file):
+        try:
+            return merged((file, 0.5)), None
+        except (ValueError, OSError) as error:
+            return None, str(error)
+
+    @fuzzing
+    @given(st.lists(changes, max_size=2), cuts)
+    def check(how, cut):
+        tensors = original
+        for change in how:
+            tensors = changed(tensors, change)
+        file = damaged_file(tmp_path / "file.safetensors", tensors, cut)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found, problem = outcome(file)
+        seen.add("refused" if problem else "loaded")
+        if problem:
+            assert "file" in problem and problem[-1] in ".)" and "\n" not in problem, problem
+        else:
+            assert all(found[name].shape == BASE[name].shape and np.isfinite(found[name]).all() for name in BASE)
+
+    check()
+    assert seen == {"loaded", "refused"}
+
+
+# The miniature's layout: attention at a single level.
+LAYER = "down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
+TEXT_LAYER = "text_model_encoder_layers_0_mlp_fc1"
+
+
+@pytest.fixture
+def file(tmp_path):
+    return saved(tmp_path, kohya(f"lora_unet_{LAYER}", drawn(2, 16), drawn(8, 2))
+                 | kohya(f"lora_te_{TEXT_LAYER}", drawn(2, 16), drawn(32, 2)))
+
+
+def test_unet_and_text_encoder_take_their_own(mini_folder, file):
+    source = ModelSource.open(mini_folder)
+    adapter = source.adapter()
+    before, after = (flatten_dict(source.load_unet(adapter, loras=loras)[1]) for loras in ((), ((file, 0.5),)))
+    changed = {path for path in before if not np.array_equal(before[path], after[path])}
+    path = ("down_blocks_0", "attentions_0", "transformer_blocks", "attn2", "to_k", "kernel")
+    assert changed == {path}
+    np.testing.assert_allclose(after[path][0], before[path][0] + 0.5 * (drawn(8, 2) @ drawn(2, 16)).T, atol=1e-5)
+    before, after = (flatten_dict(source.load("text_encoder", loras=loras)[1]) for loras in ((), [(file, -2)]))
+    changed = {path for path in before if not np.array_equal(before[path], after[path])}
+    path = ("text_model", "encoder", "layers_0", "mlp", "fc1", "kernel")
+    assert changed == {path}
+    np.testing.assert_allclose(after[path], before[path] - 2 * (drawn(32, 2) @ drawn(2, 16)).T, atol=1e-5)
+    zero = flatten_dict(source.load("text_encoder", loras=[(file, 0)])[1])
+    assert all(np.array_equal(zero[path], before[path]) for path in before)
+
+
+def test_a_pipeline_takes_both_and_a_text_encoders_alone(mini_folder, tmp_path, file):
+    text = saved(tmp_path, kohya(f"lora_te_{TEXT_LAYER}", drawn(2, 16), drawn(32, 2)), "text.safetensors")
+    prints = [rc.Pipeline.load(mini_folder, loras=loras).fingerprints() for loras in ((), [(file, 0.8)], [text])]
+    changed = [{part for part in made if made[part] != prints[0][part]} for made in prints]
+    assert changed == [set(), {"UNet", "text encoders"}, {"text encoders"}]
+    with headers_only():
+        rc.Pipeline.load(mini_folder, loras=[(file, 0.8), text])
+
+
+def test_a_pipeline_refuses_what_does_not_fit_before_it_loads(mini_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(ModelSource, "load", lambda *_, **__: pytest.fail("loaded"))
+    for layer, message in ((f"lora_te2_{TEXT_LAYER}", "second text encoder, .* made for SDXL"),
+                           ("lora_unet_up_blocks_3_attentions_2_proj_in", "1 of 1 layers .* none of this UNet")):
+        with pytest.raises(ValueError, match=message):
+            rc.Pipeline.load(mini_folder, loras=[saved(tmp_path, kohya(layer))])
+
+
+def test_a_prefix_that_is_none(mini_folder, file):
+    with pytest.raises(ValueError, match="Unknown prefix 'te3': known are te1, te2"):
+        rc.load_text_encoder(mini_folder / "text_encoder/config.json", mini_folder / "text_encoder/model.safetensors",
+                             loras=[(file, 1)], prefix="te3")
