@@ -327,12 +327,17 @@ def test_settings_that_cannot_be_used(tmp_path, metadata, message):
     (("missing.safetensors", 0.8), ValueError, r"loras holds 0.8; expected a file or a pair \(file, scale\)"),
     ([("a", 1, 2)], ValueError, "expected a file or a pair"), ([3], ValueError, "expected a file or a pair"),
     ([(1, "a")], ValueError, "expected a file or a pair"), ([None], ValueError, "expected a file or a pair"),
+    ([""], ValueError, "expected a file or a pair"), ("", ValueError, "expected a file or a pair"),
+    (["several"], ValueError, r"several is a folder of several weight files \(a.safetensors, b.pt\); give the one"),
     (0.8, ValueError, "loras is 0.8; expected a sequence"), ({"a": 1}, ValueError, "loras is {'a': 1}; expected a seq"),
 ])
 def test_what_is_no_sequence_of_files_and_scales(tmp_path, monkeypatch, given, error, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder").mkdir()
     (tmp_path / "lora.txt").write_text("x")
+    (tmp_path / "several").mkdir()
+    for name in ("a.safetensors", "b.pt"):
+        (tmp_path / "several" / name).touch()
     for load in (read_loras, lambda loras: rc.Pipeline.load("no model here", loras=loras),
                  lambda loras: merge(lazy(BASE), loras, "unet", CONFIG)):
         with pytest.raises(error, match=message):
@@ -346,6 +351,18 @@ def test_none_one_and_a_folder(tmp_path):
         lora, = read_loras(loras)
         assert lora.scale == 1 and lora.tensors.keys() == kohya().keys()
         assert read_loras([lora])[0] is lora
+    saved(tmp_path, kohya("lora_unet_x"), "other.safetensors")
+    file.rename(tmp_path / "pytorch_lora_weights.safetensors")
+    assert read_loras([tmp_path])[0].tensors.keys() == kohya().keys()
+
+
+def test_original_names_where_levels_have_their_own_numbers_of_layers(tmp_path):
+    file = saved(tmp_path, kohya("lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_k"))
+    weight = f"{LINEAR}.weight"
+    found = merged((file, 1), config={"block_out_channels": [8, 16], "layers_per_block": [2, 2]})
+    assert_only(found, weight, BASE[weight] + UP @ DOWN)
+    with pytest.raises(ValueError, match="are none of this UNet"):
+        merged((file, 1), config={"block_out_channels": [8, 16], "layers_per_block": [1, 2]})
 
 
 def test_damaged_loras_merge_their_own_numbers_or_are_refused_in_a_sentence(tmp_path):
@@ -406,6 +423,7 @@ def test_unet_and_text_encoder_take_their_own(mini_folder, file):
     assert all(np.array_equal(zero[path], before[path]) for path in before)
 
 
+@pytest.mark.slow
 def test_a_pipeline_takes_both_and_a_text_encoders_alone(mini_folder, tmp_path, file):
     text = saved(tmp_path, kohya(f"lora_te_{TEXT_LAYER}", drawn(2, 16), drawn(32, 2)), "text.safetensors")
     prints = [rc.Pipeline.load(mini_folder, loras=loras).fingerprints() for loras in ((), [(file, 0.8)], [text])]

@@ -20,6 +20,7 @@ from typing import Any
 from realcustom_jax.errors import quoted
 from realcustom_jax.model_files import locate
 from realcustom_jax.model_files.kinds import advice, identify
+from realcustom_jax.model_files.names import listed
 from realcustom_jax.model_files.tensors import LazyTensors, read_tensors
 
 PARTS = {"unet": "UNet", "te1": "text encoder", "te2": "second text encoder"}
@@ -52,7 +53,7 @@ _TRANSFORMER = re.compile(r"(^|[._])(double|single|joint)(_transformer)?_blocks[
 _FITTING = "Stable Diffusion 1.5 or SDXL"
 # As diffusers writes them into a file's metadata, and PEFT beside one of this name.
 _SETTINGS, _IN_SETTINGS = "lora_adapter_metadata", {"unet": "unet.", "te1": "text_encoder.", "te2": "text_encoder_2."}
-_PEFT = ("adapter_model", "adapter_config.json")
+_DIFFUSERS, _PEFT = "pytorch_lora_weights", ("adapter_model", "adapter_config.json")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +102,8 @@ def read_loras(given: Any) -> tuple[Lora, ...]:
 
 def _pair(given: Any) -> tuple[Path, float]:
     pair = (given, 1.0) if isinstance(given, (str, Path)) else given
-    if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not isinstance(pair[0], (str, Path)):
+    if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not (
+            isinstance(pair[0], (str, Path)) and str(pair[0])):
         raise ValueError(f"loras holds {quoted(given)}; expected a file or a pair (file, scale), as in "
                          "[('style.safetensors', 0.8)].")
     file, scale = pair
@@ -114,14 +116,24 @@ def _read(path: Path, scale: float) -> Lora:
     if not path.exists():
         where = " here, and the hub is not asked for LoRAs: download it" * locate.is_on_hub(path)
         raise FileNotFoundError(f"the LoRA {path} does not exist{where}.")
-    files = locate.weight_files(path) if path.is_dir() else (path,)
-    if not files:
-        raise FileNotFoundError(f"the LoRA {path} is a folder without a weight file; give the file.")
-    tensors = read_tensors(*files)
+    file = _in_folder(path) if path.is_dir() else path
+    tensors = read_tensors(file)
     if not tensors:
         raise ValueError(f"the LoRA {path} is empty: it holds no tensors; get the file anew.")
     _check_kind(path, tensors)
-    return Lora(path, scale, tensors, _layers(path, tensors, _settings(files[0], tensors.metadata)))
+    return Lora(path, scale, tensors, _layers(path, tensors, _settings(file, tensors.metadata)))
+
+
+def _in_folder(folder: Path) -> Path:
+    """The LoRA in a folder: of the name that diffusers or PEFT give it, or else the only weight file."""
+    files = [file for suffix in locate.SINGLE_FILES for file in sorted(folder.glob(f"*{suffix}"))]
+    files = [file for file in files if file.stem in (_DIFFUSERS, _PEFT[0])][:1] or files
+    if not files:
+        raise FileNotFoundError(f"the LoRA {folder} is a folder without a weight file; give the file.")
+    if len(files) > 1:
+        raise ValueError(f"the LoRA {folder} is a folder of several weight files "
+                         f"({listed([file.name for file in files], 5)}); give the one that is meant.")
+    return files[0]
 
 
 def _check_kind(path: Path, tensors: LazyTensors) -> None:

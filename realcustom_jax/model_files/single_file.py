@@ -231,8 +231,10 @@ def original_names(which: str, config: Config, names: Collection[str]) -> dict[s
     which, config: as for `part`.
     """
     config = CONFIGS["sd15"][which] | dict(config)
-    if not isinstance(config["layers_per_block"], int):
-        return {}
+    if not isinstance(layers := config["layers_per_block"], int):
+        if len(set(layers)) != 1:
+            return {}
+        config["layers_per_block"] = layers[0]
     modules: dict[str, list[str]] = {}
     for theirs, ours in _MODULES[which](config).items():
         modules.setdefault(ours, []).append(theirs)
