@@ -207,6 +207,16 @@ def test_a_scale_of_zero_is_no_lora_to_the_bit(tmp_path):
     assert all(found[name] is base[name] for name in base)
 
 
+def test_merging_reads_a_tensor_when_it_is_asked_for_and_once(tmp_path):
+    read = []
+    base = LazyTensors({name: lambda name=name: read.append(name) or BASE[name] for name in BASE})
+    file = saved(tmp_path, kohya())
+    found = merge(base, [(file, 1), (file, 2)], "unet", CONFIG)
+    assert not read
+    np.testing.assert_allclose(found[f"{LINEAR}.weight"], BASE[f"{LINEAR}.weight"] + 3 * UP @ DOWN, rtol=1e-5)
+    assert read == [f"{LINEAR}.weight"]
+
+
 def test_headers_only_reads_no_numbers(tmp_path):
     """The shapes are looked at, and weights take no memory."""
     file = saved(tmp_path, kohya(down=np.full_like(DOWN, np.nan), alpha=3))
@@ -385,6 +395,8 @@ def test_damaged_loras_merge_their_own_numbers_or_are_refused_in_a_sentence(tmp_
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             found, problem = outcome(file)
+            with headers_only():
+                assert problem or not outcome(file)[1]
         seen.add("refused" if problem else "loaded")
         if problem:
             assert "file" in problem and problem[-1] in ".)" and "\n" not in problem, problem
