@@ -105,7 +105,7 @@ def _checked_choices(options: argparse.Namespace) -> dict:
     from realcustom_jax.conditioning.initial import InitialPicture
     from realcustom_jax.conditioning.regions import check_box, is_box, listed_regions
     from realcustom_jax.errors import check_text
-    from realcustom_jax.model_files.lora import open_lora
+    from realcustom_jax.model_files.lora_files import read_loras
     from realcustom_jax.presets import find_preset
     from realcustom_jax.sampling.options import check_options
 
@@ -132,8 +132,8 @@ def _checked_choices(options: argparse.Namespace) -> dict:
         load_image(image)
     if options.init_image is not None:
         InitialPicture.read(options.init_image, options.mask_image)
-    for lora in options.lora or ():
-        open_lora(lora)
+    with warnings.catch_warnings(action="ignore"):  # what there is to warn of is told when the model loads
+        read_loras(options.lora)
     for mask in listed_regions(options.mask, max(len(options.image or [None]), len(options.target or [None]))):
         check_box(mask, "mask") if is_box(mask) else mask is None or load_image(mask)
     return choices if options.batch else choices | pictures

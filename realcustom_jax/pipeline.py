@@ -36,7 +36,7 @@ from realcustom_jax.errors import check_choice
 from realcustom_jax.model_files import fingerprint
 from realcustom_jax.model_files.adapter import find_adapter, load_adapter_projector, split_unet
 from realcustom_jax.model_files.fit import check_fit
-from realcustom_jax.model_files.lora import LoraSource, check_loras
+from realcustom_jax.model_files.lora_files import read_loras
 from realcustom_jax.model_files.network import Network, TextEncoder
 from realcustom_jax.model_files.parts import with_parts
 from realcustom_jax.model_files.source import ModelSource
@@ -118,7 +118,7 @@ class Pipeline:
         vae: str | Path | None = None,
         unet: str | Path | None = None,
         prediction: str | None = None,
-        loras: Sequence[LoraSource] = (),
+        loras: Sequence[str | Path | tuple[str | Path, float]] = (),
         few_steps: bool = False,
         preset: str | Preset | Mapping[str, Any] | None = None,
         dtype=jnp.float32,
@@ -138,7 +138,8 @@ class Pipeline:
                 folder, or a name on the hub (module `parts`).
             prediction: what the UNet predicts, "epsilon" or "v_prediction"; None: as its file or the model's scheduler
                 says (module `prediction`).
-            loras: LoRA files, or pairs of a file and its scale, merged into UNet and text encoders (module `lora`).
+            loras: files, or pairs (file, scale), whose changes are added to the UNet and the text encoders (module
+                `lora_files`).
             few_steps: whether to load the form in which few steps suffice, where the model brings one (`few_steps/`);
                 its steps, solver and guidance then go before the preset's.
             preset: how the model is used, see module `presets`; None: as its `preset.json` says, or the default. What
@@ -158,11 +159,12 @@ class Pipeline:
         enable_compilation_cache()
         platform = Platform.of(platform)
         dtype = _dtype(dtype, platform)
+        loras = read_loras(loras)
         model = with_parts(ModelSource.open(path), unet=unet, vae=vae)
         model.check("unet", "vae")
         few = model.few_steps() if few_steps else None
-        loras = [*loras, few[0]] if few else loras
-        check_loras(loras, len(model.text_encoders))
+        loras += read_loras(few[0]) if few else ()
+        model.check_loras(loras)
         given = find_adapter(adapter) if adapter else model.adapter()
         words, encoders = (ModelSource.open(other) if other else model for other in (tokenizer, vision))
         tokenizers = [words.tokenizer(i, positions=model.text_positions(i)) for i in range(len(model.text_encoders))]
@@ -176,8 +178,8 @@ class Pipeline:
             return Network(module, jax.device_get(params) if offload else params)
 
         pipeline = cls(
-            text_encoders=tuple(TextEncoder(tokenizer, encoder(model, part, loras=loras, prefix=f"te{i}"))
-                                for i, tokenizer, part in zip((1, 2), tokenizers, model.text_encoders, strict=False)),
+            text_encoders=tuple(TextEncoder(tokenizer, encoder(model, part, loras=loras))
+                                for tokenizer, part in zip(tokenizers, model.text_encoders, strict=True)),
             vae=Network(*model.load("vae", dtype=jnp.float32 if dtype == jnp.float16 else dtype, platform=platform)),
             unet=Network(*model.load_unet(
                 given, base_last=preset.weight_order == "base_last", dtype=dtype, platform=platform, loras=loras,
