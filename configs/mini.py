@@ -94,7 +94,7 @@ def get_config() -> ml_collections.ConfigDict:
                  "optimizer": "muon"},
         "adapter": {"steps": 6000, "batch_size": 128, "learning_rate": 2e-3, "decay": 0.6, "ema": 0.9985,
                     "optimizer": "muon"},
-        "distill": {"steps": 500, "batch_size": 16, "learning_rate": 1.5e-3, "warmup": 20, "decay": 0.6, "ema": 0.98,
+        "distill": {"steps": 400, "batch_size": 16, "learning_rate": 1.5e-3, "warmup": 20, "decay": 0.6, "ema": 0.98,
                     "save_every": 50, "sample_every": 100},
     }
     for settings in config.optimization.values():
