@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from PIL import Image
 from tqdm import tqdm
 
 from realcustom_jax.evaluation.cases import TASKS, make_cases
@@ -70,7 +71,7 @@ def make_rows(options: argparse.Namespace) -> None:
             found = score_pictures(generator.judge, cases[task], made.images)
             found |= score_masks(generator.judge, cases[task], made)
             scores[task] = {name: found[name].tolist() for name in METRICS[task]}
-            strip = np.concatenate(made.images[:24:2], axis=1)
+            strip = Image.fromarray(np.concatenate(made.images[:24:2], axis=1))
             write_file(file.with_suffix(f".{task}.png"), png(strip))
         write_json(file, {"row": dataclasses.asdict(row), "seed": options.seed, "scores": scores,
                           "subjects": {task: [case.subject for case in cases[task]] for task in TASKS}})
