@@ -101,11 +101,11 @@ def _prompt(options: argparse.Namespace) -> str:
 def _checked_choices(options: argparse.Namespace) -> dict:
     """Options of `Pipeline.__call__`. A large model loads for a minute: what is wrong without it is told before."""
     from realcustom_jax import contact_sheet
-    from realcustom_jax.conditioning.canvas import Canvas
     from realcustom_jax.conditioning.images import load_image
+    from realcustom_jax.conditioning.initial import InitialPicture
     from realcustom_jax.conditioning.regions import check_box, is_box, listed_regions
     from realcustom_jax.errors import check_text
-    from realcustom_jax.model_files.lora import open_lora
+    from realcustom_jax.model_files.lora_files import read_loras
     from realcustom_jax.presets import find_preset
     from realcustom_jax.sampling.options import check_options
 
@@ -131,9 +131,9 @@ def _checked_choices(options: argparse.Namespace) -> dict:
     for image in options.image or ():
         load_image(image)
     if options.init_image is not None:
-        Canvas.read(options.init_image, options.mask_image)
-    for lora in options.lora or ():
-        open_lora(lora)
+        InitialPicture.read(options.init_image, options.mask_image)
+    with warnings.catch_warnings(action="ignore"):  # what there is to warn of is told when the model loads
+        read_loras(options.lora)
     for mask in listed_regions(options.mask, max(len(options.image or [None]), len(options.target or [None]))):
         check_box(mask, "mask") if is_box(mask) else mask is None or load_image(mask)
     return choices if options.batch else choices | pictures

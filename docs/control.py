@@ -5,6 +5,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 import realcustom_jax as rc
+from realcustom_jax.data.sprites.world import paint
 from realcustom_jax.model_files.locate import ASSETS
 
 DOG, CAR = (ASSETS / "references" / f"{noun}.png" for noun in ("dog", "car"))
@@ -15,7 +16,7 @@ def main() -> None:
     """Writes the picture beside this file."""
     pipeline = rc.Pipeline.load("mini")
     dog, two = (DOG, "a dog on the beach", "dog"), ([DOG, CAR], "a dog and a car on the beach", ["dog", "car"])
-    empty = pipeline(DOG, "a tree on the beach", "tree", vision_scale=0, seed=4).images[0]
+    empty = Image.fromarray(paint([], "beach", seed=1, size=pipeline.sizes.native)[0])
     left, right = (0, 32, 64, 120), (64, 32, 128, 120)
     rows = [
         [("attention's masks", two, {"seed": 1}), ("dog on the left, car by attention", two, {"masks": [left, None]}),

@@ -21,8 +21,8 @@ import numpy as np
 from PIL import Image
 from transformers import CLIPTokenizer
 
-from realcustom_jax.conditioning.canvas import Canvas
 from realcustom_jax.conditioning.images import ImageSource, from_uint8, listed, load_image, to_uint8
+from realcustom_jax.conditioning.initial import InitialPicture
 from realcustom_jax.conditioning.prompts import encode_prompt
 from realcustom_jax.conditioning.references import VisionSettings, square_reference, vision_tokens
 from realcustom_jax.conditioning.regions import Region, given_masks, listed_regions
@@ -36,7 +36,7 @@ from realcustom_jax.errors import check_choice
 from realcustom_jax.model_files import fingerprint
 from realcustom_jax.model_files.adapter import find_adapter, load_adapter_projector, split_unet
 from realcustom_jax.model_files.fit import check_fit
-from realcustom_jax.model_files.lora import LoraSource, check_loras
+from realcustom_jax.model_files.lora_files import read_loras
 from realcustom_jax.model_files.network import Network, TextEncoder
 from realcustom_jax.model_files.parts import with_parts
 from realcustom_jax.model_files.source import ModelSource
@@ -118,7 +118,7 @@ class Pipeline:
         vae: str | Path | None = None,
         unet: str | Path | None = None,
         prediction: str | None = None,
-        loras: Sequence[LoraSource] = (),
+        loras: Sequence[str | Path | tuple[str | Path, float]] = (),
         few_steps: bool = False,
         preset: str | Preset | Mapping[str, Any] | None = None,
         dtype=jnp.float32,
@@ -138,7 +138,8 @@ class Pipeline:
                 folder, or a name on the hub (module `parts`).
             prediction: what the UNet predicts, "epsilon" or "v_prediction"; None: as its file or the model's scheduler
                 says (module `prediction`).
-            loras: LoRA files, or pairs of a file and its scale, merged into UNet and text encoders (module `lora`).
+            loras: files, or pairs (file, scale), whose changes are added to the UNet and the text encoders (module
+                `lora_files`).
             few_steps: whether to load the form in which few steps suffice, where the model brings one (`few_steps/`);
                 its steps, solver and guidance then go before the preset's.
             preset: how the model is used, see module `presets`; None: as its `preset.json` says, or the default. What
@@ -158,11 +159,12 @@ class Pipeline:
         enable_compilation_cache()
         platform = Platform.of(platform)
         dtype = _dtype(dtype, platform)
+        loras = read_loras(loras)
         model = with_parts(ModelSource.open(path), unet=unet, vae=vae)
         model.check("unet", "vae")
         few = model.few_steps() if few_steps else None
-        loras = [*loras, few[0]] if few else loras
-        check_loras(loras, len(model.text_encoders))
+        loras += read_loras(few[0]) if few else ()
+        model.check_loras(loras)
         given = find_adapter(adapter) if adapter else model.adapter()
         words, encoders = (ModelSource.open(other) if other else model for other in (tokenizer, vision))
         tokenizers = [words.tokenizer(i, positions=model.text_positions(i)) for i in range(len(model.text_encoders))]
@@ -176,8 +178,8 @@ class Pipeline:
             return Network(module, jax.device_get(params) if offload else params)
 
         pipeline = cls(
-            text_encoders=tuple(TextEncoder(tokenizer, encoder(model, part, loras=loras, prefix=f"te{i}"))
-                                for i, tokenizer, part in zip((1, 2), tokenizers, model.text_encoders, strict=False)),
+            text_encoders=tuple(TextEncoder(tokenizer, encoder(model, part, loras=loras))
+                                for tokenizer, part in zip(tokenizers, model.text_encoders, strict=True)),
             vae=Network(*model.load("vae", dtype=jnp.float32 if dtype == jnp.float16 else dtype, platform=platform)),
             unet=Network(*model.load_unet(
                 given, base_last=preset.weight_order == "base_last", dtype=dtype, platform=platform, loras=loras,
@@ -271,11 +273,11 @@ class Pipeline:
                       vision_scale=vision_scale, guidance_mode=guidance_mode, text_guidance=text_guidance,
                       rescale=rescale, strength=strength, masks=masks, init_image=init_image, mask_image=mask_image)
         regions = listed_regions(masks, len(targets))
-        canvas, width, height = self._canvas(init_image, mask_image, width, height)
-        of_result = canvas.size if canvas and canvas.region is not None else (width, height)
+        initial, width, height = self._initial(init_image, mask_image, width, height)
+        of_result = initial.size if initial and initial.region is not None else (width, height)
         pictures = [load_image(reference) for reference in references]
         if strength is None:
-            strength = DEFAULT_STRENGTH if canvas and canvas.region is None else 1.0
+            strength = DEFAULT_STRENGTH if initial and initial.region is None else 1.0
         schedule = self.make_solver(choices.steps, choices.solver, start=skipped_steps(choices.steps, strength))
         shape = self.latent_shape(width, height)
         mask = choices.mask_config(*shape[:2], len(targets), overlap)
@@ -292,12 +294,12 @@ class Pipeline:
                    "noise_per_step": noise_of_steps(schedule, seed, num_images, shape),
                    "guidance": Guidance(guidance_mode, text_guidance, rescale),
                    "masks": given_masks(regions, of_result, num_images, shape[:2], mask.size_of(shape[:2]))}
-        if canvas:
-            options |= self._started(canvas, width, height, num_images, all_new=schedule.start == 0)
+        if initial:
+            options |= self._started(initial, width, height, num_images, all_new=schedule.start == 0)
         run = _sample if on_step is None else functools.partial(sample_latents, on_step=on_step)
         samples = run(self.unet.module, self.unet.params, noise, *inputs, **options)
         made = self.decode(samples.latents)
-        images = [Image.fromarray(x) for x in (canvas.put_back(made) if canvas else made)]
+        images = [Image.fromarray(x) for x in (initial.put_back(made) if initial else made)]
         shown = [Image.fromarray(np.uint8(np.round(x * 255))) for x in pictures]
         return Result(images, np.asarray(samples.masks), np.asarray(samples.latents), shown, targets, prompt, seed)
 
@@ -422,23 +424,24 @@ class Pipeline:
         width, height = self.sizes.check(width, height)
         return height // self._factor, width // self._factor, self.unet.module.config.in_channels
 
-    def _canvas(self, init_image, mask_image, width, height) -> tuple[Canvas | None, int, int]:
+    def _initial(self, init_image, mask_image, width, height) -> tuple[InitialPicture | None, int, int]:
         """(what the call begins with, width, height of the pictures to make)."""
-        canvas = None if init_image is None else Canvas.read(init_image, mask_image)
-        if canvas is not None and width is None and height is None:
-            return canvas, *self.sizes.like(*canvas.size)
+        initial = None if init_image is None else InitialPicture.read(init_image, mask_image)
+        if initial is not None and width is None and height is None:
+            return initial, *self.sizes.like(*initial.size)
         width, height = self.sizes.check(width, height)
-        return canvas and canvas.cropped(width, height), width, height
+        return initial and initial.cropped(width, height), width, height
 
-    def _started(self, canvas: Canvas, width: int, height: int, count: int, *, all_new: bool) -> dict[str, Any]:
-        """The sampler's options of `count` pictures of this size that begin with a canvas; `all_new`: with noise."""
-        if canvas.region is None and all_new:
+    def _started(self, initial: InitialPicture, width: int, height: int, count: int, *, all_new: bool
+                 ) -> dict[str, Any]:
+        """The sampler's options of `count` pictures of this size that begin with a picture; `all_new`: with noise."""
+        if initial.region is None and all_new:
             return {}
-        picture = from_uint8(canvas.resized(width, height)[None])
+        picture = from_uint8(initial.resized(width, height)[None])
         latents = jnp.repeat(encode_pictures(self.vae.module, self.vae.params, picture), count, axis=0)
-        if canvas.region is None:
+        if initial.region is None:
             return {"init_latents": latents}
-        region = jnp.asarray(canvas.region_on(latents.shape[1:3]), jnp.float32)
+        region = jnp.asarray(initial.region_on(latents.shape[1:3]), jnp.float32)
         return {"init_latents": latents, "region": jnp.broadcast_to(region, latents.shape[:3])}
 
     def _check_fit(self, folder: Path) -> None:

@@ -95,6 +95,16 @@ def test_a_textual_inversion_with_its_name_and_step_in_it(tmp_path):
         find_adapter(tmp_path / "toy.pt")
 
 
+def test_a_lora_is_sent_to_its_option(folder, tmp_path):
+    path = tmp_path / "lora.safetensors"
+    safetensors.numpy.save_file(dict.fromkeys(
+        ("lora_unet_x.lora_down.weight", "lora_unet_x.lora_up.weight"), np.zeros((2, 2), np.float32)), path)
+    for load in (find_adapter, lambda path: ModelSource.open(path).check("unet"),
+                 lambda path: rc.Pipeline.load(folder, unet=path), lambda path: rc.Pipeline.load(folder, vae=path)):
+        with pytest.raises(ValueError, match=r"a LoRA; (expected a .*; )?give it with loras \(--lora\), beside"):
+            load(path)
+
+
 def test_a_file_is_sent_to_the_option_that_takes_it(folder):
     for path, option in (("unet/diffusion_pytorch_model", "unet"), ("vae/diffusion_pytorch_model", "vae"),
                          ("adapter/realcustom", "adapter")):

@@ -37,6 +37,24 @@ def test_it_makes_pictures_of_the_painted_worlds_size(pipeline):
 
 
 @pytest.mark.slow
+def test_the_subject_goes_into_a_picture(pipeline):
+    """What is outside of the box stays to the byte; in it, where nothing was, the judge finds the dog."""
+    judge, dog = load_judge(ASSETS / "mini"), np.full((4, 1), world.NOUNS.index("dog"))
+    empty = Image.fromarray(world.paint([], "beach", seed=1, size=128)[0])
+    result = pipeline(REFERENCES / "dog.png", "a dog on the beach", "dog", init_image=empty, num_images=4,
+                      mask_image=(16, 32, 112, 120))
+    pictures = np.stack([np.asarray(image) for image in result.images])
+    outside = np.ones((128, 128), bool)
+    outside[32:120, 16:112] = False
+    assert np.array_equal(pictures[:, outside], np.repeat(np.asarray(empty)[outside][None], 4, axis=0))
+    before = judge(np.repeat(np.asarray(empty)[None], 4, axis=0), dog)
+    after = judge(pictures, dog)
+    assert not before.found.any() and after.found.mean() >= 0.75
+    places = after.places[after.found[:, 0], 0] > 0.5
+    assert places[:, 16:60, 8:56].sum() > 0.9 * places.sum()
+
+
+@pytest.mark.slow
 def test_customised_pictures_and_their_masks(pipeline):
     result = pipeline(REFERENCES / "dog.png", "a dog on the beach", "dog", num_images=4, steps=10, freeze_mask_step=5)
     pictures = np.stack([np.asarray(image) for image in result.images])

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.numpy
 from PIL import Image
 
 import sample
@@ -110,6 +111,11 @@ def test_what_no_model_takes_is_told_before_one_is_loaded(monkeypatch, tmp_path,
             (["--steps", "0"], "steps is 0"), (["--scope", "2"], "scope is 2"),
             (["--image", "nowhere.png", "--target", "dog"], "nowhere.png"),
             (["--preset", "papper"], "did you mean 'paper'"), (["--config", str(config)], "refine is -3"),
+            (["--lora", "style.safetensors:0.8"], "the LoRA style.safetensors does not exist"),
+            (["--lora", "C:\\style.safetensors"], r"the LoRA C:\\style.safetensors does not exist"),
+            (["--lora", f"{rows}:nan"], "scale of the LoRA .*rows.jsonl is nan"),
+            (["--lora", str(rows)], "rows.jsonl: unknown kind '.jsonl'"),
+            (["--lora", "style:strong"], "the LoRA style:strong does not exist"),
             (["--batch", str(rows), "--prompt", "a dog"], "--batch brings .* so --prompt would not be used"),
             (["--batch", str(rows), "--image", DOG, "--target", "dog"], "so --image, --target would not be used"),
             (["--batch", str(rows), "--strength", "0.5"], "so --strength would not be used"),
@@ -126,6 +132,23 @@ def test_parts_of_other_files_and_the_prediction_are_handed_on(mini_pipeline, mo
     assert (given["vae"], given["unet"], given["prediction"]) == ("a.safetensors", "b", "v_prediction")
     code, lines, _ = _runner(tmp_path, capsys)("--prediction", "flow")
     assert code == 2 and "'flow'" in lines[-1]
+
+
+def test_loras_are_handed_on_with_their_scales(monkeypatch, tmp_path, capsys):
+    files = [str(tmp_path / name) for name in ("style.safetensors", "at 8:30.safetensors")]
+    for file in files:
+        safetensors.numpy.save_file({f"lora_unet_x.lora_{role}.weight": np.zeros((2, 2), np.float32)
+                                     for role in ("down", "up")}, file)
+    given = {}
+
+    def load(*_, **options):
+        given.update(options)
+        raise ValueError("enough")
+
+    monkeypatch.setattr(Pipeline, "load", load)
+    loras = [f"--lora={x}" for x in (f"{files[0]}:-0.5", files[1], f"{files[1]}:1e-1", files[0])]
+    assert _runner(tmp_path, capsys)(*loras)[1][-1] == "error: enough"
+    assert given["loras"] == [(files[0], -0.5), (files[1], 1), (files[1], 0.1), (files[0], 1)]
 
 
 def test_a_bug_of_ours_is_admitted_and_debug_shows_where(command, monkeypatch, capsys):

@@ -72,6 +72,8 @@ def loop_parser(description: str) -> argparse.ArgumentParser:
     add("--dtype", choices=("float32", "bfloat16"), default="float32")
     add("--steps", type=int, default=25)
     add("--freeze", type=int, default=12, help="the first step that reuses its predecessor's mask")
+    add("--no-guidance", action="store_true", help="no negative lane, as distilled models are sampled")
+    add("--given-masks", action="store_true", help="masks of the user's own: no guidance lane")
     add("--json", type=Path, help="where to write the figures")
     return parser
 
@@ -103,7 +105,8 @@ def ours(unet: UNet, params, options: argparse.Namespace, side: int):
     @functools.partial(jax.jit, static_argnames="branches", compiler_options=dict(unet.platform.compiler_options))
     def sample(params, inputs, branches):
         return sample_latents(unet, params, *inputs, target, solver=solver, freeze_mask_step=options.freeze,
-                              branches=branches).latents
+                              branches=branches, guidance_scale=None if options.no_guidance else 3.5,
+                              masks=jnp.ones((options.batch, 1, side, side)) if options.given_masks else None).latents
 
     def text_lane(params, x, c):
         return unet.apply({"params": params}, x, 500, c.text, pooled=c.pooled, time_ids=c.time_ids).noise
@@ -115,8 +118,14 @@ def ours(unet: UNet, params, options: argparse.Namespace, side: int):
     noise, positive, _ = inputs
     lane = flops(jax.make_jaxpr(text_lane)(params, noise, positive).jaxpr)
     fused = flops(sample.trace(params, inputs, branches="fused").jaxpr.jaxpr)
-    figures = {"flop": {"torch, all lanes": (options.freeze + 2 * options.steps) * lane, "fused": fused}}
+    lanes = sum(lanes_of_step(options, i) for i in range(options.steps))
+    figures = {"flop": {"torch, all lanes": lanes * lane, "fused": fused}}
     return program, (params, inputs), figures
+
+
+def lanes_of_step(options: argparse.Namespace, i: int) -> int:
+    """How many lanes step i has: generation, and those of guidance and negative that are run."""
+    return 1 + (i < options.freeze and not options.given_masks) + (not options.no_guidance)
 
 
 def run_once(program, arguments) -> None:
@@ -149,7 +158,7 @@ def torchs(options: argparse.Namespace, side: int) -> dict[str, Callable[[], Non
     def run(network, lanes_a_call):
         """Each step's three or two lanes, `lanes_a_call` of them at a time (None: all)."""
         for i in range(options.steps):
-            lanes = 3 if i < options.freeze else 2
+            lanes = lanes_of_step(options, i)
             size = lanes_a_call or lanes
             for _ in range(lanes // size):
                 (x, context), added = prepared[size]

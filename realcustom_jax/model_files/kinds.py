@@ -10,7 +10,7 @@ from pathlib import Path
 
 _KINDS = {  # a name that only this kind of file holds → what the file is; the first that fits
     r"(^|\.)image_proj\.|(^|\.)ip_adapter\.|\.to_[kv]_ip\.": "an IP-Adapter",
-    r"lora|hada_w[12]|lokr_w[12]|(^|_|\.)oft_(blocks|diag)": "a LoRA",
+    r"lora|hada_w[12]|lokr_w[12]|(^|_|\.)oft_(blocks|diag|R)|\.ia3_l(\.|$)": "a LoRA",
     r"(^|\.)control_model\.|controlnet_cond_embedding\.|controlnet_(down|mid)_block|(^|\.)input_hint_block\."
     r"|(^|\.)zero_convs\.": "a ControlNet",
     r"(^|\.)body\.\d+\.(resnets\.|block[12]\.|in_conv\.)": "a T2I-Adapter",
@@ -50,6 +50,8 @@ def identify(names: Iterable[str]) -> str:
 
 def advice(what: str) -> str:
     """Which option takes a file of this kind (`identify`'s words), as the end of a sentence; "" where none does."""
+    if what == "a LoRA":
+        return "; give it with loras (--lora), beside the model that it was made for"
     return f"; give it as the {_TAKEN_BY[what]} (--{_TAKEN_BY[what]})" if what in _TAKEN_BY else ""
 
 

@@ -210,7 +210,7 @@ def part(tensors: LazyTensors, which: str, config: Config) -> LazyTensors:
     prefix = next((p for p in _PART_PREFIXES[which] if any(name.startswith(p) for name in tensors)), "")
     if not prefix and not any(map(_ORIGINAL_NAMES[which].match, tensors)):
         return tensors
-    modules = original_modules(which, config)
+    modules = _MODULES[which](CONFIGS["sd15"][which] | dict(config))
 
     def new_name(name):
         if not name.startswith(prefix) or name.startswith(f"{prefix}loss."):
@@ -224,9 +224,22 @@ def part(tensors: LazyTensors, which: str, config: Config) -> LazyTensors:
     return tensors.rename(new_name)
 
 
-def original_modules(which: str, config: Config) -> dict[str, str]:
-    """The modules of a part in the original names → in those of diffusers."""
-    return _MODULES[which](CONFIGS["sd15"].get(which, {}) | dict(config))
+def original_names(which: str, config: Config, names: Collection[str]) -> dict[str, str]:
+    """The other way round: each name that a module or tensor of the part, in diffusers' names, has in the original ones
+    → its name. Names without an original are left out; so are all of a UNet whose levels differ in their layers.
+
+    which, config: as for `part`.
+    """
+    config = CONFIGS["sd15"][which] | dict(config)
+    if not isinstance(layers := config["layers_per_block"], int):
+        if len(set(layers)) != 1:
+            return {}
+        config["layers_per_block"] = layers[0]
+    modules: dict[str, list[str]] = {}
+    for theirs, ours in _MODULES[which](config).items():
+        modules.setdefault(ours, []).append(theirs)
+    found = {name: _enclosing(modules, name) for name in names}
+    return {theirs + name[len(module):]: name for name, module in found.items() if module for theirs in modules[module]}
 
 
 def scheduler(names: Collection[str]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ nothing outside of it asks what a model's files look like: a new layout is one c
 
 import abc
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ from realcustom_jax.model_files import locate, single_file, weights
 from realcustom_jax.model_files.adapter import Adapter, check_backbone, find_adapter
 from realcustom_jax.model_files.bundle import FEW_STEPS, FEW_STEPS_LORA, WEIGHT_FILES
 from realcustom_jax.model_files.kinds import advice, identify
+from realcustom_jax.model_files.lora import merge_loras
+from realcustom_jax.model_files.lora_files import Lora
 from realcustom_jax.model_files.prediction import said_of
 from realcustom_jax.model_files.schedule import read_schedule, read_solver
 from realcustom_jax.model_files.tensors import LazyTensors, read_tensors, reads_headers_only
@@ -34,8 +36,8 @@ from realcustom_jax.presets import PRESETS, Preset, find_preset, replace_choices
 
 _LOADERS = {
     "unet": weights.load_unet, "vae": weights.load_autoencoder, "text_encoder": weights.load_text_encoder,
-    "text_encoder_2": weights.load_text_encoder, "image_encoder_siglip": weights.load_vision_encoder,
-    "image_encoder_dinov2": weights.load_vision_encoder,
+    "text_encoder_2": functools.partial(weights.load_text_encoder, prefix="te2"),
+    "image_encoder_siglip": weights.load_vision_encoder, "image_encoder_dinov2": weights.load_vision_encoder,
 }
 
 
@@ -116,6 +118,16 @@ class ModelSource(abc.ABC):
         """Raises as `config` for the first of these parts that is not there, before anything large is read."""
         for part in parts:
             self.config(part)
+
+    def check_loras(self, loras: Sequence[Lora]) -> None:
+        """Raises ValueError for a LoRA of another kind of model, as far as names tell, before anything large is read.
+        Raises as `config`."""
+        if loras:
+            merge_loras(self.tensors("unet"), loras, "unet", self.config("unet"))
+        for lora in loras if len(self.text_encoders) < 2 else ():
+            for layer in lora.parts["te2"].values():
+                raise ValueError(f"the LoRA {lora.where} changes a second text encoder, by {layer.down}, and this "
+                                 "model has one: it was made for SDXL; give one that was made for this model.")
 
     def unet_file(self) -> LazyTensors:
         """The tensors of the file that holds the UNet, in its own names, and its metadata."""

@@ -199,6 +199,9 @@ def _open_torch(path: Path) -> Opened:
                          f"{instead}.") from None
     content = content.get("state_dict", content) if isinstance(content, dict) else content
     values = dict(_flat(content)) if isinstance(content, dict) else {f"a {type(content).__name__}": [content]}
+    # A LoRA's trainer may write the number α as it is.
+    values = {name: torch.tensor(value) if name.endswith(".alpha") and isinstance(value, (int, float)) else value
+              for name, value in values.items()}
     tensors = {name: value for name, value in values.items() if isinstance(value, torch.Tensor)}
     others = [name for name in values if name not in tensors]
     odd = [name for name in others if not (values[name] is None or isinstance(values[name], (str, int, float)))]

@@ -31,7 +31,6 @@ from realcustom_jax.model_files.kinds import identify
 from realcustom_jax.model_files.locate import read_config
 from realcustom_jax.model_files.lora import merge_loras
 from realcustom_jax.model_files.names import MARKERS, listed
-from realcustom_jax.model_files.single_file import original_modules
 from realcustom_jax.model_files.tensors import LazyTensors, read_tensors, reads_headers_only
 from realcustom_jax.models import clip_text, context, projector, unet, vae, vit
 
@@ -253,21 +252,19 @@ def load_unet(config, *files, dtype=jnp.float32, init_missing=(), rng=None, scan
         init_missing: ("vision",) draws `to_*_vision` freshly from `rng` when the files have none.
         scan_layers: whether equal transformer layers are one stack, or apart (`models.context.layers_apart`).
         platform: what the module is made for, see `Platform.of`; None: this machine's default device.
-        loras: LoRA files with their scales, ((file, scale), …), merged in float32 (module `lora`).
+        loras: ((file, scale), …), whose changes of the UNet are added to its weights (modules `lora`, `lora_files`).
     Returns:
         (module, params)
     Raises:
         FileNotFoundError, ValueError: see the module's docstring.
     """
     _check_init(init_missing, rng)
-    mapping = read_config(config)
     config = _architecture(unet.UNetConfig, config, "UNet config")
     module = unet.UNet(config, dtype, platform)
     tensors = _select(read_tensors(*files), "UNet")
     if not config.vision:
         tensors = tensors.rename(lambda k: None if _VISION_LAYER.search(k) else k)
-    if loras:
-        tensors = merge_loras(tensors, loras, "unet", original_modules("unet", mapping))
+    tensors = merge_loras(tensors, loras, "unet", dataclasses.asdict(config))
     # Files that hold some of the visual layers are broken: what they lack is named, not drawn.
     fresh = "vision" in init_missing and not any(map(_VISION_LAYER.search, tensors))
     optional = _VISION_LAYER.search if fresh else None
@@ -299,8 +296,8 @@ def load_autoencoder(config, *files, dtype=jnp.float32, platform=None):
 
 def load_text_encoder(config, *files, dtype=jnp.float32, platform=None, loras=(), prefix="te1"):
     """A CLIP text encoder from its transformers JSON and weights; `.projected` is there if the files have
-    `text_projection.weight`. `loras` as in `load_unet`; of their files the part `prefix` is taken, "te1" or "te2".
-    Returns (module, params); raises as `load_unet`."""
+    `text_projection.weight`. Of `loras`, ((file, scale), …), the changes of the encoder `prefix` are added to the
+    weights: "te1" is the first or only one, "te2" SDXL's second. Returns (module, params); raises as `load_unet`."""
     check_choice("prefix", prefix, ("te1", "te2"))
     tensors = merge_loras(_select(read_tensors(*files), "text encoder"), loras, prefix)
     mapping = read_config(config)

@@ -10,14 +10,14 @@ from realcustom_jax.conditioning.regions import Region, is_box, read_region
 
 
 @dataclasses.dataclass(frozen=True)
-class Canvas:
+class InitialPicture:
     """A picture uint8 [H, W, 3] and the share in which each pixel of it is painted anew, float32 [H, W]; None: all."""
 
     pixels: np.ndarray
     region: np.ndarray | None = None
 
     @classmethod
-    def read(cls, image: ImageSource, mask: Region | None = None) -> "Canvas":
+    def read(cls, image: ImageSource, mask: Region | None = None) -> "InitialPicture":
         """Of a picture and its mask, white where it is to be painted anew, or a box in its pixels.
 
         Raises:
@@ -42,7 +42,7 @@ class Canvas:
         """(width, height) in pixels."""
         return self.pixels.shape[1], self.pixels.shape[0]
 
-    def cropped(self, width: int, height: int) -> "Canvas":
+    def cropped(self, width: int, height: int) -> "InitialPicture":
         """The middle of the picture that has this shape, in this size."""
         if self.size == (width, height):
             return self
@@ -54,7 +54,7 @@ class Canvas:
         if region is not None and region.max() == 0:
             raise ValueError(f"Nothing of mask_image is left in the {width} × {height} pixels that are made of the "
                              "middle of init_image; leave width and height out, or crop both pictures yourself.")
-        return Canvas(fit(self.pixels, Image.Resampling.LANCZOS), region)
+        return InitialPicture(fit(self.pixels, Image.Resampling.LANCZOS), region)
 
     def resized(self, width: int, height: int) -> np.ndarray:
         """The whole picture in this size, uint8 [height, width, 3]."""

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from realcustom_jax import batch
-from realcustom_jax.conditioning.canvas import Canvas
+from realcustom_jax.conditioning.initial import InitialPicture
 from realcustom_jax.conditioning.regions import given_masks, listed_regions, on_grid, read_region
 from realcustom_jax.conditioning.size import PictureSizes
 from realcustom_jax.model_files.locate import ASSETS
@@ -113,37 +113,37 @@ def test_what_is_outside_stays_to_the_byte():
     photo = RNG.integers(0, 256, (37, 53, 3), np.uint8)
     mask = np.zeros((37, 53), np.float32)
     mask[10:20, 5:30], mask[20, 5:30] = 1, 0.5
-    canvas = Canvas.read(photo, mask)
-    made = canvas.put_back(np.zeros((2, 16, 24, 3), np.uint8))
+    initial = InitialPicture.read(photo, mask)
+    made = initial.put_back(np.zeros((2, 16, 24, 3), np.uint8))
     assert made.shape == (2, 37, 53, 3) and np.array_equal(made[1][mask == 0], photo[mask == 0])
     assert not made[0][mask == 1].any()
     np.testing.assert_allclose(made[0][20, 5:30], photo[20, 5:30] / 2, atol=1)
-    assert np.array_equal(Canvas.read(photo).put_back(made), made), "without a mask all is as it was made"
+    assert np.array_equal(InitialPicture.read(photo).put_back(made), made), "without a mask all is as it was made"
 
 
 def test_a_place_is_painted_anew_if_a_pixel_of_it_is():
-    canvas = Canvas.read(PHOTO, (3, 5, 4, 6))
-    on_latents = canvas.region_on((8, 8))
+    initial = InitialPicture.read(PHOTO, (3, 5, 4, 6))
+    on_latents = initial.region_on((8, 8))
     assert on_latents[2, 1] == 1 and on_latents.sum() == 1
-    assert canvas.region_on((4, 4))[1, 0] == 1
+    assert initial.region_on((4, 4))[1, 0] == 1
 
 
 def test_turned_pictures_and_transparency_are_read_as_references_are():
-    assert np.array_equal(Canvas.read(turned(PHOTO)).pixels, PHOTO)
-    assert np.array_equal(Canvas.read(PHOTO, turned(np.uint8(255 * HOLE[..., None].repeat(3, 2)))).region, HOLE)
+    assert np.array_equal(InitialPicture.read(turned(PHOTO)).pixels, PHOTO)
+    assert np.array_equal(InitialPicture.read(PHOTO, turned(np.uint8(255 * HOLE[..., None].repeat(3, 2)))).region, HOLE)
     clear = np.dstack([PHOTO, np.uint8(255 * ~HOLE)])
-    assert (Canvas.read(clear).pixels[HOLE] == 255).all(), "on white"
+    assert (InitialPicture.read(clear).pixels[HOLE] == 255).all(), "on white"
     alone = np.dstack([np.zeros_like(PHOTO), np.uint8(255 * ~HOLE)])
-    assert np.array_equal(Canvas.read(PHOTO, alone).region, HOLE), "what is cut out of a mask is painted anew"
+    assert np.array_equal(InitialPicture.read(PHOTO, alone).region, HOLE), "what is cut out of a mask is painted anew"
 
 
 def test_masks_of_another_size_and_shape():
     small = Image.fromarray(np.uint8(255 * HOLE)).resize((SIDE // 2, SIDE // 2))
-    assert Canvas.read(PHOTO, small).region.shape == (SIDE, SIDE)
+    assert InitialPicture.read(PHOTO, small).region.shape == (SIDE, SIDE)
     with pytest.raises(ValueError, match="mask_image has 16 × 8 pixels and init_image 16 × 16"):
-        Canvas.read(PHOTO, HOLE[:8])
+        InitialPicture.read(PHOTO, HOLE[:8])
     with pytest.raises(ValueError, match="Nothing of mask_image is left"):
-        Canvas.read(RNG.integers(0, 256, (16, 64, 3), np.uint8), (0, 0, 4, 16)).cropped(16, 16)
+        InitialPicture.read(RNG.integers(0, 256, (16, 64, 3), np.uint8), (0, 0, 4, 16)).cropped(16, 16)
 
 
 # -------------------- the pipeline
