@@ -9,15 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import flatten_dict
 
 from realcustom_jax.data.sprites.captions import VOCABULARY
-from realcustom_jax.model_files import bundle, weights
+from realcustom_jax.model_files import bundle
 from realcustom_jax.model_files.adapter import merge_unet
 from realcustom_jax.model_files.locate import read_config
 from realcustom_jax.model_files.tensors import read_tensors
 from realcustom_jax.sampling.sampler import sample_latents
-from realcustom_jax.training.low_rank import init_low_rank, low_rank_tensors, merge_low_rank
 from realcustom_jax.training.miniature import stages
 
 from mini_bundle import SIDE, write_mini_bundle
@@ -25,54 +24,6 @@ from mini_bundle import SIDE, write_mini_bundle
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 CONFIG = Path(__file__).parents[1] / "configs" / "mini.py"
 KEY = jax.random.key(0)
-
-
-# -------------------- low-rank changes
-
-
-def kernels():
-    """A linear layer, a convolution, a scanned stack of two linear layers, and what is no kernel."""
-    rng = np.random.default_rng(0)
-    shapes = {("to_q", "kernel"): (6, 5), ("conv", "kernel"): (3, 3, 6, 4),
-              ("transformer_blocks", "to_out_0", "kernel"): (2, 6, 5), ("conv", "bias"): (4,)}
-    return {path: jnp.asarray(rng.normal(size=shape), jnp.float32) for path, shape in shapes.items()}
-
-
-def changed(low_rank):
-    """The same change after some training: B is not zero any more."""
-    rng = np.random.default_rng(1)
-    return low_rank | {"B": jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), jnp.float32), low_rank["B"])}
-
-
-
-
-def test_a_fresh_change_changes_nothing_and_only_what_is_chosen_is_changed_later():
-    params = unflatten_dict(kernels())
-    fresh = init_low_rank(KEY, params, 3, lambda path: "to_q" not in path)
-    jax.tree.map(np.testing.assert_array_equal, merge_low_rank(params, fresh), params)
-    after = flatten_dict(merge_low_rank(params, changed(fresh)))
-    differs = {path for path, value in flatten_dict(params).items() if (after[path] != value).any()}
-    assert differs == {("conv", "kernel"), ("transformer_blocks", "to_out_0", "kernel")}
-
-
-def test_the_file_changes_torchs_weights_by_the_product_of_its_factors():
-    params = unflatten_dict(kernels())
-    low_rank = changed(init_low_rank(KEY, params, 3, lambda path: True))
-    tensors, before, after = low_rank_tensors(low_rank), *map(weights.to_torch, (params, merge_low_rank(
-        params, low_rank)))
-    layers = {name.rpartition(".lora_")[0] for name in tensors}
-    assert layers == {"unet.to_q", "unet.conv", "unet.transformer_blocks.0.to_out.0",
-                      "unet.transformer_blocks.1.to_out.0"}
-    for layer in layers:
-        name = f"{layer.removeprefix('unet.')}.weight"
-        down, up = (tensors[f"{layer}.lora_{part}.weight"] for part in ("A", "B"))
-        assert down.shape[0] == up.shape[1] == 3
-        product = up.reshape(len(up), 3) @ down.reshape(3, -1)
-        np.testing.assert_allclose(before[name] + product.reshape(before[name].shape), after[name], rtol=1e-4,
-                                   atol=1e-5)
-
-
-# -------------------- the stage
 
 
 @pytest.fixture(scope="module")
@@ -176,4 +127,4 @@ def test_the_stage_leaves_a_lora_and_what_it_is_used_with(config, workdir):
     assert all(name.startswith("unet.") and name.endswith((".lora_A.weight", ".lora_B.weight")) for name in tensors)
     assert any(np.asarray(tensors[name]).any() for name in tensors if name.endswith("lora_B.weight"))
     assert read_config(folder / "preset.json") == {
-        "steps": 2, "solver": "ddim", "freeze_mask_step": 2, "guidance_scale": 1.0}
+        "steps": 2, "solver": "ddim", "branches": "sequential", "freeze_mask_step": 2, "guidance_scale": 1.0}

@@ -34,6 +34,8 @@ from realcustom_jax.training.miniature.pictures import compose_references
 
 SOLVER = "ddim"
 """Of the student. Its step is linear in one prediction, and it draws no noise."""
+BRANCHES = "sequential"
+"""Of the student, as it is trained. A fused step's mask would be one of its few steps old."""
 _MASKS = ("attn2", "to_q"), ("attn2", "to_k")
 
 

@@ -191,8 +191,8 @@ def _distill(config: MiniatureConfig, workdir: Path) -> None:
     options = dataclasses.asdict(config.distill)
     teacher = _adapter_task("distill", config, workdir, trained, bystanders=options.pop("bystanders"))
     params = _fit("distill", distill.DistillTask(teacher, **options), config, workdir)
-    choices = {"steps": options["steps"], "solver": distill.SOLVER, "freeze_mask_step": options["freeze"],
-               "guidance_scale": 1.0}
+    choices = {"steps": options["steps"], "solver": distill.SOLVER, "branches": distill.BRANCHES,
+               "freeze_mask_step": options["freeze"], "guidance_scale": 1.0}
     on_first_process(lambda: bundle.save_few_steps(
         workdir / "bundle", choices, bundle.to_half(low_rank_tensors(params))))
 
