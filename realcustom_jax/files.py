@@ -17,14 +17,14 @@ except ImportError:  # Windows
     fcntl = None
 
 
-def write_file(path: Path, content: bytes) -> None:
-    """Writes a file whole or not at all: to a temporary name beside it, then renamed."""
+def write_file(path: Path, content: bytes, *, mode: int = 0o644) -> None:
+    """Writes a file whole or not at all: to a temporary name beside it, then renamed. `mode`: who may read it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
-        os.chmod(temporary, 0o644)
+        os.chmod(temporary, mode)
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)

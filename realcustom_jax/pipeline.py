@@ -30,8 +30,9 @@ from realcustom_jax.conditioning.size import PictureSizes, time_ids
 from realcustom_jax.conditioning.targets import mark_targets, target_phrase
 from realcustom_jax.conditioning.text_states import text_states
 from realcustom_jax.conditioning.vocabulary import Vocabulary
-from realcustom_jax.devices.compilation import enable_compilation_cache, jit_kept, jit_sampler
+from realcustom_jax.devices.compilation import enable_compilation_cache, jit_sampler
 from realcustom_jax.devices.platform import Platform
+from realcustom_jax.devices.programs import jit_kept
 from realcustom_jax.errors import check_choice
 from realcustom_jax.model_files import fingerprint
 from realcustom_jax.model_files.adapter import find_adapter, load_adapter_projector, split_unet
@@ -470,7 +471,7 @@ def _paired(image, target) -> tuple[list[ImageSource], tuple[str, ...]]:
     return references, targets
 
 
-@functools.partial(jit_kept, static_argnums=0)
+@functools.partial(jit_kept, static_argnums=0, returns=(TextOutput,))
 def _encode_text(module, params, ids: jax.Array) -> TextOutput:
     return module.apply({"params": params}, ids)
 
@@ -478,6 +479,7 @@ def _encode_text(module, params, ids: jax.Array) -> TextOutput:
 _encode_references = jit_kept(vision_tokens, static_argnums=(0, 1, 2, 3))
 
 
-@functools.partial(jit_sampler, static_argnums=0, static_argnames=("mask", "freeze_mask_step", "branches"))
+@functools.partial(
+    jit_sampler, static_argnums=0, static_argnames=("mask", "freeze_mask_step", "branches"), returns=(Samples,))
 def _sample(unet, params, noise, positive, negative, target, **options) -> Samples:
     return sample_latents(unet, params, noise, positive, negative, target, **options)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import jax
 
-from realcustom_jax.devices.programs import keep_program
+from realcustom_jax.devices.programs import jit_kept
 
 DEFAULT_FOLDER = Path("~/.cache/realcustom_jax")
 _JAX_THRESHOLD = 1.0  # seconds of compile time from which on JAX keeps a program, unless it is told otherwise
@@ -27,19 +27,13 @@ def enable_compilation_cache() -> str:
     return jax.config.jax_compilation_cache_dir
 
 
-def jit_kept(function: Callable, **options) -> Callable:
-    """`jax.jit(function, **options)`, whose programs are kept (module `programs`)."""
-    return keep_program(jax.jit(function, **options), **options)
-
-
 def jit_sampler(function: Callable, **options) -> Callable:
-    """`jax.jit(function, **options)` with the compiler options of a sampler on the platform of the UNet, which is the
-    function's first argument; no device is asked for before the first call. Programs are kept (module `programs`)."""
+    """`programs.jit_kept(function, **options)` with the compiler options of a sampler on the platform of the UNet,
+    which is the function's first argument; no device is asked for before the first call."""
 
     @functools.cache
     def jitted(compiler_options):
-        return keep_program(jax.jit(function, compiler_options=dict(compiler_options), **options),
-                            compiler_options=compiler_options, **options)
+        return jit_kept(function, compiler_options=dict(compiler_options), **options)
 
     return functools.wraps(function)(
         lambda unet, *args, **kwargs: jitted(unet.platform.compiler_options)(unet, *args, **kwargs))

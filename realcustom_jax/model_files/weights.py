@@ -123,13 +123,8 @@ def torch_shapes(tree, prefix: str = "") -> dict[str, tuple[int, ...]]:
 
 def parameter_shapes(module: nn.Module, *args, **kwargs):
     """The shapes of a module's parameters for these inputs, without a single number in memory."""
-    def traced():
-        made = jax.eval_shape(lambda: module.init(jax.random.key(0), *args, **kwargs)["params"])
-        return {path: leaf.shape for path, leaf in flatten_dict(made).items()}
-
-    inputs = jax.tree.map(lambda x: x if isinstance(x, int) else (x.shape, str(x.dtype)), (args, kwargs))
-    return unflatten_dict({path: jax.ShapeDtypeStruct(shape, jnp.float32)
-                           for path, shape in keep_shapes(traced, module, inputs).items()})
+    return keep_shapes(lambda: jax.eval_shape(lambda: module.init(jax.random.key(0), *args, **kwargs)["params"]),
+                       module, args, kwargs)
 
 
 def from_torch(shapes, tensors: Mapping[str, np.ndarray], part: str, *, dtype,

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from realcustom_jax.devices.compilation import jit_kept
+from realcustom_jax.devices.programs import jit_kept
 from realcustom_jax.models.norm import MOMENTS
 
 

@@ -259,8 +259,12 @@ class _Steps:
 
 # The host calls these steps one by one, so that each kind is a program that the persistent cache keeps. The cache would
 # refuse a scan that calls back.
-_step_alone = jit_sampler(lambda unet, kind, steps, carry, i: kind(steps, carry, i), static_argnums=(0, 1))
-_make_alone = jit_sampler(Lanes.make, static_argnums=0)
+@functools.partial(jit_sampler, static_argnums=(0, 1), returns=(SolverState,))
+def _step_alone(unet, kind, steps, carry, i):
+    return kind(steps, carry, i)
+
+
+_make_alone = jit_sampler(Lanes.make, static_argnums=0, returns=(Lanes, Conditioning))
 
 
 def check_freeze(freeze_mask_step: int) -> None:
