@@ -9,9 +9,11 @@ Every row makes the same cases from the same noise, so that what a row keeps is 
 
 import argparse
 import dataclasses
+import functools
 import json
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -97,31 +99,40 @@ def report(folder: Path) -> str:
     return "\n".join(lines)
 
 
-def time_loop(model: str, runs: int) -> dict[str, list[float]]:
-    """Seconds of the sampling loop of one picture, by row: without encoders and decoder, compiled before."""
-    seconds = {}
+def compiled_loops(model: str) -> dict[str, Callable[[], Any]]:
+    """The sampling loop of one picture for each row, without encoders and decoder: functions that have run once."""
+    loops = {}
     for row in ROWS:
         pipeline = generator_of(row, model).pipeline
-        preset, shape = pipeline.preset, pipeline.latent_shape()
-        picture, prompt = np.full((128, 128, 3), 0.5, np.float32), "a dog on the beach"
+        preset, size = pipeline.preset, pipeline.sizes.native
+        picture, prompt = np.full((size, size, 3), 0.5, np.float32), "a dog on the beach"
+        vision, nothing = (x[None, None] for x in pipeline.encode_references([picture, np.zeros_like(picture)]))
         positive = pipeline.encode_prompts(prompt)
-        vision, nothing = pipeline.encode_references([picture, np.zeros_like(picture)])
-        negative = pipeline.encode_negative(None, positive).replace(vision=nothing[None, None])
-        positive = positive.replace(vision=vision[None, None])
+        negative = pipeline.encode_negative(None, positive).replace(vision=nothing)
         marks = jnp.asarray(pipeline.mark_targets(prompt, ["dog"]))[None]
-        solver = pipeline.make_solver(preset.steps, preset.solver)
-        sample = jax.jit(lambda params, *inputs, unet=pipeline.unet.module, solver=solver, preset=preset, row=row: (
-            sample_latents(unet, params, *inputs, solver=solver, branches=row.method,
-                           guidance_scale=None if preset.guidance_scale == 1 else preset.guidance_scale,
-                           mask=preset.mask_config(*inputs[0].shape[1:3]),
-                           freeze_mask_step=preset.freeze_mask_step).latents))
-        inputs = pipeline.unet.params, seeded_noise(0, 1, shape), positive, negative, marks
-        jax.block_until_ready(sample(*inputs))
-        seconds[row.name] = []
-        for _ in range(runs):
+        sample = jax.jit(functools.partial(
+            sample_latents, pipeline.unet.module, solver=pipeline.make_solver(preset.steps, preset.solver),
+            guidance_scale=None if preset.guidance_scale == 1 else preset.guidance_scale, branches=row.method,
+            mask=preset.mask_config(*pipeline.latent_shape()[:2]), freeze_mask_step=preset.freeze_mask_step))
+        inputs = (pipeline.unet.params, seeded_noise(0, 1, pipeline.latent_shape()), positive.replace(vision=vision),
+                  negative, marks)
+        loops[row.name] = functools.partial(_finished, sample, *inputs)
+        loops[row.name]()
+    return loops
+
+
+def _finished(function: Callable[..., Any], *inputs) -> Any:
+    return jax.block_until_ready(function(*inputs))
+
+
+def time_loops(loops: dict[str, Callable[[], Any]], runs: int) -> dict[str, list[float]]:
+    """Seconds of each run, the rows in turns, so that whatever else the machine does meets all of them."""
+    seconds = {name: [] for name in loops}
+    for _ in range(runs):
+        for name, loop in loops.items():
             started = time.perf_counter()
-            jax.block_until_ready(sample(*inputs))
-            seconds[row.name].append(time.perf_counter() - started)
+            loop()
+            seconds[name].append(time.perf_counter() - started)
     return seconds
 
 
@@ -136,7 +147,7 @@ def main() -> None:
     parser.add_argument("--time", type=int, nargs="?", const=50, help="time the loop instead, so many times")
     options = parser.parse_args()
     if options.time:
-        for name, seconds in time_loop(options.model, options.time).items():
+        for name, seconds in time_loops(compiled_loops(options.model), options.time).items():
             print(f"{name:40}{statistics.median(seconds):8.4f} s, least {min(seconds):.4f}")
         return
     if not options.out:
