@@ -244,7 +244,6 @@ class _Steps:
             return made
         return jnp.stack([made[:, r] if mask is None else mask for r, mask in enumerate(self.given)], axis=1)
 
-
     def _allowed(self, shape: tuple[int, ...]) -> jax.Array | None:
         """Where the masks of this shape [B, R, h, w] may lie, None: everywhere. In the region; and where masks are not
         to overlap, beside those that were given, whose references then own nothing else."""
