@@ -19,7 +19,8 @@ def main() -> None:
     empty = Image.fromarray(paint([], "beach", seed=1, size=pipeline.sizes.native)[0])
     left, right = (0, 32, 64, 120), (64, 32, 128, 120)
     rows = [
-        [("attention's masks", two, {"seed": 1}), ("dog on the left, car by attention", two, {"masks": [left, None]}),
+        [("attention's masks", two, {"seed": 1}),
+         ("dog on the left, car by attention", two, {"masks": [left, None], "seed": 6}),
          ("dog on the left, car on the right", two, {"masks": [left, right]})],
         [(f"strength {strength:g}", dog, {"vision_scale": strength, "seed": 3}) for strength in (0, 0.5, 1)],
         [("a picture to begin with", None, {}), ("painted anew within the box", dog, {

@@ -35,6 +35,7 @@ def everything(path):
     return True
 
 
+@pytest.mark.slow
 def test_at_first_nothing_changes(base):
     _, params = base
     low_rank = init_low_rank(jax.random.key(0), params, 3, everything)

@@ -247,6 +247,7 @@ def test_a_run_goes_on_when_its_files_were_moved_and_not_on_another_base(run, tm
     published.train_adapter(config, workdir)
 
 
+@pytest.mark.slow
 def test_a_fresh_adapter_is_made_anew_for_keys_that_were_trained_anew(mini_folder, pictures, tmp_path):
     moved = shutil.copytree(mini_folder, tmp_path / "model")
     settings = PublishedConfig.from_config(get_config("mini", mini_folder, pictures).train.to_dict()).fresh

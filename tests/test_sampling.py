@@ -270,6 +270,7 @@ def test_order_of_references_does_not_matter():
 # -------------------- structure
 
 
+@pytest.mark.slow
 def test_one_trace_for_equal_settings():
     unet, params, noise, *inputs = small_case()
     sample(unet, params, noise, *inputs, **OPTIONS)

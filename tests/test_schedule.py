@@ -58,6 +58,7 @@ def folder(mini_folder, tmp_path):
     return shutil.copytree(mini_folder, tmp_path / "model")
 
 
+@pytest.mark.slow
 def test_a_pipeline_samples_as_its_scheduler_says(folder):
     file = folder / "scheduler" / "scheduler_config.json"
     config = json.loads(file.read_text()) | {
@@ -88,6 +89,7 @@ def with_few_steps(folder):
     return folder
 
 
+@pytest.mark.slow
 def test_the_form_for_few_steps(with_few_steps):
     plain, few = rc.Pipeline.load(with_few_steps), rc.Pipeline.load(with_few_steps, few_steps=True)
     assert (few.preset.steps, few.preset.solver, few.preset.guidance_scale) == (2, "ddim", 1.0)

@@ -114,6 +114,7 @@ def test_an_open_clip_file_gives_its_vision_tower(tmp_path):
     assert_same(weights.to_torch(params), tensors_of("vit_siglip"))
 
 
+@pytest.mark.slow
 def test_a_fresh_adapter_on_a_base_model(tmp_path):
     base = {k: v for k, v in tensors_of("unet_sdxl").items()
             if "_vision" not in k and not k.startswith(weights.PROJECTOR_PREFIX)}
