@@ -5,8 +5,8 @@
 
 The bundled miniature was trained with these settings on 2026-11-27, on one NVIDIA H200 with jax 0.11.2: 1480 s in all,
 compiling included, in three calls with the same workdir. The autoencoder, the encoders and the judge need nothing of
-each other; there they ran side by side, in 300 s. The form for few steps was distilled on 2 CPU cores, nearly with these
-settings (docs/evidence.md, "Four steps").
+each other; there they ran side by side, in 300 s. The form for few steps was distilled on 2 CPU cores, nearly with
+these settings (README of the bundle).
 """
 
 import ml_collections

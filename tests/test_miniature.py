@@ -8,6 +8,7 @@ from realcustom_jax.data.sprites import captions, world
 from realcustom_jax.evaluation.judge import load_judge
 from realcustom_jax.evaluation.metrics import roc_area
 from realcustom_jax.model_files.locate import ASSETS
+from realcustom_jax.model_files.source import ModelSource
 from realcustom_jax.pipeline import Pipeline
 
 REFERENCES = ASSETS / "references"
@@ -22,6 +23,13 @@ def test_the_bundle_is_small_and_described():
     files = [file for file in (ASSETS / "mini").rglob("*") if file.is_file()]
     assert sum(file.stat().st_size for file in files) <= 30e6
     assert (ASSETS / "mini" / "README.md").is_file()
+
+
+def test_its_form_for_four_steps_is_small_and_runs_no_negative_lane():
+    lora, choices = ModelSource.open("mini").few_steps()
+    assert lora.stat().st_size <= 4e6
+    assert choices == {"steps": 4, "solver": "ddim", "freeze_mask_step": 2, "guidance_scale": 1.0,
+                       "branches": "sequential"}
 
 
 def test_it_knows_the_sprite_world(pipeline):
@@ -54,15 +62,17 @@ def test_the_subject_goes_into_a_picture(pipeline):
     assert places[:, 16:60, 8:56].sum() > 0.9 * places.sum()
 
 
+@pytest.mark.parametrize("few_steps, choices, steps", [(False, {"steps": 10, "freeze_mask_step": 5}, 10), (True, {}, 4)])
 @pytest.mark.slow
-def test_customised_pictures_and_their_masks(pipeline):
-    result = pipeline(REFERENCES / "dog.png", "a dog on the beach", "dog", num_images=4, steps=10, freeze_mask_step=5)
+def test_customised_pictures_and_their_masks(few_steps, choices, steps):
+    pipeline = Pipeline.load("mini", few_steps=few_steps)
+    result = pipeline(REFERENCES / "dog.png", "a dog on the beach", "dog", num_images=4, **choices)
     pictures = np.stack([np.asarray(image) for image in result.images])
     assert pictures.shape == (4, 128, 128, 3)
-    assert result.masks.shape == (10, 4, 1, 8, 8)
+    assert result.masks.shape == (steps, 4, 1, 8, 8)
     # Noise changes from one pixel to the next as much as anywhere; painted pictures are mostly smooth.
-    steps = np.abs(np.diff(pictures.astype(float), axis=2)).mean()
-    assert steps < 0.3 * np.abs(pictures - pictures.mean((1, 2), keepdims=True)).mean()
+    changes = np.abs(np.diff(pictures.astype(float), axis=2)).mean()
+    assert changes < 0.3 * np.abs(pictures - pictures.mean((1, 2), keepdims=True)).mean()
     opinions = load_judge(ASSETS / "mini")(pictures, np.full((4, 1), world.NOUNS.index("dog")))
     assert opinions.found.mean() >= 0.75
     assert (opinions.scene == world.SCENES.index("beach")).mean() >= 0.75
