@@ -62,7 +62,8 @@ def test_the_subject_goes_into_a_picture(pipeline):
     assert places[:, 16:60, 8:56].sum() > 0.9 * places.sum()
 
 
-@pytest.mark.parametrize("few_steps, choices, steps", [(False, {"steps": 10, "freeze_mask_step": 5}, 10), (True, {}, 4)])
+@pytest.mark.parametrize("few_steps, choices, steps", [
+    (False, {"steps": 10, "freeze_mask_step": 5}, 10), (True, {}, 4)])
 @pytest.mark.slow
 def test_customised_pictures_and_their_masks(few_steps, choices, steps):
     pipeline = Pipeline.load("mini", few_steps=few_steps)
