@@ -29,6 +29,7 @@ def plain(query, key, value):
     return jnp.einsum("bhqk,bkhd->bqhd", attention_weights(query, key), value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tokens", [pytest.param(128, marks=pytest.mark.slow), 200])
 def test_the_tpu_kernel_and_its_gradient(tokens):
     """Interpreted on the CPU; 200 tokens are filled up to 256."""

@@ -33,6 +33,7 @@ def sdxl(tmp_path_factory):
     return write_mini_bundle(tmp_path_factory.mktemp("sdxl"), "sdxl")
 
 
+@pytest.mark.slow
 def test_a_picture_with_every_kind_of_conditioning(kind):
     name, folder = kind
     pipeline = Pipeline.load(folder)
@@ -103,6 +104,7 @@ def test_the_released_presets_have_the_released_negative_prompt():
         assert hashlib.sha256(PRESETS[name].negative_prompt.encode()).hexdigest() == released
 
 
+@pytest.mark.slow
 def test_a_model_says_how_it_is_best_used(tmp_path):
     folder = write_mini_bundle(tmp_path / "model")
     assert Pipeline.load(folder).preset == Preset()

@@ -56,6 +56,7 @@ def test_only_what_is_chosen_changes(base):
     assert changed == {path for path in before if path[-2:] == ("to_q", "kernel")} != set()
 
 
+@pytest.mark.slow
 def test_the_file_is_a_lora_of_the_same_change(base, tmp_path):
     file, params = base
     low_rank = init_low_rank(jax.random.key(1), params, 3, everything)

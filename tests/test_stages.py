@@ -121,6 +121,7 @@ def logged(folder):
     return {row["step"]: row["loss"] for row in rows}
 
 
+@pytest.mark.slow
 def test_a_stage_that_was_stopped_ends_with_the_same_bits(config, tmp_path, compiled_once, monkeypatch):
     """The autoencoder with one level, begun with numbers that need no compiling."""
     small = config.copy_and_resolve_references()
