@@ -41,7 +41,7 @@ def _run(options: argparse.Namespace) -> int:
     from realcustom_jax.model_files.locate import ASSETS
     from realcustom_jax.model_files.tensors import headers_only
     from realcustom_jax.pipeline import Pipeline
-    from realcustom_jax.sampling.options import DEFAULT_STRENGTH, skipped_steps
+    from realcustom_jax.sampling.options import skipped_steps
 
     choices = _checked_choices(options)
     rows = batch.read_rows(options.batch) if options.batch is not None else ()
@@ -68,9 +68,9 @@ def _run(options: argparse.Namespace) -> int:
         summary = batch.run_batch(pipeline, rows, options.out, options=given, loaded=loaded, source=source, report=say)
         say(f"{summary.made} made, {summary.skipped} there already, {summary.failed} failed: {options.out}")
         return 2 if summary.failed else 0
-    strength = options.strength or (1.0 if options.mask_image or not options.init_image else DEFAULT_STRENGTH)
     steps = options.steps or pipeline.preset.steps
-    steps -= skipped_steps(steps, strength)
+    steps -= skipped_steps(steps, options.strength, begins=options.init_image is not None,
+                           masked=options.mask_image is not None)
     with tqdm(total=steps, desc="Sampling (the first step compiles)", unit="step", leave=False) as bar:
         result = pipeline(
             options.image or ASSETS / "references" / "dog.png", _prompt(options), options.target or "dog",
@@ -103,7 +103,7 @@ def _checked_choices(options: argparse.Namespace) -> dict:
     from realcustom_jax import contact_sheet
     from realcustom_jax.conditioning.images import load_image
     from realcustom_jax.conditioning.initial import InitialPicture
-    from realcustom_jax.conditioning.regions import check_box, is_box, listed_regions
+    from realcustom_jax.conditioning.regions import check_region, listed_regions
     from realcustom_jax.errors import check_text
     from realcustom_jax.model_files.lora_files import read_loras
     from realcustom_jax.presets import find_preset
@@ -134,8 +134,10 @@ def _checked_choices(options: argparse.Namespace) -> dict:
         InitialPicture.read(options.init_image, options.mask_image)
     with warnings.catch_warnings(action="ignore"):  # what there is to warn of is told when the model loads
         read_loras(options.lora)
-    for mask in listed_regions(options.mask, max(len(options.image or [None]), len(options.target or [None]))):
-        check_box(mask, "mask") if is_box(mask) else mask is None or load_image(mask)
+    subjects = max(len(options.image or [None]), len(options.target or [None]))
+    for i, mask in enumerate(listed_regions(options.mask, subjects), 1):
+        if mask is not None:
+            check_region(mask, f"mask of target {i}")
     return choices if options.batch else choices | pictures
 
 

@@ -47,7 +47,6 @@ from realcustom_jax.sampling.decoding import decode_latents, decoder_moments, en
 from realcustom_jax.sampling.guidance import Guidance
 from realcustom_jax.sampling.lanes import Conditioning, VisionScale
 from realcustom_jax.sampling.options import (
-    DEFAULT_STRENGTH,
     check_options,
     given_noise,
     noise_of_steps,
@@ -275,11 +274,10 @@ class Pipeline:
                       rescale=rescale, strength=strength, masks=masks, init_image=init_image, mask_image=mask_image)
         regions = listed_regions(masks, len(targets))
         initial, width, height = self._initial(init_image, mask_image, width, height)
-        of_result = initial.size if initial and initial.region is not None else (width, height)
+        result_size = initial.size if initial and initial.region is not None else (width, height)
         pictures = [load_image(reference) for reference in references]
-        if strength is None:
-            strength = DEFAULT_STRENGTH if initial and initial.region is None else 1.0
-        schedule = self.make_solver(choices.steps, choices.solver, start=skipped_steps(choices.steps, strength))
+        schedule = self.make_solver(choices.steps, choices.solver, start=skipped_steps(
+            choices.steps, strength, begins=initial is not None, masked=mask_image is not None))
         shape = self.latent_shape(width, height)
         mask = choices.mask_config(*shape[:2], len(targets), overlap)
         noise = seeded_noise(seed, num_images, shape) if latents is None else given_noise(latents, (num_images, *shape))
@@ -294,7 +292,7 @@ class Pipeline:
                    "freeze_mask_step": choices.freeze_mask_step, "vision_scale": strengths,
                    "noise_per_step": noise_of_steps(schedule, seed, num_images, shape),
                    "guidance": Guidance(guidance_mode, text_guidance, rescale),
-                   "masks": given_masks(regions, of_result, num_images, shape[:2], mask.size_of(shape[:2]))}
+                   "masks": given_masks(regions, result_size, num_images, shape[:2], mask.size_of(shape[:2]))}
         if initial:
             options |= self._started(initial, width, height, num_images, all_new=schedule.start == 0)
         run = _sample if on_step is None else functools.partial(sample_latents, on_step=on_step)

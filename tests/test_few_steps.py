@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 
 import sample
 from realcustom_jax.model_files import bundle
@@ -97,8 +98,15 @@ def test_the_command_says_so_in_one_line(folder, tmp_path, capsys):
 
 def test_without_one_few_steps_are_the_models_own(mini_folder):
     assert sample._suffices_few_steps(sample.parse(["--model", str(mini_folder), "--steps", "4"])) is False
-    with pytest.raises(FileNotFoundError, match="brings no form for few steps"):
+    with pytest.raises(FileNotFoundError, match="brings no form for few steps .*--lora"):
         Pipeline.load(mini_folder, few_steps=True)
+
+
+def test_a_single_file_brings_none(tmp_path):
+    file = tmp_path / "single.safetensors"
+    safetensors.numpy.save_file({"x": np.zeros(1)}, file)
+    with pytest.raises(FileNotFoundError, match="brings no form for few steps"):
+        ModelSource.open(file).few_steps()
 
 
 @pytest.mark.parametrize("choices, message", [

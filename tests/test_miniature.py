@@ -55,6 +55,7 @@ def test_the_subject_goes_into_a_picture(pipeline):
     outside = np.ones((128, 128), bool)
     outside[32:120, 16:112] = False
     assert np.array_equal(pictures[:, outside], np.repeat(np.asarray(empty)[outside][None], 4, axis=0))
+    assert not result.masks[..., 0, :2, :].any() and not result.masks[..., 0, :, [0, 7]].any()
     before = judge(np.repeat(np.asarray(empty)[None], 4, axis=0), dog)
     after = judge(pictures, dog)
     assert not before.found.any() and after.found.mean() >= 0.75

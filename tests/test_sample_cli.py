@@ -79,6 +79,7 @@ def test_one_run_writes_pictures_masks_and_the_sheet(command, tmp_path):
     (["--vision-scale", "up"], "is no strength"),
     (["--mask", "1,2,3"], "expected the four numbers of a box"),
     (["--mask", "nowhere.png"], "nowhere.png does not exist"),
+    (["--mask", "4,4,4,8"], "mask of target 1 is .*a box without inside"),
     (["--mask", "1,2,3,4", "--mask", "auto"], r"2 mask\(s\) and 1 target\(s\)"),
     (["--mask-image", "1,2,3,4"], "mask_image is given without init_image"),
     (["--strength", "0.5"], "strength is given without init_image"),
@@ -102,8 +103,9 @@ def test_what_no_model_takes_is_told_before_one_is_loaded(monkeypatch, tmp_path,
         raise AssertionError("loaded")
 
     monkeypatch.setattr(Pipeline, "load", load)
-    rows = tmp_path / "rows.jsonl"
+    rows, black = tmp_path / "rows.jsonl", tmp_path / "black.png"
     rows.write_text(json.dumps({"prompt": "a dog", "image": DOG, "target": "dog"}))
+    Image.new("L", (128, 128)).save(black)
     config = tmp_path / "mine.py"
     config.write_text("import ml_collections\n\n\ndef get_config():\n"
                       "    return ml_collections.ConfigDict({'sample': {'preset': {'refine': -3}}})\n")
@@ -119,7 +121,9 @@ def test_what_no_model_takes_is_told_before_one_is_loaded(monkeypatch, tmp_path,
             (["--batch", str(rows), "--prompt", "a dog"], "--batch brings .* so --prompt would not be used"),
             (["--batch", str(rows), "--image", DOG, "--target", "dog"], "so --image, --target would not be used"),
             (["--batch", str(rows), "--strength", "0.5"], "so --strength would not be used"),
-            (["--lora", "nowhere.safetensors"], "nowhere.safetensors does not exist")):
+            (["--lora", "nowhere.safetensors"], "nowhere.safetensors does not exist"),
+            (["--mask", str(black)], "mask of target 1 is black everywhere"),
+            (["--init-image", DOG, "--mask-image", str(black)], "mask_image is black everywhere")):
         code, lines, _ = _runner(tmp_path, capsys)(*arguments)
         assert code == 2 and re.search(message, lines[-1]), lines
 

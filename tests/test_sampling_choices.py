@@ -123,6 +123,25 @@ def test_a_given_mask_beside_one_of_attention(overlap):
     assert ours[:, :, 0].max((-1, -2)).min() > 0 and np.abs(ours[0, :, 0] - ours[-1, :, 0]).max() > 1e-3
 
 
+@pytest.mark.parametrize("binary", [False, True])
+@pytest.mark.parametrize("overlap", ["sum", "argmax", "argmax_plain", "argmax_mean", "split_first", "seeds"])
+@pytest.mark.parametrize("normalize", ["max_norm", "min_max_norm", "min_max_per_channel", "none"])
+def test_no_mask_leaves_what_is_allowed(normalize, overlap, binary):
+    """Refinement does not spread it, nor do ones and zeros fill up the scope where less than that is allowed."""
+    rng = np.random.default_rng(0)
+    maps = [rng.uniform(size=(2, 2, 8, 8)), rng.uniform(size=(2, 2, 4, 4))]
+    self_maps = [rng.uniform(size=(2, 1, 64, 64))]
+    allowed = np.zeros((2, 2, 8, 8), np.float32)
+    allowed[:, 0, 1:3, 2:5] = 1
+    allowed[:, 1, 1:5, 4:8] = 0.5
+    mask = np.asarray(rc.subject_mask(maps, size=(8, 8), scope=0.25, normalize=normalize, binary=binary,
+                                      overlap=overlap, self_maps=self_maps, allowed=allowed))
+    assert not mask[allowed == 0].any() and (mask > 0).any((2, 3)).all()
+    everywhere = {"normalize": normalize, "binary": binary, "overlap": overlap, "self_maps": self_maps}
+    np.testing.assert_array_equal(rc.subject_mask(maps, size=(8, 8), allowed=np.ones((2, 2, 8, 8)), **everywhere),
+                                  rc.subject_mask(maps, size=(8, 8), **everywhere))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("branches", ["fused", "sequential"])
 def test_a_picture_to_begin_with_and_what_of_it_stays(branches):

@@ -1,19 +1,15 @@
-"""A model folder's scheduler chooses how it is sampled; and the form for few steps that a folder may bring."""
+"""A model folder's scheduler chooses how it is sampled."""
 
 import json
 import shutil
 
 import numpy as np
 import pytest
-import safetensors.numpy
 
 import realcustom_jax as rc
-import sample
 from realcustom_jax.files import write_json
-from realcustom_jax.model_files import bundle, weights
 from realcustom_jax.model_files.locate import ASSETS
 from realcustom_jax.model_files.schedule import read_solver
-from realcustom_jax.model_files.source import ModelSource
 
 DOG, PROMPT = ASSETS / "references" / "dog.png", "a dog on the beach"
 
@@ -74,52 +70,3 @@ def test_a_pipeline_samples_as_its_scheduler_says(folder):
     assert np.array_equal(other.timesteps, rc.make_solver("ddim", 5, spacing="trailing").timesteps)
     released = rc.Pipeline.load(folder, preset={"solver": "dpm_single", "steps": 3})
     assert len(released(DOG, PROMPT, "dog").masks) == 3
-
-
-# -------------------- few steps
-
-
-@pytest.fixture
-def with_few_steps(folder):
-    """The folder with a LoRA that adds one to the first convolution, for 2 steps of ddim without guidance."""
-    kernel = ModelSource.open(folder).tensors("unet")["conv_in.weight"]
-    up, down = np.ones((len(kernel), 1, 1, 1), np.float32), np.ones((1, *kernel.shape[1:]), np.float32)
-    bundle.save_few_steps(folder, {"steps": 2, "solver": "ddim", "guidance_scale": 1.0, "freeze_mask_step": 1},
-                          {"unet.conv_in.lora_A.weight": down, "unet.conv_in.lora_B.weight": up})
-    return folder
-
-
-@pytest.mark.slow
-def test_the_form_for_few_steps(with_few_steps):
-    plain, few = rc.Pipeline.load(with_few_steps), rc.Pipeline.load(with_few_steps, few_steps=True)
-    assert (few.preset.steps, few.preset.solver, few.preset.guidance_scale) == (2, "ddim", 1.0)
-    assert (plain.preset.steps, plain.preset.solver) == (25, None)
-    before, after = (weights.to_torch(pipeline.unet.params)["conv_in.weight"] for pipeline in (plain, few))
-    np.testing.assert_allclose(after, before + 1, atol=1e-6)
-    result = few(DOG, PROMPT, "dog")
-    assert len(result.masks) == 2 and np.array_equal(result.masks[0], result.masks[1])
-    assert len(few(DOG, PROMPT, "dog", steps=3).masks) == 3
-
-
-def test_a_model_without_one(folder, with_few_steps):
-    shutil.rmtree(with_few_steps / "few_steps")
-    with pytest.raises(FileNotFoundError, match="brings no form for few steps .*--lora"):
-        rc.Pipeline.load(folder, few_steps=True)
-    with pytest.raises(FileNotFoundError, match="brings no form for few steps"):
-        path = folder / "single.safetensors"
-        safetensors.numpy.save_file({"x": np.zeros(1)}, path)
-        ModelSource.open(path).few_steps()
-
-
-@pytest.mark.parametrize("steps, used", [("2", True), ("1", True), ("3", False), (None, False)])
-def test_sample_uses_it_for_as_few_steps(with_few_steps, monkeypatch, tmp_path, capsys, steps, used):
-    loaded = {}
-
-    def load(model, adapter, **options):
-        loaded.update(options)
-        raise ValueError("stop")
-
-    monkeypatch.setattr(rc.Pipeline, "load", load)
-    arguments = ["--model", str(with_few_steps), "--out", str(tmp_path / "out")]
-    assert sample.main(arguments + (["--steps", steps] if steps else [])) == 2
-    assert loaded["few_steps"] is used

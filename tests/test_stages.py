@@ -24,7 +24,6 @@ from realcustom_jax.pipeline import Pipeline
 from realcustom_jax.sampling import solvers
 from realcustom_jax.sampling.sampler import sample_latents
 from realcustom_jax.training import loop
-from realcustom_jax.training.low_rank import merge_low_rank
 from realcustom_jax.training.miniature import base, encoders, stages
 from realcustom_jax.training.miniature.autoencoder import AutoencoderTask
 from realcustom_jax.training.miniature.judge import JudgeTask, disturb, places
@@ -447,32 +446,3 @@ def test_what_a_stage_logs_has_every_metric_of_its_loss(trained):
                          ("encoders", {"siglip", "dinov2", "caption", "said"}), ("autoencoder", {"pixels", "edges"})):
         rows = [json.loads(line) for line in (trained / stage / "metrics.jsonl").read_text().splitlines()]
         assert any(names <= row.keys() for row in rows), stage
-
-
-# -------------------- distillation
-
-
-@pytest.mark.slow
-def test_the_distilled_form_is_what_was_trained(trained, config):
-    """The folder's LoRA gives the parameters that the stage ended with, for the steps that it was made for."""
-    pipeline = Pipeline.load(trained / "bundle", few_steps=True)
-    assert (pipeline.preset.steps, pipeline.preset.solver, pipeline.preset.guidance_scale) == (4, "ddim", 1.0)
-    low_rank = train(config, trained, "distill")
-    base = Pipeline.load(trained / "bundle").unet.params
-    expected = merge_low_rank(base, low_rank)
-    jax.tree.map(lambda ours, x: np.testing.assert_allclose(ours, x, atol=2e-3), pipeline.unet.params, expected)
-    assert max(jax.tree.leaves(jax.tree.map(lambda x: float(np.abs(x).max()), low_rank["B"]))) > 0
-
-
-@pytest.mark.slow
-def test_a_perfect_student_has_no_loss(trained, config):
-    """Where the teacher makes one step for each of the student's, by its solver, without guidance, and B is zero."""
-    task = task_of(config, trained, stage="distill")
-    teacher = dataclasses.replace(task.teacher, preset=dataclasses.replace(task.teacher.preset, guidance_scale=1.0))
-    task = dataclasses.replace(task, teacher=teacher, substeps=1)
-    task.teaching_solver = task.solver
-    loss, parts = jax.jit(task.loss)(task.init(KEY), task.frozen, task.batch(0), KEY)
-    assert set(parts) == {f"step_{k}" for k in range(4)} and float(loss) < 1e-8
-    guided = dataclasses.replace(task, teacher=dataclasses.replace(
-        teacher, preset=dataclasses.replace(teacher.preset, guidance_scale=5.0)))
-    assert float(jax.jit(guided.loss)(task.init(KEY), task.frozen, task.batch(0), KEY)[0]) > 1e-6

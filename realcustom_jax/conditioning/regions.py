@@ -28,12 +28,18 @@ def read_region(source: Region, width: int, height: int, what: str) -> np.ndarra
     """
     if is_box(source):
         return _read_box(source, width, height, what)
-    grey = load_image(source).mean(axis=-1)
+    grey = _read_mask(source, what)
     if grey.shape != (height, width):
         grey = np.asarray(Image.fromarray(grey).resize((width, height), Image.Resampling.BOX))
-    if grey.max() == 0:
-        raise ValueError(f"The {what} is black everywhere, so that nothing is in it; paint white what belongs to it.")
     return grey
+
+
+def check_region(source: Region, what: str) -> None:
+    """Raises as `read_region` for what is no region of any picture, whatever its size."""
+    if is_box(source):
+        _check_box(source, what)
+    else:
+        _read_mask(source, what)
 
 
 def listed_regions(regions: Any, count: int) -> list[Region | None]:
@@ -93,7 +99,15 @@ def is_box(source: Any) -> bool:
             and len(source) > 0 and all(isinstance(x, Real | np.generic) for x in source))
 
 
-def check_box(box: Sequence[float], what: str) -> tuple[float, float, float, float]:
+def _read_mask(source: ImageSource, what: str) -> np.ndarray:
+    """float32 [H, W], of the mask's own size."""
+    grey = load_image(source).mean(axis=-1)
+    if grey.max() == 0:
+        raise ValueError(f"The {what} is black everywhere, so that nothing is in it; paint white what belongs to it.")
+    return grey
+
+
+def _check_box(box: Sequence[float], what: str) -> tuple[float, float, float, float]:
     """The four numbers. Raises ValueError unless they are a box of some picture."""
     numbers = np.asarray(box, np.float64)
     if numbers.shape != (4,) or not np.isfinite(numbers).all():
@@ -108,7 +122,7 @@ def check_box(box: Sequence[float], what: str) -> tuple[float, float, float, flo
 
 
 def _read_box(box: Sequence[float], width: int, height: int, what: str) -> np.ndarray:
-    left, top, right, bottom = check_box(box, what)
+    left, top, right, bottom = _check_box(box, what)
     if right > width or bottom > height:
         raise ValueError(f"The {what} is {_shown(box)}, which leaves the picture of {width} × {height} pixels; "
                          f"expected right to be at most {width} and bottom at most {height}.")

@@ -52,15 +52,13 @@ class MaskConfig:
         return latents[0] // self.downscale, latents[1] // self.downscale
 
     def masks_of(self, output: UNetOutput, size: tuple[int, int], allowed: jax.Array | None = None) -> jax.Array:
-        """The masks [B, R, h, w] of a UNet evaluation with target maps (and self maps at `refine_at`). `allowed`,
-        of any size [B, R, H, W] in [0, 1], weighs the maps, so that masks lie where it is not 0."""
+        """The masks [B, R, h, w] of a UNet evaluation with target maps (and self maps at `refine_at`); `allowed` as
+        of `subject_mask`."""
         if self.refine_at and not output.self_maps:
             sizes = sorted({m.shape[-2:] for m in output.maps}, reverse=True)
             raise ValueError(f"refine_at={self.refine_at}: no self-attention layer has that size; there are {sizes}.")
-        maps = output.maps if allowed is None else [
-            x * jnp.moveaxis(resize_bilinear(jnp.moveaxis(allowed, 1, -1), x.shape[-2:]), -1, 1) for x in output.maps]
         return subject_mask(
-            maps, size=size, scope=self.scope, normalize=self.normalize, select=self.select,
+            output.maps, size=size, allowed=allowed, scope=self.scope, normalize=self.normalize, select=self.select,
             binary=self.binary, overlap=self.overlap, self_maps=output.self_maps, normalize_self=self.normalize_self)
 
 
@@ -75,6 +73,7 @@ def subject_mask(
     self_maps: Sequence[jax.Array] | None = None,
     normalize_self: str | None = None,
     overlap: str = "sum",
+    allowed: jax.Array | None = None,
 ) -> jax.Array:
     """The guidance mask of every reference in every sample: float32 [B, R, h, w], h, w = ``size``.
 
@@ -86,6 +85,8 @@ def subject_mask(
     ``normalize_self`` (None | max_norm, over a sample | min_max_per_channel, over a head).
     ``overlap``: sum lets masks overlap; every other way first gives each position to one reference, so that a
     reference may keep fewer positions: argmax and its brothers in ``SHARING``, see ``owners``.
+    ``allowed``: [B, R, h, w] in [0, 1] weighs the positions, and none is kept where it is 0, even if fewer are left
+    than the scope's; None: all are allowed.
     """
     check_choice("normalize", normalize, NORMALIZATIONS)
     check_choice("select", select, SELECTIONS)
@@ -101,10 +102,13 @@ def subject_mask(
         raise ValueError(f"scope {scope} keeps none of {height} x {width} positions: enlarge either.")
 
     refine = None if not self_maps else _mean_self_map(self_maps, height * width, normalize_self)
-    strength = _normalised_map(maps, size, refine, normalize)
+    weight = 1.0 if allowed is None else allowed.reshape(*allowed.shape[:2], height * width)
+    strength = _normalised_map(maps, size, refine, normalize, weight)
     if overlap != "sum":
-        plain = _normalised_map(maps, size, None, "none")
+        plain = _normalised_map(maps, size, None, "none", weight)
         strength = jnp.where(owners(strength, plain, refine, overlap), strength, -jnp.inf)
+    if allowed is not None:
+        strength = jnp.where(weight > 0, strength, -jnp.inf)
 
     if select == "topk":
         keep = _top_k(strength, kept) & jnp.isfinite(strength)
@@ -195,17 +199,20 @@ def _mean_self_map(self_maps: Sequence[jax.Array], positions: int, normalize: st
 
 
 def _normalised_map(
-    maps: Sequence[jax.Array], size: tuple[int, int], refine: jax.Array | None, normalize: str
+    maps: Sequence[jax.Array], size: tuple[int, int], refine: jax.Array | None, normalize: str,
+    weight: jax.Array | float,
 ) -> jax.Array:
-    """The layers' maps -> [B, R, n], n = h · w, refined by ``refine`` [B, n, n]."""
+    """The layers' maps -> [B, R, n], n = h · w, refined by ``refine`` [B, n, n]. ``weight``: [B, R, n] or a number;
+    what it leaves out neither sends strength by the refinement nor takes any."""
     if normalize == "min_max_per_channel":
         strength = _min_max(_stack_resized(maps, size)).mean(2)
     else:
         strength = _stack_resized(_added_by_size(maps), size).sum(2) / len(maps)
+    strength = strength * weight
     if normalize == "none":
         return strength
     if refine is not None:
-        strength = jnp.einsum("bij,brj->bri", refine, strength, precision="highest")
+        strength = jnp.einsum("bij,brj->bri", refine, strength, precision="highest") * weight
     if normalize == "max_norm":
         return strength / (strength.max(-1, keepdims=True) + 1e-6)
     return _min_max(strength)

@@ -15,9 +15,6 @@ from realcustom_jax.sampling.lanes import VisionScale
 from realcustom_jax.sampling.sampler import BRANCHES, check_freeze
 from realcustom_jax.sampling.solvers import SOLVERS, Solver
 
-DEFAULT_STRENGTH = 0.8
-"""Of image to image. Painting anew has 1."""
-
 
 def check_options(*, seed: int = 0, num_images: int = 1, steps: int | None = None, guidance_scale: float | None = None,
                   scope: float | None = None, freeze_mask_step: int | None = None, branches: str | None = None,
@@ -68,9 +65,12 @@ def check_options(*, seed: int = 0, num_images: int = 1, steps: int | None = Non
         raise ValueError(f"scope is {scope}; expected the share of the picture that a mask covers, in (0, 1].")
 
 
-def skipped_steps(steps: int, strength: float) -> int:
-    """How many of the first steps a picture leaves out that is changed with this strength in (0, 1]: all but
-    int(steps · strength) of them, as diffusers has it, and at least one is made."""
+def skipped_steps(steps: int, strength: float | None, *, begins: bool, masked: bool) -> int:
+    """How many of the first steps are left out where a picture `begins` the call and is changed with this strength in
+    (0, 1]: all but int(steps · strength) of them, as diffusers has it, and at least one is made. None: the strength is
+    0.8 where all of a picture is changed, and 1 where a part of it is painted anew (`masked`) or there is none."""
+    if strength is None:
+        strength = 0.8 if begins and not masked else 1.0
     return steps - max(1, min(int(steps * strength), steps))
 
 
