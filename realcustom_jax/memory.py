@@ -88,11 +88,13 @@ def sampler_memory(
     shape = pipeline.latent_shape(width, height)
     noise, positive, target = _inputs(pipeline, num_images, references, shape)
     guidance = None if choices.guidance_scale == 1 else array_shape()
+    schedule = pipeline.make_solver(choices.steps, choices.solver)
     inputs = {
         "noise": noise, "positive": positive, "negative": None if guidance is None else positive, "target": target,
-        "guidance_scale": guidance, "masks": array_shape(num_images, references, *shape[:2]) if masks else None}
+        "guidance_scale": guidance, "masks": array_shape(num_images, references, *shape[:2]) if masks else None,
+        "noise_per_step": None if schedule.fresh is None else array_shape(schedule.steps, *noise.shape)}
     options = {
-        "solver": pipeline.make_solver(choices.steps, choices.solver), "branches": choices.branches,
+        "solver": schedule, "branches": choices.branches,
         "mask": choices.mask_config(*shape[:2], references),
         "freeze_mask_step": choices.freeze_mask_step, "guidance": Guidance(guidance_mode)}
 

@@ -25,7 +25,7 @@ from realcustom_jax.conditioning.images import ImageSource, from_uint8, listed, 
 from realcustom_jax.conditioning.initial import InitialPicture
 from realcustom_jax.conditioning.prompts import encode_prompt
 from realcustom_jax.conditioning.references import VisionSettings, square_reference, vision_tokens
-from realcustom_jax.conditioning.regions import Region, given_masks, listed_regions
+from realcustom_jax.conditioning.regions import Region, listed_regions, region_masks
 from realcustom_jax.conditioning.size import PictureSizes, time_ids
 from realcustom_jax.conditioning.targets import mark_targets, target_phrase
 from realcustom_jax.conditioning.text_states import text_states
@@ -292,7 +292,7 @@ class Pipeline:
                    "freeze_mask_step": choices.freeze_mask_step, "vision_scale": strengths,
                    "noise_per_step": noise_of_steps(schedule, seed, num_images, shape),
                    "guidance": Guidance(guidance_mode, text_guidance, rescale),
-                   "masks": given_masks(regions, result_size, num_images, shape[:2], mask.size_of(shape[:2]))}
+                   "masks": region_masks(regions, result_size, num_images, shape[:2], mask.size_of(shape[:2]))}
         if initial:
             options |= self._started(initial, width, height, num_images, all_new=schedule.start == 0)
         run = _sample if on_step is None else functools.partial(sample_latents, on_step=on_step)

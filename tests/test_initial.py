@@ -9,7 +9,7 @@ from PIL import Image
 
 from realcustom_jax import batch
 from realcustom_jax.conditioning.initial import InitialPicture
-from realcustom_jax.conditioning.regions import given_masks, listed_regions, on_grid, read_region
+from realcustom_jax.conditioning.regions import listed_regions, on_grid, read_region, region_masks
 from realcustom_jax.conditioning.size import PictureSizes
 from realcustom_jax.model_files.locate import ASSETS
 
@@ -85,11 +85,11 @@ def test_one_region_for_each_subject():
 
 def test_masks_for_the_sampler():
     left, right = (0, 0, 8, 16), (8, 0, 16, 16)
-    both = given_masks([left, right], (16, 16), 3, (8, 8), (4, 4))
+    both = region_masks([left, right], (16, 16), 3, (8, 8), (4, 4))
     assert both.shape == (3, 2, 8, 8) and np.array_equal(both[0, 0], 1 - both[2, 1])
-    mixed = given_masks([None, right], (16, 16), 3, (8, 8), (4, 4))
+    mixed = region_masks([None, right], (16, 16), 3, (8, 8), (4, 4))
     assert mixed[0] is None and mixed[1].shape == (3, 4, 4) and mixed[1][0, :, 2:].all()
-    assert given_masks([None, None], (16, 16), 1, (8, 8), (4, 4)) is None
+    assert region_masks([None, None], (16, 16), 1, (8, 8), (4, 4)) is None
 
 
 # -------------------- the picture to begin with

@@ -48,6 +48,17 @@ def test_a_larger_picture_needs_more_and_xla_needs_about_the_estimate(mini_pipel
     assert small.parameters["UNet"] == 4 * sum(x.size for x in jax.tree.leaves(mini_pipeline.unet.params))
 
 
+def test_what_a_call_leaves_out_and_what_it_brings_is_counted(mini_pipeline):
+    """Lanes that are not run need nothing; a solver that draws noise needs that of its steps."""
+    def memory(**options):
+        return sampler_memory(mini_pipeline, steps=4, **options)
+
+    plain, noise = memory(), 4 * 8 * 8 * 4
+    assert memory(guidance_scale=1.0).sampler < plain.sampler > memory(masks=True).sampler
+    drawing = memory(solver="lcm")
+    assert plain.sampler == pytest.approx(drawing.sampler, abs=4 * noise) and drawing.inputs == plain.inputs + 4 * noise
+
+
 @pytest.mark.slow
 def test_the_decoder_is_counted_for_what_it_decodes_at_once(mini_pipeline):
     """The whole of a wide picture of the model's own area; of a larger one, tiles of that area."""

@@ -70,7 +70,7 @@ def on_grid(region: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return coarse * (region.max() / coarse.max())
 
 
-def given_masks(regions: Sequence[Region | None], size: tuple[int, int], count: int, latents: tuple[int, int],
+def region_masks(regions: Sequence[Region | None], size: tuple[int, int], count: int, latents: tuple[int, int],
                 masks: tuple[int, int]) -> np.ndarray | list[np.ndarray | None] | None:
     """What `sample_latents` takes as masks of `count` pictures, by the regions of R subjects.
 

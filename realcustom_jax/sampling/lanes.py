@@ -50,7 +50,7 @@ class Lanes:
     @classmethod
     def make(
         cls, unet: UNet, params, positive: Conditioning, negative: Conditioning | None, solver: Solver,
-        vision_scale: VisionScale,
+        vision_scale: VisionScale = 1.0,
     ) -> "Lanes":
         """Guidance, generation and, where there is one, negative."""
         generating = [positive] if negative is None else [positive, negative]

@@ -116,7 +116,7 @@ def sample_latents(
     first = jnp.stack(given, axis=1) if all_given else jnp.ones((*target.shape[:2], *size), jnp.float32)
     make = Lanes.make if on_step is None else _make_alone
     params = context.for_platform(params, unet.platform)
-    lanes = make(unet, params, positive, None if guidance_scale is None else _given(negative), solver, vision_scale)
+    lanes = make(unet, params, positive, None if guidance_scale is None else _needed(negative), solver, vision_scale)
     steps = _Steps(unet, config, params, lanes, target, solver, guidance_scale, guidance, given, noise, init_latents,
                    region, noise_per_step)
     freeze = 0 if mask is None or all_given else min(max(1, freeze_mask_step - solver.start), solver.steps)
@@ -157,8 +157,8 @@ def sample_text_only(
     """
     solver.check_noise(noise_per_step, noise.shape)
     params = context.for_platform(params, unet.platform)
-    negative = None if guidance_scale is None else _given(negative).replace(vision=None)
-    lanes = Lanes.make(unet, params, positive.replace(vision=None), negative, solver, 1.0).generating()
+    negative = None if guidance_scale is None else _needed(negative).replace(vision=None)
+    lanes = Lanes.make(unet, params, positive.replace(vision=None), negative, solver).generating()
 
     def step(state, i):
         predictions = lanes.evaluate(unet, params, state.x, i, None, None).noise
@@ -303,7 +303,7 @@ def _check_start(noise, solver, init_latents, region) -> None:
                          "and no region is given; make the solver with start=…, or give a region.")
 
 
-def _given(negative: Conditioning | None) -> Conditioning:
+def _needed(negative: Conditioning | None) -> Conditioning:
     if negative is None:
         raise ValueError("negative is None, but a guidance_scale is given; give both, or guidance_scale=None.")
     return negative

@@ -103,7 +103,7 @@ class DistillTask:
         params = merge_unet(frozen["vision"], frozen["unet"])
         config = teacher.preset.mask_config(*noise.shape[1:3], target.shape[1])
         size = config.size_of(noise.shape[1:3])
-        lanes = Lanes.make(teacher.unet, params, positive, negative, solver, 1.0)
+        lanes = Lanes.make(teacher.unet, params, positive, negative, solver)
 
         def section(carry, k):
             state, mask = carry
