@@ -19,6 +19,7 @@ import numpy as np
 from jax.extend import core
 
 from realcustom_jax.conditioning.references import vision_tokens
+from realcustom_jax.devices.jaxprs import peak_bytes
 from realcustom_jax.devices.platform import Platform
 from realcustom_jax.devices.shapes import array_shape, tree_shapes
 from realcustom_jax.pipeline import Pipeline
@@ -141,26 +142,6 @@ def temporary_bytes(jaxpr: core.Jaxpr, params, platform: Platform) -> int:
     if platform.half_as_float32 and all(jnp.dtype(x.dtype).itemsize == 2 for x in jax.tree.leaves(params)):
         # The CPU computes half precision in float32, on copies of the weights that it keeps (benchmarks/RESULTS.md).
         return 2 * (peak + _bytes(params))
-    return peak
-
-
-def peak_bytes(jaxpr: core.Jaxpr) -> int:
-    """The largest sum of intermediate arrays alive at once, if every operation of a jaxpr made its result whole."""
-    last_use = {var: len(jaxpr.eqns) for var in jaxpr.outvars if isinstance(var, core.Var)}
-    for i, eqn in reversed(list(enumerate(jaxpr.eqns))):
-        for var in eqn.invars:
-            if isinstance(var, core.Var):
-                last_use.setdefault(var, i)
-    alive, live, peak = {}, 0, 0
-    for i, eqn in enumerate(jaxpr.eqns):
-        inner = max((peak_bytes(sub) for sub in core.jaxprs_in_params(eqn.params)), default=0)
-        for var in eqn.outvars:
-            alive[var] = var.aval.size * var.aval.dtype.itemsize
-            live += alive[var]
-        peak = max(peak, live + inner)
-        for var in {var for var in (*eqn.invars, *eqn.outvars) if isinstance(var, core.Var)}:
-            if last_use.get(var, i) <= i:
-                live -= alive.pop(var, 0)
     return peak
 
 

@@ -11,7 +11,8 @@ import pytest
 
 from benchmarks.compiling.full_size_memory import write_hollow_model
 from realcustom_jax import memory
-from realcustom_jax.memory import Memory, peak_bytes, sampler_memory
+from realcustom_jax.devices.jaxprs import peak_bytes
+from realcustom_jax.memory import Memory, sampler_memory
 from realcustom_jax.model_files.tensors import headers_only, read_tensors
 from realcustom_jax.pipeline import Pipeline
 

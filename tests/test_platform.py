@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.extend import core
 
 from realcustom_jax.devices.ahead_of_time import Sampler
+from realcustom_jax.devices.jaxprs import inner_jaxprs
 from realcustom_jax.devices.platform import Platform
 from realcustom_jax.model_files import weights
 from realcustom_jax.models import context, norm
@@ -86,7 +86,7 @@ def primitives(jaxpr) -> list[str]:
     """The names of all operations, those within loops and functions too."""
     names = []
     for eqn in jaxpr.eqns:
-        names += [eqn.primitive.name, *(name for sub in core.jaxprs_in_params(eqn.params) for name in primitives(sub))]
+        names += [eqn.primitive.name, *(name for sub in inner_jaxprs(eqn) for name in primitives(sub))]
     return names
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import realcustom_jax as rc
-from realcustom_jax.devices.flops import flops
+from realcustom_jax.devices.jaxprs import flops
 from realcustom_jax.model_files import weights
 from realcustom_jax.models import context
 from realcustom_jax.models.unet import UNet, UNetConfig

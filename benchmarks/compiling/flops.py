@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from benchmarks.common import parser_of
 from realcustom_jax.devices.ahead_of_time import Sampler
-from realcustom_jax.devices.flops import flops
+from realcustom_jax.devices.jaxprs import flops
 from realcustom_jax.model_files import single_file, weights
 from realcustom_jax.model_files.locate import ARCHITECTURES
 from realcustom_jax.models.vae import Autoencoder, VAEConfig

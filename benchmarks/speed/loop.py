@@ -25,7 +25,7 @@ import numpy as np
 
 from benchmarks.common import CONFIGS, TOKENS, latent_side, make_unet, measure, parser_of, show
 from realcustom_jax.devices.compilation import enable_compilation_cache
-from realcustom_jax.devices.flops import flops
+from realcustom_jax.devices.jaxprs import flops
 from realcustom_jax.models.unet import UNet
 from realcustom_jax.sampling.lanes import Conditioning
 from realcustom_jax.sampling.sampler import BRANCHES, sample_latents

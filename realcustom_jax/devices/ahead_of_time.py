@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from realcustom_jax.devices import sharding
-from realcustom_jax.devices.flops import flops
+from realcustom_jax.devices.jaxprs import flops
 from realcustom_jax.devices.platform import Platform
 from realcustom_jax.devices.shapes import array_shape, batch_shapes, tree_shapes
 from realcustom_jax.devices.sharding import AxisRules

@@ -28,7 +28,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from realcustom_jax.devices import sharding
-from realcustom_jax.devices.flops import flops
+from realcustom_jax.devices.jaxprs import flops
 from realcustom_jax.devices.platform import Platform
 from realcustom_jax.devices.sharding import AxisRules
 from realcustom_jax.errors import check_choice
