@@ -84,6 +84,27 @@ def naming(*places: str | Path) -> Iterator[None]:
                          "--debug shows where.") from error
 
 
+@contextlib.contextmanager
+def needs_extra(extra: str, purpose: str, instead: str = "") -> Iterator[None]:
+    """Around imports of packages that an installation may lack: ValueError with the name of the extra that brings them.
+
+    Args:
+        extra: a name in `[project.optional-dependencies]` of pyproject.toml.
+        purpose: what needs them, as the sentence begins.
+        instead: what can be done without, e.g. "or give the weights as .safetensors".
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = str(error.name).partition(".")[0]
+        if package == __name__.partition(".")[0]:
+            raise
+        more = f", {instead}" if instead else ""
+        raise ValueError(
+            f'{purpose} needs the package {package}, which is not installed: run pip install "realcustom-jax[{extra}]" '
+            f'(in a clone: pip install ".[{extra}]"){more}.') from None
+
+
 def _to_stderr(line: str) -> None:
     print(printable(line, sys.stderr), file=sys.stderr)
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-import sample
+from realcustom_jax.commands import sample
 from realcustom_jax.model_files import bundle
 from realcustom_jax.model_files.adapter import merge_unet, split_unet
 from realcustom_jax.model_files.source import ModelSource

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import sample
+from realcustom_jax.commands import sample
 from realcustom_jax.model_files import fingerprint
 from realcustom_jax.model_files.locate import ASSETS
 from realcustom_jax.models.context import layers_apart

@@ -12,7 +12,7 @@ import pytest
 import safetensors.numpy
 from PIL import Image
 
-import sample
+from realcustom_jax.commands import sample
 from realcustom_jax.contact_sheet import CELL, contact_sheet, in_square, mask_overlay, save_pictures
 from realcustom_jax.files import write_json
 from realcustom_jax.memory import Memory
@@ -25,6 +25,7 @@ from realcustom_jax.sampling.solvers import make_solver
 
 from mini_bundle import SIDE
 
+ROOT = Path(__file__).parents[1]
 DOG, CAR = (str(ASSETS / "references" / f"{noun}.png") for noun in ("dog", "car"))
 
 
@@ -381,7 +382,7 @@ def test_a_config_sets_options_and_the_command_line_wins(tmp_path, capsys):
 
 @pytest.mark.parametrize("name", ["sdxl", "sd15"])
 def test_the_configs_of_published_models_are_options_and_a_preset(name):
-    options = sample.parse(["--config", str(Path(sample.__file__).parent / "configs" / f"{name}.py")])
+    options = sample.parse(["--config", str(ROOT / "configs" / f"{name}.py")])
     assert Preset(**options.preset).guidance_scale == 3.5 and options.dtype == "bfloat16"
 
 
@@ -390,7 +391,7 @@ def test_the_configs_of_published_models_are_options_and_a_preset(name):
     ("sdxl_turbo", "euler_ancestral", None, "stabilityai/sdxl-turbo"),
     ("sdxl_lcm", "lcm", "ckpts/lcm-lora-sdxl", None)])
 def test_the_configs_of_few_steps(name, solver, lora, unet):
-    options = sample.parse(["--config", str(Path(sample.__file__).parent / "configs" / f"{name}.py")])
+    options = sample.parse(["--config", str(ROOT / "configs" / f"{name}.py")])
     preset = Preset(**options.preset)
     assert (preset.solver, preset.guidance_scale, preset.freeze_mask_step, options.steps) == (solver, 1.0, 2, 4)
     assert (options.lora, options.unet) == (lora and [(lora, 1.0)], unet)

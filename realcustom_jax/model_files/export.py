@@ -53,11 +53,8 @@ def _write(out: Path, tensors: dict[str, np.ndarray]) -> None:
     if out.suffix == ".safetensors":
         write_file(out, safetensors.numpy.save(tensors))
     elif out.suffix in (".pth", ".bin"):
-        try:
+        with errors.needs_extra("torch", f"writing {out}", "or write a .safetensors file"):
             import torch
-        except ImportError:
-            raise ValueError(f"writing {out} needs torch: install it, or write a .safetensors file.") from None
-
         buffer = io.BytesIO()
         torch.save({name: _tensor(torch, value) for name, value in tensors.items()}, buffer)
         write_file(out, buffer.getvalue())

@@ -19,6 +19,7 @@ import ml_dtypes
 import numpy as np
 import safetensors
 
+from realcustom_jax.errors import needs_extra
 from realcustom_jax.model_files.kinds import check_is_itself
 from realcustom_jax.model_files.names import MARKERS, is_bookkeeping, listed, wrapping
 from realcustom_jax.model_files.scaled import apply_scales
@@ -182,10 +183,8 @@ def _read_bytes(path: Path, name: str, dtype, shape: list[int]) -> np.ndarray:
 
 
 def _open_torch(path: Path) -> Opened:
-    try:
+    with needs_extra("torch", f"reading {path}", "or give the weights as .safetensors"):
         import torch
-    except ImportError:
-        raise ValueError(f"reading {path} needs torch: install it, or give the weights as .safetensors.") from None
     try:
         # Files from before torch 1.6 are no zip archives and cannot be mapped.
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))

@@ -1,0 +1,1 @@
+"""The commands `realcustom` (in a clone sample.py) and `realcustom-train` (train.py)."""

@@ -1,0 +1,162 @@
+"""The command that trains the miniature, all stages or one, or the adapter of a published model on your own pictures:
+
+    realcustom-train --config=configs/mini.py --workdir=runs/mini
+    realcustom-train --config=configs/sdxl.py --workdir=runs/toys --config.train.data.folder=toys
+
+and says of the latter, without running it, how its step (or, with --program=sampler, its sampler) lies on a mesh and
+whether it fits:
+
+    realcustom-train --config=configs/sdxl.py --print_sharding --topology=v5e:4x4
+    realcustom-train --config=configs/sdxl.py --compile_only --topology=v5e:4x4 --json=FILE
+"""
+
+import logging
+import math
+import os
+import re
+import sys
+import traceback
+from pathlib import Path
+from typing import NoReturn
+
+import jax
+from absl import app, flags
+from ml_collections import config_flags
+
+from realcustom_jax.commands.program import program
+from realcustom_jax.errors import exit_code, needs_extra
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "The configuration, e.g. configs/mini.py.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of checkpoints, samples and bundle; run again to resume.")
+_RESUME = flags.DEFINE_bool("resume", False, "Continue from the checkpoints in the workdir, as the default is.")
+_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Delete the checkpoints in the workdir and begin anew.")
+_COMPILE_ONLY = flags.DEFINE_bool("compile_only", False, "Compile the step and report its memory; nothing is run.")
+_PRINT_SHARDING = flags.DEFINE_bool("print_sharding", False, "Print where each parameter lies; nothing is run.")
+_TOPOLOGY = flags.DEFINE_string("topology", None, "A TPU slice that is not there, e.g. v5e:4x4 (needs libtpu).")
+_DISTRIBUTED = flags.DEFINE_bool(
+    "distributed", False, "One of several processes, as a TPU pod, SLURM or GKE starts them; or give the next three.")
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0, the same for all processes.")
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes there are.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0 on.")
+_PROGRAM = flags.DEFINE_string("program", "step", "What the two above are about: the step of training, or sampler.")
+_JSON = flags.DEFINE_string("json", None, "File to write the report of --compile_only to.")
+_DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of whatever goes wrong.")
+
+
+def main() -> None:
+    """Reads the flags of the command line and does what they say; ends the process with an exit code."""
+    # absl's --help shows what the script that was started says and defines.
+    sys.modules["__main__"].__doc__ = __doc__.replace("realcustom-train", program("realcustom-train"))
+    for flag in flags.FLAGS.flags_by_module_dict()[__name__]:
+        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
+    flags.mark_flag_as_required("config")
+    flags.mark_bool_flags_as_mutual_exclusive(["resume", "overwrite"])
+    app.run(_main, flags_parser=_parse)
+
+
+def _main(argv: list[str]) -> None:
+    del argv
+    logging.getLogger("jax._src.xla_bridge").setLevel(logging.ERROR)  # that an accelerator is missing is no news
+    # Two half-batches side by side keep two cores busier than one batch whose every operation is divided (1.3x).
+    asked = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    if jax.config.jax_num_cpu_devices == -1 and not asked:
+        jax.config.update("jax_num_cpu_devices", math.gcd(os.cpu_count() or 1, 8))
+    sys.exit(exit_code(_work, debug=_DEBUG.value, report=_say, unusable=(ValueError, OSError, FloatingPointError)))
+
+
+def _work() -> None:
+    config = _CONFIG.value
+    if _RESUME.value or _OVERWRITE.value:
+        (config.train if "train" in config else config).on_existing = "resume" if _RESUME.value else "overwrite"
+    config.lock()
+    _join()
+    _run(config)
+
+
+def _run(config) -> None:
+    from realcustom_jax.memory import enough_memory
+
+    with enough_memory("choose a smaller batch, more accumulate, more fsdp, or precomputed features"):
+        if _COMPILE_ONLY.value or _PRINT_SHARDING.value:
+            _look_ahead(config)
+        elif _WORKDIR.value is None:
+            raise ValueError("--workdir is missing: the folder that checkpoints and results are written to.")
+        elif "train" in config:
+            with needs_extra("train", "training"):
+                from realcustom_jax.training.published import run as published
+
+            published.train_adapter(config, Path(_WORKDIR.value))
+        else:
+            with needs_extra("train", "training"):
+                from realcustom_jax.training.miniature import stages
+
+            stages.run(config, Path(_WORKDIR.value))
+
+
+def _parse(argv: list[str]) -> list[str]:
+    try:
+        return app.parse_flags_with_usage(argv)
+    except Exception as error:
+        if _is_of_the_users_file(error, argv):
+            _fail(f"the file of --config cannot be used: {type(error).__name__}: {error}.")
+        if isinstance(error, OSError):
+            _fail(error)
+        if not isinstance(error, (AttributeError, KeyError)):  # ml_collections' for a key that is not there
+            raise
+        message = str(error.args[0])
+        unknown, nearest = re.search(r"\w+", message), re.search(r'mean "(\w+)"', message)
+        _fail(f"the configuration has no key {unknown[0]!r}"
+              + (f"; did you mean {nearest[1]!r}?" if nearest else "."))
+
+
+def _is_of_the_users_file(error: Exception, argv: list[str]) -> bool:
+    """Whether an exception comes out of a Python file that the command line names: that is the user's program."""
+    named = {os.path.abspath(argument.rpartition("=")[2]) for argument in argv[1:]}
+    passed = {frame.filename for frame in traceback.extract_tb(error.__traceback__)}
+    passed |= {error.filename} if isinstance(error, SyntaxError) and error.filename else set()
+    return bool(named & set(map(os.path.abspath, passed)))
+
+
+def _fail(problem: object) -> NoReturn:
+    """One sentence, and exit code 2."""
+    _say(f"error: {' '.join(str(problem).split())}")
+    sys.exit(2)
+
+
+def _say(line: str) -> None:
+    if "Failed loading config file" in line:  # ml_collections', which reads it when it is first looked at
+        reason = line.removeprefix("error: ")
+        line = f"error: the file of --config cannot be read ({reason}); give one such as configs/mini.py."
+    print(line, file=sys.stderr)
+
+
+def _join() -> None:
+    """Waits for the other processes, if there are any."""
+    explicit = (_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+    if any(value is not None for value in explicit):
+        if None in explicit:
+            raise ValueError("--coordinator, --num_processes and --process_id belong together; give all three.")
+        given = explicit
+    elif _DISTRIBUTED.value:
+        given = ()
+    else:
+        return
+    try:
+        jax.distributed.initialize(*given)
+    except RuntimeError as error:
+        raise ValueError(f"the other processes cannot be reached ({str(error).splitlines()[0]}); are all of them "
+                         "started, and with the same --coordinator and --num_processes?") from None
+
+
+def _look_ahead(config) -> None:
+    with needs_extra("train", "compiling a step of training"):
+        from realcustom_jax.devices import ahead_of_time
+
+    if "train" not in config:
+        raise ValueError("--compile_only and --print_sharding are for published models: configs/sdxl.py, "
+                         "configs/sd15.py.")
+    program, mesh = ahead_of_time.from_config(config.train, _TOPOLOGY.value, _PROGRAM.value)
+    if _PRINT_SHARDING.value:
+        print(ahead_of_time.describe_program(program, mesh))
+    if _COMPILE_ONLY.value:
+        ahead_of_time.report_compilation(program, mesh, _JSON.value)
