@@ -101,7 +101,8 @@ class CrossAttention(nn.Module):
             visual = visual.reshape(-1, references, *visual.shape[1:])
             if mask is not None:
                 visual = visual * mask[..., None, None].astype(visual.dtype)
-            out = out.at[plain:].add(visual.sum(axis=1))
+            # Term by term, as jaxlib 0.10.2 crashes on the CPU in a reduction of these products under two vmaps.
+            out = out.at[plain:].add(sum(visual[:, i] for i in range(references)))
         return nn.Dense(x.shape[-1], dtype=self.dtype, name="to_out_0")(out.reshape(x.shape)), maps
 
 
