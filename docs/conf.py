@@ -18,7 +18,7 @@ copyright = "2026, the authors; Apache-2.0"
 version = release = realcustom_jax.__version__
 
 extensions = [
-    "myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton", "plain_docstrings",
+    "myst_nb", "sphinx.ext.autodoc", "sphinx_copybutton", "plain_docstrings",
     "repository_files"]
 exclude_patterns = ["_build", "launch"]
 repository_url = ""  # where the repository's files can be seen, such as https://host/owner/name/blob/main
@@ -44,10 +44,6 @@ autodoc_typehints_format = "short"
 python_use_unqualified_type_names = True
 maximum_signature_line_length = 100
 add_module_names = False
-napoleon_numpy_docstring = False
-napoleon_use_param = False
-napoleon_use_rtype = False
-napoleon_use_ivar = True
 
 # With -n every name in a signature has to be found; these are of other libraries, or not part of the public face.
 nitpick_ignore_regex = [

@@ -1,58 +1,94 @@
 """A Sphinx extension: docstrings of plain sentences become reStructuredText.
 
 The docstrings of this project are written to be read as they are: `a` is code, [B, R, h, w] a shape, K_visionᵀ and *shape
-are mathematics. What reStructuredText would take for a mark is escaped, code becomes a literal, and an indented drawing
-or formula stays as it is drawn. The sections (Args, Returns, Raises, Attributes) are left to `sphinx.ext.napoleon`.
+are mathematics, and a drawing or formula is indented. What reStructuredText would take for a mark is escaped here, code
+becomes a literal, a drawing stays as it is drawn, and the sections (Args, Returns, Raises, Attributes), as well as
+paragraphs of the form "name: what it is", become lists.
 """
 
+import inspect
 import re
 
-_CODE = re.compile(r"(``.+?``|`[^`\n]+`)", re.DOTALL)
+_CODE = re.compile(r"(``.+?``|`[^`]+`)", re.DOTALL)
 _MARKS = re.compile(r"([*|\\]|_(?=\W|$))")
-_SECTION = re.compile(r"(\s*)(Args|Returns|Raises|Attributes|Yields):\s*$")
+_SECTION = re.compile(r"(Args|Returns|Raises|Attributes):\s*(.*)$")
+_ENTRY = re.compile(r"((?:``)?\w+(?:``)?(?:, (?:``)?\w+(?:``)?)*): (.*)$")
+_SHOWN = {"Args": "Parameters"}
 
 
 def as_rst(lines: list[str]) -> list[str]:
-    """The lines of a docstring as reStructuredText."""
-    return "\n".join(_escaped(block) for block in _blocks(lines)).split("\n")
-
-
-def _blocks(lines: list[str]) -> list[list[str]]:
-    """The lines in blocks, each drawing apart: indented lines after a blank one, outside of the sections. The first
-    element of a block says whether it is a drawing by its indentation."""
-    blocks, section = [[]], None
-    for i, line in enumerate(lines):
-        indentation = len(line) - len(line.lstrip())
+    """The lines of a docstring, without the indentation that all share, as reStructuredText."""
+    found, kept = [], []
+    for line in [*lines, "Returns:"]:  # the last line closes what is open
         if match := _SECTION.match(line):
-            section = len(match[1])
-        elif line.strip() and section is not None and indentation <= section:
-            section = None
-        drawing = bool(line.strip()) and indentation >= 4 and section is None
-        starts = drawing and (i == 0 or not lines[i - 1].strip())
-        goes_on = _is_drawing(blocks[-1]) and (drawing or not line.strip())
-        if starts and not _is_drawing(blocks[-1]) or _is_drawing(blocks[-1]) and not goes_on:
-            blocks.append([])
-        blocks[-1].append(line)
-    return [block for block in blocks if block]
+            found += _section(kept)
+            kept = [line]
+        elif kept and _SECTION.match(kept[0]) and line and not line.startswith(" "):
+            found += _section(kept)
+            kept = [line]
+        else:
+            kept.append(line)
+    return found
 
 
-def _is_drawing(block: list[str]) -> bool:
-    return bool(block) and block[0].startswith("    ") and bool(block[0].strip()) and not any(
-        _SECTION.match(line) for line in block)
+def _section(lines: list[str]) -> list[str]:
+    """A section, or what stands outside of them."""
+    match = _SECTION.match(lines[0]) if lines else None
+    if not match:
+        return _paragraphs(lines)
+    body = inspect.cleandoc("\n".join([match[2], *lines[1:]])).split("\n")
+    inside = _entries(body) if match[1] in ("Args", "Attributes") else _paragraphs(body)
+    return [f":{_SHOWN.get(match[1], match[1])}:", *_indented(inside), ""]
 
 
-def _escaped(block: list[str]) -> str:
-    if _is_drawing(block):
-        return "\n".join([".. code-block:: text", "", *block])
-    text = "\n".join(block)
-    if ">>>" in text:  # an example is taken as it is, up to the next blank line
-        parts = re.split(r"((?:^|\n)[ ]*>>> (?:.|\n)*?(?:\n[ ]*\n|$))", text)
-    else:
-        parts = [text]
-    return "".join(part if ">>>" in part else _escaped_text(part) for part in parts)
+def _paragraphs(lines: list[str]) -> list[str]:
+    found = []
+    for paragraph in re.split(r"\n[ \t]*\n", "\n".join(lines)):
+        part = paragraph.strip("\n").split("\n")
+        outer = [line for line in part if not line.startswith(" ")]
+        if part[0].startswith(">>>"):
+            found += part
+        elif not outer and part[0]:
+            # One code block for each paragraph of a drawing: its own indentation, below the first line's, stays.
+            found += [".. code-block:: text", "", *part]
+        elif len(part) > len(outer) and outer and all(map(_ENTRY.match, outer)) or (
+                len(outer) > 1 and all(map(_ENTRY.match, outer))):
+            found += _entries(part)
+        else:
+            found += _escaped("\n".join(part)).split("\n")
+        found.append("")
+    return found
 
 
-def _escaped_text(text: str) -> str:
+def _entries(lines: list[str]) -> list[str]:
+    """Lines "name: text", each with its indented continuation, as a list of definitions."""
+    found, entries = [], []
+    for line in lines:
+        if match := _ENTRY.match(line):
+            entries.append((match[1].replace("`", ""), [match[2]]))
+        elif entries:
+            entries[-1][1].append(line)
+        elif line:
+            found += _escaped(line).split("\n")
+    for name, text in entries:
+        body = inspect.cleandoc("\n".join(text)).split("\n")
+        found += [f"**{_escaped(name)}**", *_indented(_paragraphs_or_table(body)), ""]
+    return found
+
+
+def _paragraphs_or_table(lines: list[str]) -> list[str]:
+    """A definition's text; what is indented in it is a table of words and what they mean, drawn with spaces."""
+    inner = next((i for i, line in enumerate(lines) if line.startswith(" ")), None)
+    if inner is None:
+        return _paragraphs(lines)
+    return [*_paragraphs(lines[:inner]), "", ".. code-block:: text", "", *lines[inner:], ""]
+
+
+def _indented(lines: list[str]) -> list[str]:
+    return [f"    {line}" if line else "" for line in lines]
+
+
+def _escaped(text: str) -> str:
     parts = _CODE.split(text)
     return "".join(f"``{part.strip('`')}``" if i % 2 else _MARKS.sub(r"\\\1", part) for i, part in enumerate(parts))
 
@@ -62,5 +98,5 @@ def _process(app, what, name, obj, options, lines: list[str]) -> None:
 
 
 def setup(app):
-    app.connect("autodoc-process-docstring", _process, priority=400)  # before napoleon, at 500
+    app.connect("autodoc-process-docstring", _process)
     return {"parallel_read_safe": True}
