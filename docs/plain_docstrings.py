@@ -1,6 +1,6 @@
 """A Sphinx extension: docstrings of plain sentences become reStructuredText.
 
-The docstrings of this project are written to be read as they are: `a` is code, [B, R, h, w] a shape, K_visionᵀ and *shape
+The docstrings of this project are written to be read as they are: `a` is code, [B, R, h, w] a shape, V_vision and *shape
 are mathematics, and a drawing or formula is indented. What reStructuredText would take for a mark is escaped here, code
 becomes a literal, a drawing stays as it is drawn, and the sections (Args, Returns, Raises, Attributes), as well as
 paragraphs of the form "name: what it is", become lists.
@@ -9,25 +9,28 @@ paragraphs of the form "name: what it is", become lists.
 import inspect
 import re
 
+from jax.typing import ArrayLike
+from sphinx.util.typing import stringify_annotation
+
+from realcustom_jax.conditioning.images import ImageSource
+
 _CODE = re.compile(r"(``.+?``|`[^`]+`)", re.DOTALL)
 _MARKS = re.compile(r"([*|\\]|_(?=\W|$))")
 _SECTION = re.compile(r"(Args|Returns|Raises|Attributes):\s*(.*)$")
 _ENTRY = re.compile(r"((?:``)?\w+(?:``)?(?:, (?:``)?\w+(?:``)?)*): (.*)$")
 _SHOWN = {"Args": "Parameters"}
+_ALIASES = {"ArrayLike": ArrayLike, "ImageSource": ImageSource}  # whose parts say less than their names
 
 
 def as_rst(lines: list[str]) -> list[str]:
     """The lines of a docstring, without the indentation that all share, as reStructuredText."""
     found, kept = [], []
     for line in [*lines, "Returns:"]:  # the last line closes what is open
-        if match := _SECTION.match(line):
+        closed = kept and _SECTION.match(kept[0]) and line and not line.startswith(" ")
+        if closed or _SECTION.match(line):
             found += _section(kept)
-            kept = [line]
-        elif kept and _SECTION.match(kept[0]) and line and not line.startswith(" "):
-            found += _section(kept)
-            kept = [line]
-        else:
-            kept.append(line)
+            kept = []
+        kept.append(line)
     return found
 
 
@@ -71,7 +74,7 @@ def _entries(lines: list[str]) -> list[str]:
         elif line:
             found += _escaped(line).split("\n")
     for name, text in entries:
-        body = inspect.cleandoc("\n".join(text)).split("\n")
+        body = [text[0], *(line.removeprefix("    ") for line in text[1:])]
         found += [f"**{_escaped(name)}**", *_indented(_paragraphs_or_table(body)), ""]
     return found
 
@@ -97,6 +100,13 @@ def _process(app, what, name, obj, options, lines: list[str]) -> None:
     lines[:] = as_rst(lines)
 
 
+def _name_aliases(app, what, name, obj, options, signature: str | None, returned: str | None):
+    for alias, union in _ALIASES.items():
+        signature = signature and signature.replace(stringify_annotation(union, "smart"), alias)
+    return signature, returned
+
+
 def setup(app):
+    app.connect("autodoc-process-signature", _name_aliases)
     app.connect("autodoc-process-docstring", _process)
     return {"parallel_read_safe": True}
