@@ -180,7 +180,7 @@ def mask() -> Drawing:
             d.arrow((x - 8, 87), (x - 1, 87))
     d.text(12, 36, "rc.subject_mask(maps, size=(64, 64), scope=0.25, normalize=\"max_norm\", select=\"topk\", "
            "overlap=\"argmax\", …)", size=12)
-    d.text(12, 180, "In every cross-attention layer the mask is resized to the layer's pixels and weighs the visual term:",
+    d.text(12, 180, "In every cross-attention layer the mask is resized to the layer and weighs the visual term:",
            size=12)
     d.text(12, 206, "out = softmax(Q K_textᵀ/√d) V_text  +  Σ_r  M_r ⊙ softmax(Q K_vision,rᵀ/√d) V_vision,r", size=14)
     return d

@@ -1,6 +1,6 @@
 """A Sphinx extension: docstrings of plain sentences become reStructuredText.
 
-The docstrings of this project are written to be read as they are: `a` is code, [B, R, h, w] a shape, V_vision and *shape
+The docstrings of this project are written to be read as they are: `a` is code, [B, R, h, w] a shape, V_vision and *n
 are mathematics, and a drawing or formula is indented. What reStructuredText would take for a mark is escaped here, code
 becomes a literal, a drawing stays as it is drawn, and the sections (Args, Returns, Raises, Attributes), as well as
 paragraphs of the form "name: what it is", become lists.
