@@ -26,8 +26,9 @@ repository_url = ""  # where the repository's files can be seen, such as https:/
 html_theme = "furo"
 html_title = "RealCustom++ in JAX"
 html_theme_options = {"navigation_with_keys": True}
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 html_show_sphinx = False
-templates_path = []
 
 # The notebooks are shown as they are in the repository; .ci/run executes them.
 nb_execution_mode = "off"
