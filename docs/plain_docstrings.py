@@ -18,6 +18,7 @@ _CODE = re.compile(r"(``.+?``|`[^`]+`)", re.DOTALL)
 _MARKS = re.compile(r"([*|\\]|_(?=\W|$))")
 _SECTION = re.compile(r"(Args|Returns|Raises|Attributes):\s*(.*)$")
 _ENTRY = re.compile(r"((?:``)?\w+(?:``)?(?:, (?:``)?\w+(?:``)?)*): (.*)$")
+_ROW = re.compile(r"\w+ {2,}\S")
 _SHOWN = {"Args": "Parameters"}
 _ALIASES = {"ArrayLike": ArrayLike, "ImageSource": ImageSource}  # whose parts say less than their names
 
@@ -80,11 +81,11 @@ def _entries(lines: list[str]) -> list[str]:
 
 
 def _paragraphs_or_table(lines: list[str]) -> list[str]:
-    """A definition's text; what is indented in it is a table of words and what they mean, drawn with spaces."""
-    inner = next((i for i, line in enumerate(lines) if line.startswith(" ")), None)
-    if inner is None:
+    """A definition's text; words with what they mean behind two spaces or more are a table, which stays as drawn."""
+    first = next((i for i, line in enumerate(lines) if _ROW.match(line)), None)
+    if first is None:
         return _paragraphs(lines)
-    return [*_paragraphs(lines[:inner]), "", ".. code-block:: text", "", *lines[inner:], ""]
+    return [*_paragraphs(lines[:first]), "", ".. code-block:: text", "", *_indented(lines[first:]), ""]
 
 
 def _indented(lines: list[str]) -> list[str]:
