@@ -8,6 +8,7 @@ paragraphs of the form "name: what it is", become lists.
 
 import inspect
 import re
+from collections.abc import Iterable
 
 from jax.typing import ArrayLike
 from sphinx.util.typing import stringify_annotation
@@ -97,8 +98,29 @@ def _escaped(text: str) -> str:
     return "".join(f"``{part.strip('`')}``" if i % 2 else _MARKS.sub(r"\\\1", part) for i, part in enumerate(parts))
 
 
+def one_name_a_line(lines: list[str], names: Iterable[str]) -> list[str]:
+    """The lines with a break before each of the names that is explained behind another one on the same line."""
+    found, indentation = [], ""
+    known = "|".join(map(re.escape, names))
+    for line in lines:
+        if re.match(rf"\s*({known})\b[\w, ]*: ", line):
+            indentation = line[: len(line) - len(line.lstrip())]
+        first, *others = re.split(rf"(?<=[.)]) (?=(?:{known})(?:, (?:{known}))*: )", line)
+        found += [first, *(indentation + other for other in others)]
+    return found
+
+
 def _process(app, what, name, obj, options, lines: list[str]) -> None:
+    if callable(obj) and (names := _parameters(obj)):
+        lines[:] = one_name_a_line(lines, names)
     lines[:] = as_rst(lines)
+
+
+def _parameters(function) -> list[str]:
+    try:
+        return [name for name in inspect.signature(function).parameters if name != "self"]
+    except ValueError:  # of a class whose constructor is not Python's
+        return []
 
 
 def _name_aliases(app, what, name, obj, options, signature: str | None, returned: str | None):

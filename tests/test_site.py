@@ -199,3 +199,39 @@ def test_no_page_loads_anything_from_the_network(site):
     assert {link for link in loaded if urlsplit(link).netloc} == set()
     styles = "\n".join(file.read_text() for file in site.rglob("*.css"))
     assert re.findall(r"(?:@import|url\()\s*[\"']?(?:https?:)?//[^\"')]+", styles) == []
+
+
+def test_docstrings_of_plain_sentences_become_lists_literals_and_drawings():
+    pytest.importorskip("sphinx")
+    plain = module_of_docs("plain_docstrings")
+    docstring = """What `f` does to *shape and |x|:
+
+    out = a * b
+
+Args:
+    text, more: [B, T]. pooled: or None;
+        on two lines.
+    way: of these:
+        one    the first
+        two    the second
+Returns:
+    [B].
+""".split("\n")
+    lines = plain.as_rst(plain.one_name_a_line(docstring, ["text", "more", "pooled", "way"]))
+    text = "\n".join(line for line in lines if line.strip())
+    assert text == """What ``f`` does to \\*shape and \\|x\\|:
+.. code-block:: text
+    out = a * b
+:Parameters:
+    **text, more**
+        [B, T].
+    **pooled**
+        or None;
+        on two lines.
+    **way**
+        of these:
+        .. code-block:: text
+            one    the first
+            two    the second
+:Returns:
+    [B]."""
