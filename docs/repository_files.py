@@ -8,9 +8,9 @@ looked at. Before a page is read, each link that leaves docs/ becomes a link to 
 below `repository_url` where conf.py gives one, and otherwise the file's path as code.
 """
 
+import json
 import os
 import re
-import shutil
 from pathlib import Path
 
 DOCS = Path(__file__).resolve().parent
@@ -38,14 +38,23 @@ def copy_pages(app=None) -> None:
     """Brings the copies up to date; one that is right keeps its time, so that Sphinx does not read it again."""
     wanted = pages()
     for page, source in wanted.items():
-        copy, file = DOCS / page, ROOT / source
+        copy, content = DOCS / page, _content(ROOT / source)
         copy.parent.mkdir(exist_ok=True)
-        if not copy.is_file() or copy.read_bytes() != file.read_bytes():
-            shutil.copyfile(file, copy)
+        if not copy.is_file() or copy.read_text() != content:
+            copy.write_text(content)
     for folder in ("notebooks", "repository"):
         for file in (DOCS / folder).glob("*.*"):
             if f"{folder}/{file.name}" not in wanted:
                 file.unlink()
+
+
+def _content(file: Path) -> str:
+    """The text of a file as its page has it. A notebook's code is highlighted as IPython's, which has lines of shell."""
+    if file.suffix != ".ipynb":
+        return file.read_text()
+    notebook = json.loads(file.read_text())
+    notebook["metadata"].setdefault("language_info", {"name": "python"})["pygments_lexer"] = "ipython3"
+    return json.dumps(notebook, ensure_ascii=False)
 
 
 def links_of_site(text: str, page: str, repository_url: str = "") -> str:
