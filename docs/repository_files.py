@@ -49,7 +49,7 @@ def copy_pages(app=None) -> None:
 
 
 def _content(file: Path) -> str:
-    """The text of a file as its page has it. A notebook's code is highlighted as IPython's, which has lines of shell."""
+    """The text of a file as its page has it. A notebook's code is highlighted as IPython's, for its lines of shell."""
     if file.suffix != ".ipynb":
         return file.read_text()
     notebook = json.loads(file.read_text())
