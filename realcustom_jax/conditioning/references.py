@@ -106,6 +106,13 @@ def prepare_reference(
         rows first.
     Raises:
         ValueError: for other shapes, sizes that do not fit each other, or an unknown `local`.
+
+    A black reference, which stands for none in the negative lane:
+
+    >>> import jax.numpy as jnp
+    >>> whole, parts = prepare_reference(jnp.zeros((1, 480, 640, 3)))
+    >>> whole.shape, parts.shape
+    ((1, 384, 384, 3), (4, 384, 384, 3))
     """
     check_choice("local", local, ("phases", "tiles"))
     if images.ndim != 4 or images.shape[-1] != 3:

@@ -251,7 +251,8 @@ def load_unet(config, *files, dtype=jnp.float32, init_missing=(), rng=None, scan
     Returns:
         (module, params)
     Raises:
-        FileNotFoundError, ValueError: see the module's docstring.
+        FileNotFoundError, ValueError: a file is missing or damaged; or, in one sentence, every key that is missing,
+            belongs to no part, or has another shape.
     """
     _check_init(init_missing, rng)
     config = _architecture(unet.UNetConfig, config, "UNet config")

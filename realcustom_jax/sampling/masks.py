@@ -75,18 +75,39 @@ def subject_mask(
     overlap: str = "sum",
     allowed: jax.Array | None = None,
 ) -> jax.Array:
-    """The guidance mask of every reference in every sample: float32 [B, R, h, w], h, w = ``size``.
+    """The guidance mask of every reference in every sample.
 
-    ``maps``: one [B, R, h_l, w_l] per cross-attention layer, non-negative.
-    ``scope``: γ in (0, 1]. ``normalize``: max_norm | min_max_norm | min_max_per_channel | none.
-    ``select``: topk keeps exactly int(h · w · γ) positions, the first of equal ones; threshold keeps those
-    of at least 1 − γ. ``binary``: kept positions become 1 (with threshold, those above 1 − γ).
-    ``self_maps``: any number of [B, heads, n_l, n_l], resized as images to [h·w, h·w] and averaged, after
-    ``normalize_self`` (None | max_norm, over a sample | min_max_per_channel, over a head).
-    ``overlap``: sum lets masks overlap; every other way first gives each position to one reference, so that a
-    reference may keep fewer positions: argmax and its brothers in ``SHARING``, see ``owners``.
-    ``allowed``: [B, R, h, w] in [0, 1] weighs the positions, and none is kept where it is 0, even if fewer are left
-    than the scope's; None: all are allowed.
+    Args:
+        maps: one [B, R, h_l, w_l] for each cross-attention layer, of any size, non-negative: how much each place
+            attends to the reference's phrase.
+        size: (h, w) of the masks.
+        scope: γ in (0, 1].
+        normalize: max_norm | min_max_norm | min_max_per_channel | none.
+        select: topk keeps exactly int(h · w · γ) positions, the first of equal ones; threshold keeps those of at least
+            1 − γ.
+        binary: kept positions become 1 (with threshold, those above 1 − γ).
+        self_maps: any number of [B, heads, n_l, n_l], resized as images to [h·w, h·w] and averaged, after
+            normalize_self.
+        normalize_self: None | max_norm, over a sample | min_max_per_channel, over a head.
+        overlap: sum lets masks overlap; every other way first gives each position to one reference, so that a
+            reference may keep fewer positions: argmax and its brothers in `SHARING`, see `owners`.
+        allowed: [B, R, h, w] in [0, 1] weighs the positions, and none is kept where it is 0, even if fewer are left
+            than the scope's; None: all are allowed.
+    Returns:
+        float32 [B, R, h, w]: 0 outside of the mask, inside 1 (binary) or the strength of the normalised map.
+    Raises:
+        ValueError: an unknown choice, a scope that keeps nothing, or maps that do not fit each other.
+
+    Two layers of 2 × 2 that agree on the right column; a scope of a half keeps two of four positions:
+
+    >>> import jax.numpy as jnp
+    >>> maps = [jnp.array([[[[0.0, 0.4], [0.1, 0.8]]]]), jnp.array([[[[0.2, 0.4], [0.1, 0.8]]]])]
+    >>> mask = subject_mask(maps, size=(2, 2), scope=0.5, binary=True)
+    >>> mask.shape
+    (1, 1, 2, 2)
+    >>> print(mask[0, 0])
+    [[0. 1.]
+     [0. 1.]]
     """
     check_choice("normalize", normalize, NORMALIZATIONS)
     check_choice("select", select, SELECTIONS)
