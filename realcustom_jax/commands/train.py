@@ -21,6 +21,7 @@ from typing import NoReturn
 
 import jax
 from absl import app, flags
+from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from realcustom_jax.commands.program import program
@@ -57,6 +58,8 @@ def main() -> None:
 def _main(argv: list[str]) -> None:
     del argv
     logging.getLogger("jax._src.xla_bridge").setLevel(logging.ERROR)  # that an accelerator is missing is no news
+    if not flags.FLAGS["verbosity"].present:  # Orbax tells of every file that it opens
+        absl_logging.set_verbosity(absl_logging.WARNING)
     # Two half-batches side by side keep two cores busier than one batch whose every operation is divided (1.3x).
     asked = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     if jax.config.jax_num_cpu_devices == -1 and not asked:
