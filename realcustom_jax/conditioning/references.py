@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from realcustom_jax.arrays import Array
 from realcustom_jax.errors import check_choice
 from realcustom_jax.models.projector import Projector
 from realcustom_jax.models.resize import resize_align_corners, resize_bilinear, resize_bilinear_on_host
@@ -80,7 +81,7 @@ def square_reference(picture: np.ndarray, size: int) -> np.ndarray:
 
 
 def prepare_reference(
-    images: jax.Array,
+    images: Array,
     *,
     size: int = 768,
     encoder_size: int = 384,

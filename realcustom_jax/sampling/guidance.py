@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from realcustom_jax.arrays import Array
 from realcustom_jax.errors import check_choice
 
 MODES = "none_direct", "none", "naive", "naive_global", "naive_global_direct"
@@ -62,14 +63,14 @@ class Guidance:
 
 def classifier_free_guidance(
     *,
-    text: jax.Array | None,
-    text_image: jax.Array,
-    uncond: jax.Array,
-    text_scale: float,
-    image_scale: float,
-    rescale: float = 0.0,
+    text: Array | None,
+    text_image: Array,
+    uncond: Array,
+    text_scale: ArrayLike,
+    image_scale: ArrayLike,
+    rescale: ArrayLike = 0.0,
     mode: str = "naive_global_direct",
-    mask: jax.Array | None = None,
+    mask: Array | None = None,
 ) -> jax.Array:
     """Combines the predictions of the lanes into the guided one.
 
@@ -116,7 +117,7 @@ def classifier_free_guidance(
     return guided * factor
 
 
-def _rescale_factor(reference: jax.Array, guided: jax.Array, rescale: float) -> jax.Array:
+def _rescale_factor(reference: jax.Array, guided: jax.Array, rescale: ArrayLike) -> jax.Array:
     """[B, 1, 1, 1]; a constant prediction, which has no deviation to match, keeps factor 1."""
     target, current = (jnp.std(x, axis=(1, 2, 3), ddof=1, keepdims=True) for x in (reference, guided))
     return 1 + rescale * (jnp.where(current > 0, target / jnp.where(current > 0, current, 1), 1) - 1)

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
+from realcustom_jax.arrays import Array
 from realcustom_jax.errors import check_choice
 from realcustom_jax.models.resize import resize_bilinear
 from realcustom_jax.models.unet import UNetOutput
@@ -63,17 +64,17 @@ class MaskConfig:
 
 
 def subject_mask(
-    maps: Sequence[jax.Array],
+    maps: Sequence[Array],
     *,
     size: tuple[int, int],
     scope: float = 0.25,
     normalize: str = "max_norm",
     select: str = "topk",
     binary: bool = False,
-    self_maps: Sequence[jax.Array] | None = None,
+    self_maps: Sequence[Array] | None = None,
     normalize_self: str | None = None,
     overlap: str = "sum",
-    allowed: jax.Array | None = None,
+    allowed: Array | None = None,
 ) -> jax.Array:
     """The guidance mask of every reference in every sample.
 

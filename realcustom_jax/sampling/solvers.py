@@ -54,6 +54,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from realcustom_jax.arrays import Array
 from realcustom_jax.errors import check_choice
 
 # -------------------- noise schedules
@@ -256,8 +257,8 @@ class Solver:
 
 
 def integrate(
-    model_fn: Callable[[jax.Array, jax.Array], jax.Array], x: jax.Array, solver: Solver,
-    noise: jax.Array | None = None,
+    model_fn: Callable[[jax.Array, jax.Array], jax.Array], x: Array, solver: Solver,
+    noise: Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Solves the diffusion ODE from noise to a sample, in one scan.
 
