@@ -70,7 +70,8 @@ def _parameters(notebook: nbformat.NotebookNode) -> tuple[int, set[str]]:
     """The place of the cell with the tag `parameters`, and the names that it sets."""
     for place, cell in enumerate(notebook.cells):
         if "parameters" in cell.metadata.get("tags", ()):
-            return place, {node.targets[0].id for node in ast.parse(cell.source).body if isinstance(node, ast.Assign)}
+            assigned = (node.targets for node in ast.parse(cell.source).body if isinstance(node, ast.Assign))
+            return place, {target.id for targets in assigned for target in targets if isinstance(target, ast.Name)}
     raise ValueError("the notebook has no cell with the tag `parameters`.")
 
 
