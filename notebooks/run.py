@@ -10,8 +10,9 @@ says, by a cell after it that is not kept. Needs nbclient and ipykernel.
 import argparse
 import ast
 import os
+import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from nbclient import NotebookClient
 
 FOLDER = Path(__file__).resolve().parent
 _TIMEOUT = 3600  # seconds for one cell
+_COLOUR, _PROGRESS = re.compile(r"\x1b\[[\d;]*[A-Za-z]"), re.compile(r"\d%\||/s[,\]]")
 # That the progress bars of a page that nobody looks at are plain text is no news.
 _ENVIRONMENT = {"PYTHONWARNINGS": "ignore:IProgress not found"}
 
@@ -58,12 +60,24 @@ def execute(notebook: nbformat.NotebookNode, parameters: Mapping[str, Any], fold
     del copy.cells[place + 1]
     for count, cell in enumerate(code, 1):  # as if the inserted cell had never been there
         cell.execution_count = count
-        for output in cell.outputs:
-            if "execution_count" in output:
-                output.execution_count = count
-            if "image/png" in output.get("data", {}):
-                output.data.pop("image/jpeg", None)  # Pillow gives both
+        cell.outputs = list(_kept(cell.outputs, count))
     return copy
+
+
+def _kept(outputs: list[nbformat.NotebookNode], count: int) -> Iterator[nbformat.NotebookNode]:
+    """The outputs as a reader wants them: no progress bars and no colours of a terminal, each picture once."""
+    for output in outputs:
+        if "execution_count" in output:
+            output.execution_count = count
+        if "image/png" in output.get("data", {}):
+            output.data.pop("image/jpeg", None)  # Pillow gives both
+        if output.output_type == "stream":
+            lines = _COLOUR.sub("", output.text).splitlines()  # which also ends lines at carriage returns
+            lines = [line for line in lines if line.strip() and not _PROGRESS.search(line)]
+            if not lines:
+                continue
+            output.text = "\n".join(lines) + "\n"
+        yield output
 
 
 def _parameters(notebook: nbformat.NotebookNode) -> tuple[int, set[str]]:
@@ -80,7 +94,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("notebooks", nargs="*", type=Path, default=notebooks(), help="which; by default all")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a parameter; repeat it")
-    parser.add_argument("--out", type=Path, help="a folder for the notebooks with outputs; by default they stay in place")
+    parser.add_argument("--out", type=Path, help="a folder for the notebooks with outputs; by default in place")
     options = parser.parse_args(arguments)
     parameters = {name: _value(text) for name, _, text in (pair.partition("=") for pair in options.set)}
     for path in options.notebooks:

@@ -12,8 +12,8 @@ _RELEASED = {
     "text_encoder": "sdxl/clip-sdxl-1", "text_encoder_2": "sdxl/clip-sdxl-2", "unet": "sdxl/unet", "vae": "sdxl/vae",
     "adapter": "realcustom/RealCustom_highres", "image_encoder_siglip": "vit_so400m_patch14_siglip_384",
     "image_encoder_dinov2": "vit_large_patch14_reg4_dinov2.lvd142m"}
-"""Where the released `ckpts/` has each part. Its adapter is a file whose layers are those of the large encoders; here it
-is a folder, which says which layers it reads."""
+"""Where the released `ckpts/` has each part. Its adapter is a file, for the layers of the large encoders; here it is a
+folder, which says which layers it reads."""
 _LAYER = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_q"
 
 
