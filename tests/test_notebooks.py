@@ -45,7 +45,7 @@ def small(name, folder):
                 "SAMPLER_STEPS": 2}
     if name == "05_evaluate":
         return {"NUM_SUBJECTS": 1, "STEPS": 2, "TASKS": ["many"], "METHODS": ["no_mask", "fused"]}
-    return {"SAMPLER_STEPS": 3}
+    return {}
 
 
 def test_these_are_all_notebooks():
