@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from test_config import load
 
 from realcustom_jax.data.sprites.world import Placement, paint, random_identity
 from realcustom_jax.model_files.adapter import find_adapter
@@ -17,6 +16,8 @@ from realcustom_jax.model_files.locate import ASSETS
 from realcustom_jax.model_files.tensors import read_tensors
 from realcustom_jax.pipeline import Pipeline
 from realcustom_jax.training.published.config import PublishedConfig
+
+from test_config import load
 
 ROOT = Path(__file__).parents[1]
 
