@@ -115,6 +115,9 @@ def subject_mask(
     check_choice("overlap", overlap, ("sum", *SHARING))
     if normalize_self is not None:
         check_choice("normalize_self", normalize_self, ("max_norm", "min_max_per_channel"))
+    if any(isinstance(x, jax.core.Tracer) for x in (scope, *size)):
+        raise ValueError("size and scope decide how many places are kept, so that they must be numbers, not traced "
+                         "values: name them in static_argnames of jax.jit, or close over them.")
     if not 0 < scope <= 1:
         raise ValueError(f"scope must be in (0, 1], got {scope}.")
     _check_maps(maps, self_maps)
@@ -182,6 +185,10 @@ def strongest_reference(strength: jax.Array) -> jax.Array:
 
 
 def _check_maps(maps: Sequence[jax.Array], self_maps: Sequence[jax.Array] | None) -> None:
+    for what, given in (("maps", maps), ("self_maps", self_maps)):
+        if hasattr(given, "shape"):
+            raise ValueError(f"{what} is one array, of shape {given.shape}; give a list with an array for each layer, "
+                             f"[{what}] if there is one layer.")
     if not maps:
         raise ValueError("maps is empty: run the network with a target so that its layers return their maps.")
     shapes = [x.shape for x in maps]
