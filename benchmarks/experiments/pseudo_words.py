@@ -42,7 +42,7 @@ from realcustom_jax.sampling.solvers import add_noise, velocity
 TASKS = {"one": ("subject_similarity", "text_controllability"),
          "bystander": ("subject_similarity", "text_controllability", "bystander_fidelity")}
 METHODS = "text_only", "no_mask", "fused"
-KEEPS = 1.0, 0.1, 0.01, 0.001, 0.0
+KEEPS = 0.1, 0.01, 0.001, 0.0
 """Weights of the distance from the noun; 0 lets a word go anywhere."""
 _DRAWS = 2  # of noise and timestep, of each subject in a step
 
@@ -236,7 +236,7 @@ def main() -> None:
     parser.add_argument("--model", default="mini")
     parser.add_argument("--num-subjects", type=int, default=24)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=200, help="of training a word")
+    parser.add_argument("--steps", type=int, default=120, help="of training a word")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--report", action="store_true", help="only read the rows that are there")
     parser.add_argument("--plot", type=Path, help="file of the plot")
