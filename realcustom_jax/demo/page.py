@@ -26,8 +26,9 @@ with needs_extra("demo", "The web page"):
 
 _LONGEST_QUEUE = 50
 _FORGOTTEN_AFTER = 3600  # seconds in which nobody looks at a result or an upload
-_FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Liberation Sans", "sans-serif")  # none from elsewhere
-_SHOWN = [
+_FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Liberation Sans", "sans-serif")  # the machine's own
+_FONTS_OF_CODE = ("ui-monospace", "Liberation Mono", "monospace")
+_EXAMPLES = [
     ("a dog on the beach", {"dog": "dog.png"}),
     ("a cat in space", {"cat": "cat.png"}),
     ("a teapot in the forest", {"teapot": "teapot.png"}),
@@ -36,48 +37,55 @@ _SHOWN = [
 _QUICK = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 
 
-class _Picture(gr.Image):
-    """An image whose value is its file, unread: what is wrong with it is for `check_upload` to say."""
+def _unread(component: gr.components.Component) -> gr.components.Component:
+    """The component, whose value comes as the browser sent it: what is wrong with it is for `settings.problems` to say,
+    beside its field. (A subclass of Gradio's would write a file of its own beside this one.)"""
+    component.preprocess = lambda payload: payload
+    return component
 
-    is_template = True  # looks as its parent does
 
-    def preprocess(self, payload):
-        return None if payload is None else payload.path
+def _picture(value: str | None, **options) -> gr.Image:
+    """An image whose value is its file, unread."""
+    picture = gr.Image(value, type="filepath", format="png", **options)
+    move = picture.async_move_resource_to_block_cache
 
-    async def async_move_resource_to_block_cache(self, url_or_file_path):
-        """Gradio would download what a request names by an address."""
-        if url_or_file_path is not None and "://" in str(url_or_file_path):
+    async def move_uploaded(path):
+        """Gradio would download what a request names by its address."""
+        if path is not None and "://" in str(path):
             raise InvalidPathError("Only uploaded files are read.")
-        return await super().async_move_resource_to_block_cache(url_or_file_path)
+        return await move(path)
 
-
-class _Words(gr.CheckboxGroup):
-    """Words to click on, whose keys our own functions compare with the prompt: it may have changed meanwhile."""
-
-    is_template = True
-
-    def preprocess(self, payload):
-        return payload or []
+    picture.async_move_resource_to_block_cache = move_uploaded
+    picture.preprocess = lambda payload: None if payload is None else payload.path
+    return picture
 
 
 @dataclasses.dataclass(frozen=True)
 class _Fields:
-    """The components that hold the settings, in the order of `Settings`' fields."""
+    """The components that hold the settings, and the lines below them that say what is wrong.
+
+    Attributes:
+        inputs: in the order of the arguments of `_settings`.
+        problems: by the names of `settings.problems`; one line for all numbers.
+        note: what there is to know about the prompt.
+    """
 
     prompt: gr.Textbox
-    references: list[_Picture]
-    words: list[_Words]
+    references: list[gr.Image]
+    words: list[gr.CheckboxGroup]
     numbers: list[gr.components.Component]
+    problems: dict[str, gr.HTML]
+    note: gr.HTML
 
     @property
-    def all(self) -> list[gr.components.Component]:
+    def inputs(self) -> list[gr.components.Component]:
         return [self.prompt, *self.references, *self.words, *self.numbers]
 
-    @property
-    def names(self) -> list[str]:
-        """Of the same, as `problems` has them."""
-        names = [field.name for field in dataclasses.fields(Settings)]
-        return ["prompt", "reference_1", "reference_2", "words_1", "words_2", *names[3:]]
+    def lines(self, found: dict[str, str]) -> dict[gr.HTML, dict]:
+        """The updates that show these problems and no others."""
+        rest = [said for name, said in found.items() if name not in self.problems]
+        return {line: _line(" ".join(rest) if name == "numbers" else found.get(name, ""), "problem")
+                for name, line in self.problems.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,32 +94,33 @@ class _Outcome:
 
     status: gr.HTML
     gallery: gr.Gallery
+    more: gr.Column
     use: list[gr.Button]
     mask: gr.Image
     legend: gr.HTML
     step: gr.Slider
     command: gr.Code
+    order: gr.State
     result: gr.State
     picture: gr.State
 
     @property
-    def all(self) -> list[gr.components.Component]:
-        return [self.status, self.gallery, *self.use, self.mask, self.legend, self.step, self.command, self.result,
+    def shown(self) -> list[gr.components.Component]:
+        return [self.status, self.gallery, self.more, self.mask, self.legend, self.step, self.command, self.result,
                 self.picture]
 
 
 def build_page(studio: Studio, first: Settings) -> gr.Blocks:
     """The page of a model, whose fields hold `first` when it is opened."""
     with gr.Blocks(title="RealCustom++", analytics_enabled=False, delete_cache=(600, _FORGOTTEN_AFTER)) as page:
-        gr.HTML("<h1>RealCustom++</h1><p>Show one picture of your subject, click on its word in the prompt, and get new "
-                "pictures of it.</p>", elem_id="headline")
+        gr.HTML("<h1>RealCustom++</h1><p>Show one picture of your subject, click on its word in the prompt, and get "
+                "new pictures of it.</p>", elem_id="headline")
         with gr.Row(equal_height=False):
             with gr.Column(scale=5, min_width=360):
-                fields, note = _add_fields(studio.pipeline, first)
-                start = gr.Button("Generate", variant="primary", size="lg", elem_id="generate")
+                fields, start = _add_fields(studio.pipeline, first)
             with gr.Column(scale=5, min_width=360):
                 outcome = _add_outcome(first)
-        _connect_fields(studio.pipeline, fields, note)
+        _connect_fields(studio.pipeline, fields)
         _connect_outcome(studio, fields, outcome, start)
     return page
 
@@ -126,7 +135,7 @@ def serve(page: gr.Blocks, folder: Path, *, host: str, port: int, share: bool = 
         OSError: the port is taken.
     """
     page.queue(default_concurrency_limit=1, max_size=_LONGEST_QUEUE, api_open=False)
-    theme = gr.themes.Soft(primary_hue="indigo", neutral_hue="slate", font=_FONTS, font_mono=("ui-monospace", "monospace"))
+    theme = gr.themes.Soft(primary_hue="indigo", neutral_hue="slate", font=_FONTS, font_mono=_FONTS_OF_CODE)
     _, address, public = page.launch(
         server_name=host, server_port=port, share=share, prevent_thread_lock=True, quiet=True, ssr_mode=False,
         theme=theme, css_paths=ASSETS / "demo.css", footer_links=[], run_history=False, max_file_size=MOST_BYTES,
@@ -152,93 +161,130 @@ class _OwnFilesOnly:
             await self.app(scope, receive, send)
 
 
-def _add_fields(pipeline: Pipeline, first: Settings) -> tuple[_Fields, gr.HTML]:
+def _add_fields(pipeline: Pipeline, first: Settings) -> tuple[_Fields, gr.Button]:
+    problems: dict[str, gr.HTML] = {}
+
+    def add_line(name: str) -> None:
+        problems[name] = gr.HTML(visible=False, elem_id=f"problem_{name}")
+
     prompt = gr.Textbox(first.prompt, label="Prompt", lines=2, max_lines=4, elem_id="prompt")
-    note = gr.HTML(_note(pipeline, first.prompt), elem_id="note")
+    add_line("prompt")
+    note = gr.HTML(_said(*_notes(pipeline, first.prompt)), visible=bool(notes(pipeline, first.prompt)), elem_id="note")
     references, words = [], []
     with gr.Row(equal_height=False):
         for i, (path, keys) in enumerate(zip(first.references, first.words, strict=True), 1):
             with gr.Column(min_width=160):
-                references.append(_Picture(
-                    path, label=f"Reference {i}" + " (optional)" * (i > 1), type="filepath", format="png", height=210,
+                references.append(_picture(
+                    path, label=f"Reference {i}" + " (optional)" * (i > 1), height=210,
                     sources=["upload", "clipboard"], buttons=[], elem_id=f"reference_{i}",
                     placeholder="Drop a picture here\n- or -\nclick to choose one", elem_classes="pixels"))
-                words.append(_Words(
-                    _choices(first.prompt), value=keys, label=f"Reference {i} is the", elem_id=f"words_{i}",
+                add_line(f"reference_{i}")
+                words.append(gr.CheckboxGroup(
+                    _choices(first.prompt), value=list(keys), label=f"Reference {i} is the", elem_id=f"words_{i}",
                     elem_classes="words", visible=path is not None))
-    gr.HTML("Examples", elem_classes="caption")
-    with gr.Row(elem_id="examples"):
-        examples = [gr.Button(text, size="sm", min_width=120, icon=str(EXAMPLES / next(iter(files.values()))))
-                    for text, files in _SHOWN]
+                add_line(f"words_{i}")
+    start = gr.Button("Generate", variant="primary", size="lg", elem_id="generate")
+    examples = _add_examples()
+    with gr.Accordion("Settings", elem_id="more"):
+        numbers = _add_numbers(pipeline, first)
+        add_line("numbers")
+    fields = _Fields(prompt, references, words, numbers, problems, note)
+    for button, (text, files) in zip(examples, _EXAMPLES, strict=True):
+        button.click(lambda text=text, files=files: _example(pipeline, fields, text, files), None,
+                     [*fields.inputs[:5], note, *problems.values()], **_QUICK)
+    return fields, start
+
+
+def _add_examples() -> list[gr.Button]:
+    gr.HTML("Or begin with one of these:", elem_classes="caption")
+    buttons = []
+    for i in range(0, len(_EXAMPLES), 2):
+        with gr.Row(elem_classes="examples"):
+            buttons += [gr.Button(text, size="sm", min_width=160, icon=str(EXAMPLES / next(iter(files.values()))))
+                        for text, files in _EXAMPLES[i : i + 2]]
+    return buttons
+
+
+def _add_numbers(pipeline: Pipeline, first: Settings) -> list[gr.components.Component]:
+    """In the order of the fields of `Settings`."""
+    sizes, most_steps = pipeline.sizes, max(MOST_STEPS, 2 * pipeline.preset.steps)
     with gr.Row():
-        count = gr.Slider(1, MOST_PICTURES, first.count, step=1, label="Pictures", elem_id="count", min_width=120)
-        seed = gr.Number(first.seed, label="Seed", precision=0, minimum=0, maximum=2**32 - 1, elem_id="seed",
-                         min_width=120)
-    with gr.Accordion("More settings", open=False, elem_id="more"):
-        sizes = pipeline.sizes
-        with gr.Row(visible=sizes.low < sizes.high):
-            width, height = (gr.Slider(sizes.low, sizes.high, value, step=sizes.step, label=f"{name}, pixels",
-                                       elem_id=name.lower(), min_width=120)
-                             for name, value in (("Width", first.width), ("Height", first.height)))
-        with gr.Row():
-            steps = gr.Slider(1, max(MOST_STEPS, 2 * first.steps), first.steps, step=1, label="Steps", min_width=120,
-                              elem_id="steps", info="A new number compiles for a while.")
-            guidance = gr.Slider(1, 15, first.guidance, step=0.1, label="Guidance", min_width=120, elem_id="guidance",
-                                 info="How closely the prompt is followed.")
-        with gr.Row():
-            scope = gr.Slider(0.05, 1, first.scope, step=0.01, label="Scope", min_width=120, elem_id="scope",
-                              info="Share of the picture that a subject may take.")
-            strength = gr.Slider(0, 1.5, first.strength, step=0.05, label="Vision strength", min_width=120,
-                                 elem_id="strength", info="0: the text alone. 1: as trained.")
-    fields = _Fields(prompt, references, words, [width, height, steps, guidance, scope, strength, seed, count])
-    for button, (text, files) in zip(examples, _SHOWN, strict=True):
-        button.click(lambda text=text, files=files: _example(pipeline, text, files), None,
-                     [prompt, note, *references, *words], **_QUICK)
-    return fields, note
+        count = gr.Slider(1, MOST_PICTURES, first.count, step=1, label="Pictures", elem_id="count", min_width=160)
+        seed = gr.Number(first.seed, label="Seed", precision=0, elem_id="seed", min_width=160)
+    with gr.Row():
+        strength = gr.Slider(0, 1.5, first.strength, step=0.05, label="Strength", min_width=160, elem_id="strength",
+                             info="Of the references; 0: the text alone.")
+        scope = gr.Slider(0.05, 1, first.scope, step=0.01, label="Scope", min_width=160, elem_id="scope",
+                          info="Share of the picture for a subject.")
+    with gr.Row():
+        guidance = gr.Slider(1, 15, first.guidance, step=0.1, label="Guidance", min_width=160, elem_id="guidance",
+                             info="How closely the prompt is followed.")
+        steps = gr.Slider(1, most_steps, first.steps, step=1, label="Steps", min_width=160, elem_id="steps",
+                          info="More take longer.")
+    with gr.Row(visible=sizes.low < sizes.high):
+        width, height = (gr.Slider(sizes.low, sizes.high, value, step=sizes.step, label=name, info="In pixels.",
+                                   elem_id=name.lower(), min_width=160)
+                         for name, value in (("Width", first.width), ("Height", first.height)))
+    return [_unread(field) for field in (width, height, steps, guidance, scope, strength, seed, count)]
 
 
 def _add_outcome(first: Settings) -> _Outcome:
     status = gr.HTML(_said("Press Generate. The first picture takes longer, because the model is compiled."),
                      elem_id="status")
-    gallery = gr.Gallery(label="Pictures", format="png", columns=2, height=420, object_fit="contain", preview=True,
-                         buttons=["download", "fullscreen"], interactive=False, elem_id="gallery", elem_classes="pixels")
-    with gr.Row():
-        use = [gr.Button(f"Use as reference {i}", size="sm", interactive=False, elem_id=f"use_{i}") for i in (1, 2)]
-    with gr.Accordion("Where the subject went: the mask of each step", elem_id="masks"):
-        step = gr.Slider(1, first.steps, first.steps, step=1, label="Step", interactive=True, elem_id="step")
-        mask = gr.Image(label="Mask", show_label=False, format="png", height=260, interactive=False,
-                        buttons=["download"], elem_id="mask", elem_classes="pixels")
-        colours = gr.HTML(elem_id="legend")
-    command = gr.Code(label="The same as a command line", language="shell", interactive=False, wrap_lines=True,
-                      lines=2, elem_id="command")
-    return _Outcome(status, gallery, use, mask, colours, step, command, gr.State(None, time_to_live=_FORGOTTEN_AFTER),
-                    gr.State(0))
+    gallery = gr.Gallery(label="Pictures", format="png", columns=2, height=400, object_fit="contain", preview=True,
+                         buttons=["download", "fullscreen"], interactive=False, elem_id="gallery",
+                         elem_classes="pixels")
+    with gr.Column(visible=False) as more:
+        with gr.Row():
+            use = [gr.Button(f"Use as reference {i}", size="sm", elem_id=f"use_{i}") for i in (1, 2)]
+        with gr.Accordion("Where the subject went: the mask of each step", elem_id="masks"):
+            step = gr.Slider(1, first.steps, first.steps, step=1, label="Step", elem_id="step")
+            mask = gr.Image(show_label=False, format="png", height=260, interactive=False, buttons=["download"],
+                            elem_id="mask", elem_classes="pixels")
+            colours = gr.HTML(elem_id="legend")
+        command = gr.Code(label="The same as a command line", language="shell", interactive=False, wrap_lines=True,
+                          lines=2, max_lines=6, elem_id="command")
+    order, result = (gr.State(None, time_to_live=_FORGOTTEN_AFTER) for _ in range(2))
+    return _Outcome(status, gallery, more, use, mask, colours, step, command, order, result, gr.State(0))
 
 
-def _connect_fields(pipeline: Pipeline, fields: _Fields, note: gr.HTML) -> None:
-    fields.prompt.input(
-        lambda prompt, *keys: (*(gr.update(choices=_choices(prompt), value=kept_words(one, prompt)) for one in keys),
-                               _note(pipeline, prompt)),
-        [fields.prompt, *fields.words], [*fields.words, note], trigger_mode="always_last", **_QUICK)
-    for reference, words in zip(fields.references, fields.words, strict=True):
-        words.input(lambda prompt, keys: side_by_side(keys, words_to_click(prompt)), [fields.prompt, words], words,
-                    **_QUICK)
+def _connect_fields(pipeline: Pipeline, fields: _Fields) -> None:
+    def typed(prompt, *keys):
+        words = (gr.update(choices=_choices(prompt), value=kept_words(one, prompt)) for one in keys)
+        return dict(zip(fields.words, words, strict=True)) | {fields.note: _line(*_notes(pipeline, prompt))}
+
+    def uploaded(path):
+        said = _wrong_with(path)
+        return (None if said else gr.skip()), _line(said, "problem")
+
+    fields.prompt.change(typed, [fields.prompt, *fields.words], [*fields.words, fields.note],
+                         trigger_mode="always_last", preprocess=False, **_QUICK)
+    for i, (reference, words) in enumerate(zip(fields.references, fields.words, strict=True), 1):
+        words.input(lambda prompt, keys: (side_by_side(keys, words_to_click(prompt)), _line("")),
+                    [fields.prompt, words], [words, fields.problems[f"words_{i}"]], preprocess=False, **_QUICK)
         reference.change(lambda path: gr.update(visible=path is not None), reference, words, **_QUICK)
-        reference.upload(lambda path: None, reference, None, validator=_validate_upload, concurrency_limit=4,
-                         show_progress="hidden", api_visibility="private")
+        reference.upload(uploaded, reference, [reference, fields.problems[f"reference_{i}"]], **_QUICK)
 
 
 def _connect_outcome(studio: Studio, fields: _Fields, outcome: _Outcome, start: gr.Button) -> None:
-    def validate(*values):
-        found = problems(studio.pipeline, _settings(*values))
-        return [gr.validate(name not in found, found.get(name, "")) for name in fields.names]
+    def check(*values):
+        settings = _settings(*values)
+        found = problems(studio.pipeline, settings)
+        # What is wrong is told at once. Only settings that can be used wait in the queue; each click is an order of its
+        # own, also for the same ones.
+        order = {} if found else {outcome.order: (time.monotonic_ns(), settings)}
+        status = {outcome.status: _said("Not started: a red line beside a field says why.", "problem")} if found else {}
+        return fields.lines(found) | order | status
 
-    def generate(*values) -> Iterator[dict]:
-        yield from _generate(studio, _settings(*values), outcome)
+    def generate(order) -> Iterator[dict]:
+        yield from _generate(studio, order[1], outcome)
 
-    # One at a time, each in their turn: this is the queue.
-    start.click(generate, fields.all, outcome.all, validator=validate, concurrency_limit=1, api_visibility="private",
-                show_progress_on=outcome.status, trigger_mode="once", scroll_to_output=False)
+    # It waits for nobody. (A state's change is only told by events that pass through Gradio's queue.)
+    start.click(check, fields.inputs, [*fields.problems.values(), outcome.order, outcome.status],
+                concurrency_limit=None, show_progress="hidden", api_visibility="private")
+    # This is the queue: one call at a time, each in its turn.
+    outcome.order.change(generate, outcome.order, outcome.shown, concurrency_limit=1, api_visibility="private",
+                         show_progress="full", show_progress_on=outcome.status)
     outcome.gallery.select(_selected, None, outcome.picture, **_QUICK).then(
         _mask, [outcome.result, outcome.picture, outcome.step], [outcome.mask, outcome.legend], **_QUICK)
     outcome.step.change(_mask, [outcome.result, outcome.picture, outcome.step], [outcome.mask, outcome.legend],
@@ -277,30 +323,31 @@ def _finished(studio: Studio, settings: Settings, result: Result, seconds: float
         outcome.command: studio.command(settings),
         outcome.result: result,
         outcome.picture: 0,
-    } | {button: gr.update(interactive=True) for button in outcome.use}
+        outcome.more: gr.update(visible=True),
+    }
 
 
 def _settings(prompt, reference_1, reference_2, words_1, words_2, *numbers) -> Settings:
     # A browser knows no difference between 25 and 25.0.
     whole = [int(x) if isinstance(x, float) and x.is_integer() else x for x in numbers]
-    return Settings(prompt or "", (reference_1, reference_2), (words_1, words_2), *whole)
+    return Settings(prompt or "", (reference_1, reference_2), (tuple(words_1 or ()), tuple(words_2 or ())), *whole)
 
 
-def _validate_upload(path):
+def _wrong_with(path: str | None) -> str:
     try:
         check_upload(path)
     except ValueError as error:
-        return gr.validate(False, sentence(error))
-    return gr.validate(True, "")
+        return sentence(error)
+    return ""
 
 
-def _example(pipeline: Pipeline, prompt: str, files: dict[str, str]) -> list:
-    words = [*files, None][:2]
-    return [
-        prompt, _note(pipeline, prompt),
-        *(word and str(EXAMPLES / files[word]) for word in words),
-        *(gr.update(choices=_choices(prompt), value=words_of_target(prompt, word) if word else [],
-                    visible=word is not None) for word in words)]
+def _example(pipeline: Pipeline, fields: _Fields, prompt: str, files: dict[str, str]) -> dict:
+    made = {fields.prompt: prompt, fields.note: _line(*_notes(pipeline, prompt))} | fields.lines({})
+    for reference, words, noun in zip(fields.references, fields.words, [*files, None][:2], strict=True):
+        made[reference] = noun and str(EXAMPLES / files[noun])
+        made[words] = gr.update(choices=_choices(prompt), value=words_of_target(prompt, noun) if noun else [],
+                                visible=noun is not None)
+    return made
 
 
 def _selected(event: gr.SelectData) -> int:
@@ -315,14 +362,20 @@ def _choices(prompt: str) -> list[tuple[str, str]]:
     return [(word.label, word.key) for word in words_to_click(prompt)]
 
 
-def _note(pipeline: Pipeline, prompt: str) -> str:
-    return "".join(_said(line, "note") for line in notes(pipeline, prompt))
+def _notes(pipeline: Pipeline, prompt: str) -> tuple[str, str]:
+    return " ".join(notes(pipeline, prompt)), "note"
 
 
-def _said(line: str, kind: str = "") -> str:
-    return f'<p class="said {kind}">{escape(line)}</p>'
+def _line(text: str, kind: str = "") -> dict:
+    """The update of a line that is only there when it says something."""
+    return gr.update(value=_said(text, kind), visible=bool(text))
+
+
+def _said(text: str, kind: str = "") -> str:
+    return f'<p class="said {kind}">{escape(text)}</p>'
 
 
 def _progress(step: int, steps: int) -> str:
-    what = f"Step {step} of {steps}" if step else "Reading the references; a new shape is compiled first, for about half a minute"
-    return f'<p class="said">{what} …</p><progress value="{step}" max="{steps}"></progress>'
+    what = f"Step {step} of {steps} …" if step else (
+        "Reading the references … (A new size or number is compiled first, for about half a minute.)")
+    return f'{_said(what)}<div class="bar"><div style="width: {100 * step / steps:.0f}%"></div></div>'

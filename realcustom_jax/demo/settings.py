@@ -39,7 +39,7 @@ class Settings:
 
     prompt: str
     references: tuple[str | None, ...]
-    words: tuple[Sequence[str], ...]
+    words: tuple[tuple[str, ...], ...]
     width: int
     height: int
     steps: int
@@ -67,7 +67,7 @@ def first_settings(pipeline: Pipeline, options: argparse.Namespace) -> Settings:
     preset, prompt = pipeline.preset, options.prompt or PROMPT
     width, height = pipeline.sizes.check(options.width, options.height)
     return Settings(
-        prompt, (str(EXAMPLES / "dog.png"), None), (words_of_target(prompt, "dog"), ()), width, height,
+        prompt, (str(EXAMPLES / "dog.png"), None), (tuple(words_of_target(prompt, "dog")), ()), width, height,
         steps=options.steps or preset.steps, scope=preset.scope if options.scope is None else options.scope,
         guidance=preset.guidance_scale if options.guidance is None else options.guidance,
         strength=options.vision_scale, seed=options.seed, count=options.num_images)
@@ -84,7 +84,7 @@ def problems(pipeline: Pipeline, settings: Settings) -> dict[str, str]:
         return found | {"prompt": said}
     found |= _of_targets(pipeline, settings)
     most = max(MOST_STEPS, 2 * pipeline.preset.steps)
-    empty = {field: "This is empty; give a number." for field in _NUMBERS if getattr(settings, field) is None}
+    empty = {field: f"{field} is empty; give a number." for field in _NUMBERS if getattr(settings, field) is None}
     checks = {
         "width": lambda: pipeline.sizes.check(settings.width, None),
         "height": lambda: pipeline.sizes.check(None, settings.height),

@@ -11,7 +11,7 @@ from PIL import Image, UnidentifiedImageError
 from realcustom_jax.conditioning.images import load_image
 from realcustom_jax.model_files.locate import ASSETS
 
-MOST_BYTES = 20 * 10**6
+MOST_BYTES = 20 * 2**20
 MOST_PIXELS = 25 * 10**6
 """What a camera of 24 megapixels makes. A reference is read at 768 pixels a side, so that more would be of no use."""
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
@@ -36,8 +36,8 @@ def check_upload(path: str | os.PathLike | None) -> None:
     try:
         size = file.stat().st_size
         if size > MOST_BYTES:
-            raise ValueError(f"{name} has {size / 1e6:.1f} MB; at most {MOST_BYTES / 1e6:.0f} MB are taken. Save it "
-                             "smaller, or as a JPEG file.")
+            raise ValueError(f"{name} has {size / 2**20:.1f} MB; at most {MOST_BYTES / 2**20:.0f} MB are taken. Save "
+                             "it smaller, or as a JPEG file.")
         with _READING:
             _check_pixels(file, name)
             load_image(file)
