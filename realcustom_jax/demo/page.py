@@ -99,7 +99,7 @@ class _Outcome:
     mask: gr.Image
     legend: gr.HTML
     step: gr.Slider
-    command: gr.Code
+    command: gr.Textbox
     order: gr.State
     result: gr.State
     picture: gr.State
@@ -175,9 +175,9 @@ def _add_fields(pipeline: Pipeline, first: Settings) -> tuple[_Fields, gr.Button
         for i, (path, keys) in enumerate(zip(first.references, first.words, strict=True), 1):
             with gr.Column(min_width=160):
                 references.append(_picture(
-                    path, label=f"Reference {i}" + " (optional)" * (i > 1), height=210,
-                    sources=["upload", "clipboard"], buttons=[], elem_id=f"reference_{i}",
-                    placeholder="Drop a picture here\n- or -\nclick to choose one", elem_classes="pixels"))
+                    path, label=f"Reference {i}", height=210, sources=["upload", "clipboard"], buttons=[],
+                    placeholder=f"{'Another subject? ' * (i > 1)}Drop a picture here\n- or -\nclick to choose one",
+                    elem_id=f"reference_{i}", elem_classes="pixels"))
                 add_line(f"reference_{i}")
                 words.append(gr.CheckboxGroup(
                     _choices(first.prompt), value=list(keys), label=f"Reference {i} is the", elem_id=f"words_{i}",
@@ -242,8 +242,8 @@ def _add_outcome(first: Settings) -> _Outcome:
             mask = gr.Image(show_label=False, format="png", height=260, interactive=False, buttons=["download"],
                             elem_id="mask", elem_classes="pixels")
             colours = gr.HTML(elem_id="legend")
-        command = gr.Code(label="The same as a command line", language="shell", interactive=False, wrap_lines=True,
-                          lines=2, max_lines=6, elem_id="command")
+        command = gr.Textbox(label="The same as a command line", lines=3, max_lines=8, interactive=False,
+                             buttons=["copy"], elem_id="command")
     order, result = (gr.State(None, time_to_live=_FORGOTTEN_AFTER) for _ in range(2))
     return _Outcome(status, gallery, more, use, mask, colours, step, command, order, result, gr.State(0))
 

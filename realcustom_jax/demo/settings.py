@@ -5,13 +5,14 @@ import dataclasses
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from numbers import Real
 
 from realcustom_jax.commands.sample_options import PROMPT
 from realcustom_jax.conditioning.prompts import encode_prompt
 from realcustom_jax.conditioning.targets import target_phrase
 from realcustom_jax.demo.uploads import EXAMPLES, check_upload
 from realcustom_jax.demo.words import LONGEST_PROMPT, target_of, words_of_target
-from realcustom_jax.errors import sentence
+from realcustom_jax.errors import quoted, sentence
 from realcustom_jax.pipeline import Pipeline
 from realcustom_jax.sampling.options import check_options
 
@@ -84,7 +85,9 @@ def problems(pipeline: Pipeline, settings: Settings) -> dict[str, str]:
         return found | {"prompt": said}
     found |= _of_targets(pipeline, settings)
     most = max(MOST_STEPS, 2 * pipeline.preset.steps)
-    empty = {field: f"{field} is empty; give a number." for field in _NUMBERS if getattr(settings, field) is None}
+    numbers = {field: getattr(settings, field) for field in _NUMBERS}
+    strange = {field: f"{field} is {'empty' if value is None else quoted(value)}; give a number."
+               for field, value in numbers.items() if not isinstance(value, Real) or isinstance(value, bool)}
     checks = {
         "width": lambda: pipeline.sizes.check(settings.width, None),
         "height": lambda: pipeline.sizes.check(None, settings.height),
@@ -96,8 +99,8 @@ def problems(pipeline: Pipeline, settings: Settings) -> dict[str, str]:
         "count": lambda: _check_most("the number of pictures", settings.count, MOST_PICTURES) or check_options(
             num_images=settings.count),
     }
-    return found | empty | {field: said for field, check in checks.items()
-                          if field not in empty and (said := _said(check))}
+    return found | strange | {field: said for field, check in checks.items()
+                          if field not in strange and (said := _said(check))}
 
 
 def notes(pipeline: Pipeline, prompt: str) -> list[str]:
