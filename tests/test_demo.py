@@ -294,8 +294,9 @@ def test_two_at_once_wait_for_each_other_and_get_their_own(settings):
 def test_the_command_says_what_was_set(tmp_path, settings):
     own = _saved(tmp_path, "my own car.png", b"x")
     line = command.command_line(dataclasses.replace(
-        settings, prompt="a dog's hat and a car; rm -rf *", references=(DOG, str(own)), words=(("1 dog's",), ("5 car",)),
-        steps=4, guidance=2.5, strength=0.7, seed=9, count=2), [("preset", "paper")], few_steps=4)
+        settings, prompt="a dog's hat and a car; rm -rf *", references=(DOG, str(own)),
+        words=(("1 dog's",), ("5 car",)), steps=4, guidance=2.5, strength=0.7, seed=9, count=2),
+        [("preset", "paper")], few_steps=4)
     program, *words = shlex.split(line)
     options = sample_options.parse(words)
     assert program == "realcustom" and str(tmp_path) not in line

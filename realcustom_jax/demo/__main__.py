@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import logging
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -18,7 +19,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser = _parser()
     options = parse_with_config(parser, arguments)
     logging.getLogger("jax._src.xla_bridge").setLevel(logging.ERROR)  # that an accelerator is missing is no news
-    return errors.exit_code(lambda: _serve(options, parser), debug=options.debug)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # asked to end, as Ctrl-C does, so that the folder goes
+    try:
+        return errors.exit_code(lambda: _serve(options, parser), debug=options.debug)
+    except KeyboardInterrupt:
+        return 0
 
 
 def _serve(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Iterator
@@ -143,7 +144,10 @@ def serve(page: gr.Blocks, folder: Path, *, host: str, port: int, share: bool = 
         inbrowser=False, app_kwargs={"middleware": [Middleware(_OwnFilesOnly)], "docs_url": None, "redoc_url": None})
     print(f"The page is at {public or address} (Ctrl-C ends it).", file=sys.stderr, flush=True)
     if wait:
-        page.block_thread()
+        try:
+            threading.Event().wait()
+        finally:
+            page.close(verbose=False)
     return address
 
 
