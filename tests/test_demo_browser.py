@@ -30,12 +30,16 @@ _COMPILING = 400_000  # milliseconds: on two cores that others use, too
 _MADE = re.compile(r"pictures? in [\d.]+ s\.")
 
 
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
 @pytest.fixture(scope="module")
 def address(tmp_path_factory):
     """Of a server in a process of its own, as a person starts it."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port = one.getsockname()[1]
+    port = free_port()
     temporary = tmp_path_factory.mktemp("temporary")
     log = (temporary / "log").open("w+")
     process = subprocess.Popen(
@@ -231,3 +235,38 @@ def test_a_browser_that_is_closed_in_the_middle_harms_nobody(browser, address, p
     left.context.close()
     generate(person)
     assert "--seed 0" in person.input_value("#command textarea")
+
+
+def test_the_work_stops_at_the_next_step_when_the_browser_is_gone(browser, mini_pipeline, tmp_path, monkeypatch):
+    """With a model whose steps take a tenth of a second, so that it can be seen when they end."""
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    monkeypatch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
+    from realcustom_jax.demo.page import build_page, serve
+    from realcustom_jax.demo.settings import first_settings
+    from realcustom_jax.demo.studio import Studio, step_by_step
+
+    steps = []
+
+    class Slow(Studio):
+        def make(self, settings):
+            def call(on_step):
+                for i in range(600):
+                    time.sleep(0.1)
+                    steps.append(i)
+                    on_step(i)
+
+            return step_by_step(call)
+
+    page = build_page(Slow(mini_pipeline), first_settings(mini_pipeline, sample_options.parse([])))
+    address = serve(page, tmp_path, host="127.0.0.1", port=free_port(), wait=False)
+    try:
+        person = opened(browser.new_context(), address)
+        person.click("#generate")
+        person.wait_for_function("/Step/.test(document.querySelector('#status').innerText)")
+        person.context.close()
+        time.sleep(3)
+        ended = len(steps)
+        time.sleep(1)
+        assert 1 <= ended == len(steps) < 60
+    finally:
+        page.close(verbose=False)
