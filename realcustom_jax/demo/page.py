@@ -26,6 +26,7 @@ with needs_extra("demo", "The web page"):
     from gradio.exceptions import InvalidPathError
 
 _LONGEST_QUEUE = 50
+_SMALL = 256  # pixels a side: such pictures are shown pixel by pixel
 _FORGOTTEN_AFTER = 3600  # seconds in which nobody looks at a result or an upload
 _FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Liberation Sans", "sans-serif")  # the machine's own
 _FONTS_OF_CODE = ("ui-monospace", "Liberation Mono", "monospace")
@@ -120,7 +121,7 @@ def build_page(studio: Studio, first: Settings) -> gr.Blocks:
             with gr.Column(scale=5, min_width=360):
                 fields, start = _add_fields(studio.pipeline, first)
             with gr.Column(scale=5, min_width=360):
-                outcome = _add_outcome(first)
+                outcome = _add_outcome(first, "pixels" if studio.pipeline.sizes.native <= _SMALL else "")
         _connect_fields(studio.pipeline, fields)
         _connect_outcome(studio, fields, outcome, start)
     return page
@@ -180,8 +181,8 @@ def _add_fields(pipeline: Pipeline, first: Settings) -> tuple[_Fields, gr.Button
             with gr.Column(min_width=160):
                 references.append(_picture(
                     path, label=f"Reference {i}", height=210, sources=["upload", "clipboard"], buttons=[],
-                    placeholder=f"{'Another subject? ' * (i > 1)}Drop a picture here\n- or -\nclick to choose one",
-                    elem_id=f"reference_{i}", elem_classes="pixels"))
+                    placeholder=f"Drop {('a picture', 'another one')[i - 1]} here\n- or -\nclick to choose one",
+                    elem_id=f"reference_{i}"))
                 add_line(f"reference_{i}")
                 words.append(gr.CheckboxGroup(
                     _choices(first.prompt), value=list(keys), label=f"Reference {i} is the", elem_id=f"words_{i}",
@@ -232,19 +233,20 @@ def _add_numbers(pipeline: Pipeline, first: Settings) -> list[gr.components.Comp
     return [_unread(field) for field in (width, height, steps, guidance, scope, strength, seed, count)]
 
 
-def _add_outcome(first: Settings) -> _Outcome:
+def _add_outcome(first: Settings, pictures: str) -> _Outcome:
+    """`pictures` is the class of what shows pictures, for the style sheet."""
     status = gr.HTML(_said("Press Generate. The first picture takes longer, because the model is compiled."),
                      elem_id="status")
     gallery = gr.Gallery(label="Pictures", format="png", columns=2, height=400, object_fit="contain", preview=True,
                          buttons=["download", "fullscreen"], interactive=False, elem_id="gallery",
-                         elem_classes="pixels")
+                         elem_classes=pictures)
     with gr.Column(visible=False) as more:
         with gr.Row():
             use = [gr.Button(f"Use as reference {i}", size="sm", elem_id=f"use_{i}") for i in (1, 2)]
         with gr.Accordion("Where the subject went: the mask of each step", elem_id="masks"):
             step = gr.Slider(1, first.steps, first.steps, step=1, label="Step", elem_id="step")
             mask = gr.Image(show_label=False, format="png", height=260, interactive=False, buttons=["download"],
-                            elem_id="mask", elem_classes="pixels")
+                            elem_id="mask", elem_classes=pictures)
             colours = gr.HTML(elem_id="legend")
         command = gr.Textbox(label="The same as a command line", lines=3, max_lines=8, interactive=False,
                              buttons=["copy"], elem_id="command")
@@ -276,9 +278,11 @@ def _connect_outcome(studio: Studio, fields: _Fields, outcome: _Outcome, start: 
         found = problems(studio.pipeline, settings)
         # What is wrong is told at once. Only settings that can be used wait in the queue; each click is an order of its
         # own, also for the same ones.
-        order = {} if found else {outcome.order: (time.monotonic_ns(), settings)}
-        status = {outcome.status: _said("Not started: a red line beside a field says why.", "problem")} if found else {}
-        return fields.lines(found) | order | status
+        if found:
+            return fields.lines(found) | {outcome.status: _said("Not started: red lines beside the fields say why.",
+                                                                "problem")}
+        return fields.lines({}) | {outcome.order: (time.monotonic_ns(), settings),
+                                   outcome.status: _said("Waiting for the model …")}
 
     def generate(order) -> Iterator[dict]:
         yield from _generate(studio, order[1], outcome)
@@ -288,7 +292,7 @@ def _connect_outcome(studio: Studio, fields: _Fields, outcome: _Outcome, start: 
                 concurrency_limit=None, show_progress="hidden", api_visibility="private")
     # This is the queue: one call at a time, each in its turn.
     outcome.order.change(generate, outcome.order, outcome.shown, concurrency_limit=1, api_visibility="private",
-                         show_progress="full", show_progress_on=outcome.status)
+                         show_progress="minimal", show_progress_on=outcome.status)
     outcome.gallery.select(_selected, None, outcome.picture, **_QUICK).then(
         _mask, [outcome.result, outcome.picture, outcome.step], [outcome.mask, outcome.legend], **_QUICK)
     outcome.step.change(_mask, [outcome.result, outcome.picture, outcome.step], [outcome.mask, outcome.legend],
