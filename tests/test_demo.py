@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import os
+import re
 import shlex
 import socket
 import subprocess
@@ -179,6 +180,9 @@ def test_the_page_begins_with_settings_that_can_be_used(mini_pipeline):
     assert problems(mini_pipeline, first) == {}
     given = first_settings(mini_pipeline, sample_options.parse(["--steps", "7", "--seed", "3", "--prompt", "a cat"]))
     assert (given.steps, given.seed, given.words) == (7, 3, ((), ()))
+    for strange in (["--vision-scale", "1,0.5"], ["--num-images", "9"], ["--scope", "2"], ["--width", "17"]):
+        with pytest.raises(ValueError, match=r"strength|number of pictures|scope|width"):
+            first_settings(mini_pipeline, sample_options.parse(strange))
 
 
 @pytest.mark.parametrize("change, field, said", [
@@ -389,7 +393,11 @@ def test_no_file_but_the_page_s_own_is_served(server, path):
     assert status in (403, 404) and b"root:" not in content
 
 
-def test_the_bundled_references_are_served(server):
+def test_the_bundled_references_are_served_from_where_they_are(server):
+    """Copies in the folder of uploads would be deleted when they are old, and the page would lose them."""
+    config = json.loads(_status(f"{server[0]}/config")[1])
+    files = re.findall(r'"path": "([^"]*\.png)"', json.dumps(config))
+    assert len(files) >= 5 and {str(Path(file).parent) for file in files} == {str(uploads.EXAMPLES)}
     assert _status(f"{server[0]}/gradio_api/file={DOG}") == (200, Path(DOG).read_bytes())
 
 
@@ -422,7 +430,7 @@ def test_only_uploaded_files_are_read_as_references(server):
     status, answer = _checked_as_reference(address, uploaded)
     assert status == 200 and b"mine.png is no picture" in answer
     for path in ("/etc/passwd", __file__, "http://127.0.0.1:9/a.png", "HTTPS://example.org/a.png",
-                 "file:///etc/passwd", f"{uploaded}/../../../../../../etc/passwd"):
+                 "file:///etc/passwd", f"{uploads.EXAMPLES}/../mini/preset.json", f"{uploaded}/../../../../../../etc/passwd"):
         status, answer = _checked_as_reference(address, path)
         assert status >= 400 and b"no picture" not in answer and b"root:" not in answer, path
 

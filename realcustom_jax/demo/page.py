@@ -114,6 +114,7 @@ class _Outcome:
 
 def build_page(studio: Studio, first: Settings) -> gr.Blocks:
     """The page of a model, whose fields hold `first` when it is opened."""
+    gr.set_static_paths([EXAMPLES])  # served from where they are: copies would be deleted when they are old
     with gr.Blocks(title="RealCustom++", analytics_enabled=False, delete_cache=(600, _FORGOTTEN_AFTER)) as page:
         gr.HTML("<h1>RealCustom++</h1><p>Show one picture of your subject, click on its word in the prompt, and get "
                 "new pictures of it.</p>", elem_id="headline")
@@ -141,7 +142,7 @@ def serve(page: gr.Blocks, folder: Path, *, host: str, port: int, share: bool = 
     _, address, public = page.launch(
         server_name=host, server_port=port, share=share, prevent_thread_lock=True, quiet=True, ssr_mode=False,
         theme=theme, css_paths=ASSETS / "demo.css", footer_links=[], run_history=False, max_file_size=MOST_BYTES,
-        allowed_paths=[str(folder), str(EXAMPLES)], enable_monitoring=False, mcp_server=False, pwa=False,
+        allowed_paths=[str(folder)], enable_monitoring=False, mcp_server=False, pwa=False,
         inbrowser=False, app_kwargs={"middleware": [Middleware(_OwnFilesOnly)], "docs_url": None, "redoc_url": None})
     print(f"The page is at {public or address} (Ctrl-C ends it).", file=sys.stderr, flush=True)
     if wait:
@@ -159,8 +160,8 @@ class _OwnFilesOnly:
         self.app = app
 
     async def __call__(self, scope, receive, send):
-        path = scope.get("path", "")
-        if any(f"{kind}=http" in path for kind in ("file", "proxy")) or "/proxy=" in path:
+        path = scope.get("path", "").lower()
+        if "/file=http" in path or "/proxy=" in path:
             await PlainTextResponse("Only the page's own files are served.", 403)(scope, receive, send)
         else:
             await self.app(scope, receive, send)
@@ -174,7 +175,8 @@ def _add_fields(pipeline: Pipeline, first: Settings) -> tuple[_Fields, gr.Button
 
     prompt = gr.Textbox(first.prompt, label="Prompt", lines=2, max_lines=4, elem_id="prompt")
     add_line("prompt")
-    note = gr.HTML(_said(*_notes(pipeline, first.prompt)), visible=bool(notes(pipeline, first.prompt)), elem_id="note")
+    told, kind = _notes(pipeline, first.prompt)
+    note = gr.HTML(_said(told, kind), visible=bool(told), elem_id="note")
     references, words = [], []
     with gr.Row(equal_height=False):
         for i, (path, keys) in enumerate(zip(first.references, first.words, strict=True), 1):
@@ -222,8 +224,8 @@ def _add_numbers(pipeline: Pipeline, first: Settings) -> list[gr.components.Comp
         scope = gr.Slider(0.05, 1, first.scope, step=0.01, label="Scope", min_width=160, elem_id="scope",
                           info="Share of the picture for a subject.")
     with gr.Row():
-        guidance = gr.Slider(1, 15, first.guidance, step=0.1, label="Guidance", min_width=160, elem_id="guidance",
-                             info="How closely the prompt is followed.")
+        guidance = gr.Slider(1, max(15, first.guidance), first.guidance, step=0.1, label="Guidance", min_width=160,
+                             elem_id="guidance", info="How closely the prompt is followed.")
         steps = gr.Slider(1, most_steps, first.steps, step=1, label="Steps", min_width=160, elem_id="steps",
                           info="More take longer.")
     with gr.Row(visible=sizes.low < sizes.high):
@@ -276,11 +278,10 @@ def _connect_outcome(studio: Studio, fields: _Fields, outcome: _Outcome, start: 
     def check(*values):
         settings = _settings(*values)
         found = problems(studio.pipeline, settings)
-        # What is wrong is told at once. Only settings that can be used wait in the queue; each click is an order of its
-        # own, also for the same ones.
         if found:
-            return fields.lines(found) | {outcome.status: _said("Not started: red lines beside the fields say why.",
-                                                                "problem")}
+            status = _said("Not started: red lines beside the fields say why.", "problem")
+            return fields.lines(found) | {outcome.status: status}
+        # Only settings that can be used wait in the queue. Each click is an order of its own, also for the same ones.
         return fields.lines({}) | {outcome.order: (time.monotonic_ns(), settings),
                                    outcome.status: _said("Waiting for the model …")}
 

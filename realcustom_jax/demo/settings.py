@@ -64,14 +64,22 @@ class Settings:
 
 
 def first_settings(pipeline: Pipeline, options: argparse.Namespace) -> Settings:
-    """What the fields hold when the page is opened: the bundled dog, and what the options say or else the preset."""
+    """What the fields hold when the page is opened: the bundled dog, and what the options say or else the preset.
+
+    Raises:
+        ValueError: an option that no field can hold.
+    """
     preset, prompt = pipeline.preset, options.prompt or PROMPT
     width, height = pipeline.sizes.check(options.width, options.height)
-    return Settings(
+    first = Settings(
         prompt, (str(EXAMPLES / "dog.png"), None), (tuple(words_of_target(prompt, "dog")), ()), width, height,
         steps=options.steps or preset.steps, scope=preset.scope if options.scope is None else options.scope,
         guidance=preset.guidance_scale if options.guidance is None else options.guidance,
         strength=options.vision_scale, seed=options.seed, count=options.num_images)
+    # A prompt without a dog is only short of a click.
+    if wrong := [said for field, said in problems(pipeline, first).items() if not field.startswith("words")]:
+        raise ValueError(" ".join(wrong))
+    return first
 
 
 def problems(pipeline: Pipeline, settings: Settings) -> dict[str, str]:
