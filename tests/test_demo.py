@@ -396,7 +396,7 @@ def test_no_file_but_the_page_s_own_is_served(server, path):
 def test_the_bundled_references_are_served_from_where_they_are(server):
     """Copies in the folder of uploads would be deleted when they are old, and the page would lose them."""
     config = json.loads(_status(f"{server[0]}/config")[1])
-    files = re.findall(r'"path": "([^"]*\.png)"', json.dumps(config))
+    files = re.findall(r'"path": "(/[^"]*\.png)"', json.dumps(config))
     assert len(files) >= 5 and {str(Path(file).parent) for file in files} == {str(uploads.EXAMPLES)}
     assert _status(f"{server[0]}/gradio_api/file={DOG}") == (200, Path(DOG).read_bytes())
 
@@ -430,7 +430,8 @@ def test_only_uploaded_files_are_read_as_references(server):
     status, answer = _checked_as_reference(address, uploaded)
     assert status == 200 and b"mine.png is no picture" in answer
     for path in ("/etc/passwd", __file__, "http://127.0.0.1:9/a.png", "HTTPS://example.org/a.png",
-                 "file:///etc/passwd", f"{uploads.EXAMPLES}/../mini/preset.json", f"{uploaded}/../../../../../../etc/passwd"):
+                 "file:///etc/passwd", f"{uploads.EXAMPLES}/../mini/preset.json",
+                 f"{uploaded}/../../../../../../etc/passwd"):
         status, answer = _checked_as_reference(address, path)
         assert status >= 400 and b"no picture" not in answer and b"root:" not in answer, path
 
@@ -441,12 +442,17 @@ def test_the_page_names_no_other_server_and_no_analytics(server):
     assert b"fonts.googleapis" not in _status(f"{server[0]}/theme.css")[1]
 
 
-def test_a_taken_port_is_a_sentence(server, mini_pipeline):
-    from realcustom_jax.demo.page import build_page, serve
+@pytest.mark.parametrize("host, port, said", [
+    ("127.0.0.1", None, "in use"), ("127.0.0.1", 99999, "from 1 to 65535"), ("127.0.0.1", -1, "from 1 to 65535"),
+    ("no host", 7860, "no host"),
+])
+def test_an_address_that_cannot_be_used_is_told_before_the_model_loads(host, port, said):
+    from realcustom_jax.demo.__main__ import _check_address
 
-    page = build_page(Studio(mini_pipeline), first_settings(mini_pipeline, sample_options.parse([])))
-    with pytest.raises(OSError, match="port"):
-        serve(page, server[1], host="127.0.0.1", port=int(server[0].rpartition(":")[2]), wait=False)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        with pytest.raises(ValueError, match=f"{said}.*give another --port or --host"):
+            _check_address(host, port or taken.getsockname()[1])
+    _check_address("127.0.0.1", free_port())
 
 
 def test_without_gradio_the_command_names_the_extra(tmp_path):

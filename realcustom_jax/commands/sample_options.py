@@ -9,7 +9,7 @@ from realcustom_jax.commands.program import program
 PROMPT = "a dog on the beach"
 
 
-class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Shows the defaults that there are, and the examples line by line."""
 
     def _get_help_string(self, action):
@@ -38,7 +38,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     name = program("realcustom")
     examples = "".join(f"{f'  {name} {options}'.rstrip()}\n      {what}\n" for options, what in _EXAMPLES.items())
     parser = argparse.ArgumentParser(
-        prog=name, description="Pictures of your subject, by a word of the prompt.", formatter_class=_Help,
+        prog=name, description="Pictures of your subject, by a word of the prompt.", formatter_class=Help,
         epilog=f"examples:\n{examples}".replace("%", "%%"))
     add = parser.add_argument_group("what to make").add_argument
     add("--prompt", help=f"what the pictures should show ({PROMPT})")

@@ -5,13 +5,14 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from realcustom_jax import errors
-from realcustom_jax.commands.sample_options import add_model_options, parse_with_config
+from realcustom_jax.commands.sample_options import Help, add_model_options, parse_with_config
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -31,6 +32,7 @@ def _serve(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None
     from realcustom_jax.demo.command import loading_options
     from realcustom_jax.demo.settings import first_settings
 
+    _check_address(options.host, options.port)
     # Gradio reads its environment when it is imported.
     with _own_folder() as folder:
         os.environ |= {"GRADIO_TEMP_DIR": str(folder), "GRADIO_ANALYTICS_ENABLED": "False"}
@@ -51,6 +53,21 @@ def _serve(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None
         serve(page, folder, host=options.host, port=options.port, share=options.share)
 
 
+def _check_address(host: str, port: int) -> None:
+    """Raises ValueError where nobody can listen; a large model loads for a minute, so this is told before."""
+    try:
+        if not 0 < port < 2**16:
+            raise OverflowError("a port is a number from 1 to 65535")
+        family, kind, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as one:
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            one.bind(address)
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"The page cannot be served at {host}, port {port} ({reason}); give another --port or --host."
+                         ) from None
+
+
 @contextlib.contextmanager
 def _own_folder() -> Iterator[Path]:
     """A folder for uploads and pictures, which is gone when the server has ended."""
@@ -61,7 +78,7 @@ def _own_folder() -> Iterator[Path]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m realcustom_jax.demo", description="A web page that makes pictures of your subject.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+        formatter_class=Help)
     add = parser.add_argument_group("the page").add_argument
     add("--host", default="127.0.0.1", help="address to listen at; 0.0.0.0 is every one of this machine")
     add("--port", type=int, default=7860, help="port to listen at")

@@ -135,7 +135,7 @@ def serve(page: gr.Blocks, folder: Path, *, host: str, port: int, share: bool = 
         folder: where Gradio keeps uploads and pictures (GRADIO_TEMP_DIR). Besides it only the bundled references are
             served.
     Raises:
-        OSError: the port is taken.
+        OSError: nobody can listen there.
     """
     page.queue(default_concurrency_limit=1, max_size=_LONGEST_QUEUE, api_open=False)
     theme = gr.themes.Soft(primary_hue="indigo", neutral_hue="slate", font=_FONTS, font_mono=_FONTS_OF_CODE)
