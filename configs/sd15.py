@@ -4,7 +4,7 @@
 
 Parameters in bfloat16 take 1.9 GiB of the device's memory, 3.4 GiB without `offload` (computed); for the sampler itself
 ask `python sample.py --config configs/sd15.py --adapter mine/ --memory`. Times on GPUs and TPUs are computed in
-docs/models.md, and not measured yet.
+docs/guides/memory.md, and not measured yet.
 """
 
 import ml_collections
@@ -29,7 +29,8 @@ def get_config() -> ml_collections.ConfigDict:
             "negative_prompt": NEGATIVE_PROMPT,
         },
     }
-    # The adapter's training on your own pictures (docs/scale.md); --compile_only and --print_sharding look at its step.
+    # The adapter's training on your own pictures (docs/training/own_pictures.md); --compile_only and --print_sharding
+    # look at its step.
     # Every key, with its comment and default: realcustom_jax/training/published/config.py.
     config.train = published_defaults(kind="sd15", model="stable-diffusion-v1-5/stable-diffusion-v1-5", side=512)
     return config

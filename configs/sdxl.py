@@ -4,7 +4,7 @@
 
 Parameters in bfloat16 take 5.7 GiB of the device's memory, 8.5 GiB without `offload` (computed); for the sampler itself
 ask `python sample.py --config configs/sdxl.py --memory`. The sampler was timed on an H100 with random weights;
-docs/models.md says the time, and computes it for other devices. Training has not been timed.
+docs/guides/memory.md says the time, and computes it for other devices. Training has not been timed.
 Each choice that the released code, the paper and standard SDXL make differently is one line of `preset`.
 """
 
@@ -40,7 +40,8 @@ def get_config() -> ml_collections.ConfigDict:
             "negative_prompt": NEGATIVE_PROMPT,
         },
     }
-    # The adapter's training on your own pictures (docs/scale.md); --compile_only and --print_sharding look at its step.
+    # The adapter's training on your own pictures (docs/training/own_pictures.md); --compile_only and --print_sharding
+    # look at its step.
     # Every key, with its comment and default: realcustom_jax/training/published/config.py.
     config.train = published_defaults(
         kind="sdxl", model="ckpts/sdxl", side=1024,

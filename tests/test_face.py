@@ -3,8 +3,6 @@
 import ast
 import importlib
 import pkgutil
-import tomllib
-from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -60,15 +58,3 @@ def test_type_checkers_see_the_same_names():
     seen = {alias.name: node.module.removeprefix(f"{rc.__name__}.") for node in block.body for alias in node.names}
     assert seen == rc._HOMES and set(seen) == set(rc.__all__)
     assert (Path(rc.__file__).parent / "py.typed").is_file()
-
-
-def test_the_version_has_one_source():
-    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())
-    assert "version" in project["project"]["dynamic"] and "version" not in project["project"]
-    assert project["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "realcustom_jax.__version__"}
-    assert "py.typed" in project["tool"]["setuptools"]["package-data"]["realcustom_jax"]
-    try:
-        installed = version("realcustom-jax")
-    except ModuleNotFoundError:  # the tests run on the sources
-        return
-    assert installed == rc.__version__

@@ -209,6 +209,8 @@ def test_constant_predictions_do_not_give_nan(rescale):
         ({"overlap": "max"}, "known are sum, argmax"),
         ({"normalize_self": "min_max_norm"}, "known are max_norm, min_max_per_channel"),
         ({"maps": ()}, "maps is empty"),
+        ({"maps": np.zeros((2, 1, 8, 8))}, r"one array, of shape \(2, 1, 8, 8\); .* \[maps\] if there is one layer"),
+        ({"self_maps": np.zeros((2, 1, 8, 8))}, r"\[self_maps\] if there is one layer"),
         ({"maps": (np.zeros((2, 8, 8)),)}, "B, R, h, w"),
         ({"maps": (np.zeros((2, 1, 8, 8)), np.zeros((2, 2, 4, 4)))}, "the same B and R"),
         ({"self_maps": (np.zeros((2, 1, 8, 4)),)}, "B, heads, n, n"),
@@ -217,6 +219,11 @@ def test_constant_predictions_do_not_give_nan(rescale):
 def test_mask_mistakes_are_named(changes, message):
     with pytest.raises(ValueError, match=message):
         rc.subject_mask(**{"maps": random_maps(), "size": (4, 6), **changes})
+
+
+def test_a_traced_scope_is_refused():
+    with pytest.raises(ValueError, match="scope decide how many places are kept.*static_argnames"):
+        jax.jit(lambda scope: rc.subject_mask(random_maps(), size=(4, 6), scope=scope))(0.25)
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,13 @@
 """The command train.py, as a user meets it."""
 
+import math
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from ml_collections import ConfigDict
 
 ROOT = Path(__file__).parents[1]
 
@@ -81,3 +83,15 @@ def test_resume_and_overwrite_exclude_each_other(tmp_path):
                           timeout=300)
     assert done.returncode and "(resume, overwrite)" in done.stdout + done.stderr
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("sizes, cores, devices", [
+    ([16], 2, 2), ([1], 2, 1), ([16, 6], 8, 2), ([12], 6, 2), ([64], 64, 8)])
+def test_a_cpu_is_so_many_devices_as_divide_every_batch(monkeypatch, sizes, cores, devices):
+    from realcustom_jax.commands import train
+
+    monkeypatch.setattr(train.os, "cpu_count", lambda: cores)
+    config = ConfigDict({"optimization": {str(i): {"batch_size": x, "accumulate": 1} for i, x in enumerate(sizes)}})
+    assert train._cpu_devices(config) == devices
+    published = ConfigDict({"train": {"optimization": {"batch_size": 4 * sizes[0], "accumulate": 4}}})
+    assert train._cpu_devices(published) == math.gcd(cores, 8, sizes[0])

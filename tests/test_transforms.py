@@ -1,6 +1,7 @@
 """The public pure functions under JAX's transformations: jit, vmap, grad and eval_shape."""
 
 import functools
+import json
 
 import jax
 import jax.numpy as jnp
@@ -150,11 +151,43 @@ def test_text_alone_as_a_function_of_the_text():
     assert_transforms(sampled, positive.text, tolerance=0.1)
 
 
+def network(load, name: str, **options):
+    """A loaded network as a function of (parameters, inputs …)."""
+    module, params = load(FIXTURES / f"{name}.json", FIXTURES / f"{name}.safetensors")
+
+    def apply(changed, *inputs, **more):
+        return module.apply({"params": params | changed}, *inputs, **options, **more)
+
+    return apply, params
+
+
 @pytest.mark.slow
-def test_the_networks():
+def test_the_image_networks():
     """Through the loaders, on the tests' small weights."""
-    unet, params, noise, positive, _, target = small_case()
+    unet, params, noise, positive, _, _ = small_case()
     assert_transforms(lambda x: unet.apply({"params": params}, x, 500, positive.text).noise, noise)
-    vae, params_of_vae = rc.load_autoencoder(FIXTURES / "vae.json", FIXTURES / "vae.safetensors")
-    assert_transforms(
-        lambda x: vae.apply({"params": params_of_vae}, x, method="encode").mean, uniform(1, 16, 16, 3))
+    vae, _ = network(rc.load_autoencoder, "vae")
+    assert_transforms(lambda x: vae({}, x, method="encode").mean, uniform(1, 16, 16, 3))
+    assert_transforms(lambda x: vae({}, x, method="decode"), uniform(1, 4, 4, 4))
+    vision, _ = network(rc.load_vision_encoder, "vit_siglip", layers=(0, 1))
+    side = json.loads((FIXTURES / "vit_siglip.json").read_text())["img_size"]
+    assert_transforms(lambda x: vision({}, x), uniform(1, *np.broadcast_to(side, 2), 3))
+
+
+@pytest.mark.slow
+def test_the_text_encoder_and_the_projector():
+    text, params = network(rc.load_text_encoder, "clip_text_quickgelu")
+    ids = np.arange(10)[None]
+
+    known = params["text_model"]
+
+    def encoded(table):
+        embeddings = known["embeddings"] | {"token_embedding": {"embedding": table}}
+        return text({"text_model": known | {"embeddings": embeddings}}, ids).last
+
+    assert_transforms(encoded, known["embeddings"]["token_embedding"]["embedding"])
+    projector, _ = network(rc.load_projector, "unet_sdxl")
+    width = json.loads((FIXTURES / "unet_sdxl.json").read_text())[
+        "image_prompt_settings"]["vision_projection_config"]["params"]["vision_dim"]
+    local = uniform(1, 16, width)
+    assert_transforms(lambda deep: projector({}, (deep, local)), uniform(1, 4, width))

@@ -21,7 +21,8 @@ from typing import NoReturn
 
 import jax
 from absl import app, flags
-from ml_collections import config_flags
+from absl import logging as absl_logging
+from ml_collections import ConfigDict, config_flags
 
 from realcustom_jax.commands.program import program
 from realcustom_jax.errors import exit_code, needs_extra
@@ -57,20 +58,29 @@ def main() -> None:
 def _main(argv: list[str]) -> None:
     del argv
     logging.getLogger("jax._src.xla_bridge").setLevel(logging.ERROR)  # that an accelerator is missing is no news
-    # Two half-batches side by side keep two cores busier than one batch whose every operation is divided (1.3x).
-    asked = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
-    if jax.config.jax_num_cpu_devices == -1 and not asked:
-        jax.config.update("jax_num_cpu_devices", math.gcd(os.cpu_count() or 1, 8))
+    if not flags.FLAGS["verbosity"].present:  # Orbax tells of every file that it opens
+        absl_logging.set_verbosity(absl_logging.WARNING)
     sys.exit(exit_code(_work, debug=_DEBUG.value, report=_say, unusable=(ValueError, OSError, FloatingPointError)))
 
 
 def _work() -> None:
     config = _CONFIG.value
+    asked = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    if jax.config.jax_num_cpu_devices == -1 and not asked:
+        jax.config.update("jax_num_cpu_devices", _cpu_devices(config))
     if _RESUME.value or _OVERWRITE.value:
         (config.train if "train" in config else config).on_existing = "resume" if _RESUME.value else "overwrite"
     config.lock()
     _join()
     _run(config)
+
+
+def _cpu_devices(config: ConfigDict) -> int:
+    """How many devices a CPU pretends to be: two half-batches side by side keep two cores busier than one batch whose
+    every operation is divided (1.3x). As many as divide all batches."""
+    parts = [config.train.optimization] if "train" in config else config.optimization.values()
+    batches = [part.batch_size // max(part.accumulate, 1) for part in parts]
+    return max(1, math.gcd(os.cpu_count() or 1, 8, *batches))
 
 
 def _run(config) -> None:

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from realcustom_jax.arrays import Array
 from realcustom_jax.errors import check_choice
 from realcustom_jax.models.projector import Projector
 from realcustom_jax.models.resize import resize_align_corners, resize_bilinear, resize_bilinear_on_host
@@ -80,7 +81,7 @@ def square_reference(picture: np.ndarray, size: int) -> np.ndarray:
 
 
 def prepare_reference(
-    images: jax.Array,
+    images: Array,
     *,
     size: int = 768,
     encoder_size: int = 384,
@@ -106,6 +107,13 @@ def prepare_reference(
         rows first.
     Raises:
         ValueError: for other shapes, sizes that do not fit each other, or an unknown `local`.
+
+    A black reference, which stands for none in the negative lane:
+
+    >>> import jax.numpy as jnp
+    >>> whole, parts = prepare_reference(jnp.zeros((1, 480, 640, 3)))
+    >>> whole.shape, parts.shape
+    ((1, 384, 384, 3), (4, 384, 384, 3))
     """
     check_choice("local", local, ("phases", "tiles"))
     if images.ndim != 4 or images.shape[-1] != 3:

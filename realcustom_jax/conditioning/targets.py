@@ -85,6 +85,15 @@ def target_tokens(
         int32 [T] of 0 and 1.
     Raises:
         ValueError: if the phrase is empty, does not occur (so often), or is cut off with the prompt's end.
+
+    With the miniature's tokenizer, token 0 is the start of text, and the words follow:
+
+    >>> from realcustom_jax.model_files.source import ModelSource
+    >>> tokenizer = ModelSource.open("mini").tokenizer(0)
+    >>> print(target_tokens(tokenizer, "a dog and a car in the snow", "dog")[:8])
+    [0 0 1 0 0 0 0 0]
+    >>> print(target_tokens(tokenizer, "a dog and a dog in the snow", "dog#2")[:8])
+    [0 0 0 0 0 1 0 0]
     """
     found = _find(prompt, phrase, match)
     if occurrence is not None:

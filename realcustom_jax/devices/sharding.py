@@ -110,7 +110,7 @@ def gathered(kernel: jax.Array, names: Sequence[str], rules: AxisRules = AxisRul
     if "fsdp" not in mesh.axis_names:
         return kernel
     kept = (tuple(axis for axis in _along(entry) if axis != "fsdp") or None for entry in rules.spec(names))
-    return jax.lax.with_sharding_constraint(kernel, PartitionSpec(*kept))
+    return jax.lax.with_sharding_constraint(kernel, NamedSharding(mesh, PartitionSpec(*kept)))
 
 
 def make_mesh(*, data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[Any] | None = None) -> Mesh:

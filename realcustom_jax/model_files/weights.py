@@ -13,9 +13,10 @@ belongs to no part, or has another shape.
 """
 
 import dataclasses
+import os
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.typing import DTypeLike
 
+from realcustom_jax.devices.platform import Platform
 from realcustom_jax.devices.programs import keep_shapes
 from realcustom_jax.errors import check_choice, naming
 from realcustom_jax.model_files.kinds import identify
@@ -33,6 +36,11 @@ from realcustom_jax.model_files.lora import merge_loras
 from realcustom_jax.model_files.names import MARKERS, listed
 from realcustom_jax.model_files.tensors import LazyTensors, read_tensors, reads_headers_only
 from realcustom_jax.models import clip_text, context, projector, unet, vae, vit
+
+Config = Mapping[str, Any] | str | os.PathLike[str]
+File = str | os.PathLike[str]
+Params = dict[str, Any]
+Loras = Sequence[tuple[File, float]]
 
 PROJECTOR_PREFIX = "encoder_hidden_states_vision_projection."
 _OPEN_CLIP_PREFIX = "visual.trunk."
@@ -236,7 +244,10 @@ def _check_init(init_missing, rng):
         raise ValueError("init_missing needs rng=jax.random.key(…) to draw the fresh weights.")
 
 
-def load_unet(config, *files, dtype=jnp.float32, init_missing=(), rng=None, scan_layers=True, platform=None, loras=()):
+def load_unet(
+    config: Config, *files: File, dtype: DTypeLike = jnp.float32, init_missing: Sequence[str] = (),
+    rng: jax.Array | None = None, scan_layers: bool = True, platform: Platform | None = None, loras: Loras = (),
+) -> tuple[unet.UNet, Params]:
     """The denoising UNet.
 
     Args:
@@ -251,7 +262,8 @@ def load_unet(config, *files, dtype=jnp.float32, init_missing=(), rng=None, scan
     Returns:
         (module, params)
     Raises:
-        FileNotFoundError, ValueError: see the module's docstring.
+        FileNotFoundError, ValueError: a file is missing or damaged; or, in one sentence, every key that is missing,
+            belongs to no part, or has another shape.
     """
     _check_init(init_missing, rng)
     config = _architecture(unet.UNetConfig, config, "UNet config")
@@ -279,7 +291,9 @@ def unet_inputs(config: unet.UNetConfig, *, batch: int = 1, size: tuple[int, int
     return (np.zeros((batch, *size, config.in_channels)), 0, text), kwargs
 
 
-def load_autoencoder(config, *files, dtype=jnp.float32, platform=None):
+def load_autoencoder(
+    config: Config, *files: File, dtype: DTypeLike = jnp.float32, platform: Platform | None = None,
+) -> tuple[vae.Autoencoder, Params]:
     """The image autoencoder from a diffusers `AutoencoderKL` JSON and its weights (old attention names are converted).
     Returns (module, params); raises as `load_unet`."""
     config = _architecture(vae.VAEConfig, config, "autoencoder config")
@@ -289,7 +303,10 @@ def load_autoencoder(config, *files, dtype=jnp.float32, platform=None):
                  np.zeros((1, size, size, config.in_channels)))
 
 
-def load_text_encoder(config, *files, dtype=jnp.float32, platform=None, loras=(), prefix="te1"):
+def load_text_encoder(
+    config: Config, *files: File, dtype: DTypeLike = jnp.float32, platform: Platform | None = None, loras: Loras = (),
+    prefix: str = "te1",
+) -> tuple[clip_text.ClipText, Params]:
     """A CLIP text encoder from its transformers JSON and weights; `.projected` is there if the files have
     `text_projection.weight`. Of `loras`, ((file, scale), …), the changes of the encoder `prefix` are added to the
     weights: "te1" is the first or only one, "te2" SDXL's second. Returns (module, params); raises as `load_unet`."""
@@ -308,7 +325,9 @@ def _has_shape(tensors: Mapping[str, np.ndarray], name: str, shape: tuple) -> bo
     return name in tensors and tensors[name].shape == shape
 
 
-def load_vision_encoder(config, *files, dtype=jnp.float32, platform=None):
+def load_vision_encoder(
+    config: Config, *files: File, dtype: DTypeLike = jnp.float32, platform: Platform | None = None,
+) -> tuple[vit.VisionTransformer, Params]:
     """A timm VisionTransformer (SigLIP or DINOv2) from its keyword arguments and weights, with or without open_clip's
     `visual.trunk.` in front of the names. Positional embeddings of another grid are resampled as timm does.
     Returns (module, params); raises as `load_unet`."""
@@ -328,7 +347,10 @@ def load_vision_encoder(config, *files, dtype=jnp.float32, platform=None):
     return _load("vision encoder", module, tensors, dtype, np.zeros((1, *config.img_size, 3)), layers=(0,))
 
 
-def load_projector(config, *files, dtype=jnp.float32, init_missing=(), rng=None, platform=None):
+def load_projector(
+    config: Config, *files: File, dtype: DTypeLike = jnp.float32, init_missing: Sequence[str] = (),
+    rng: jax.Array | None = None, platform: Platform | None = None,
+) -> tuple[projector.Projector, Params]:
     """The CCP projector from the released RealCustom JSON (its `image_prompt_settings`) and an adapter file.
 
     `init_missing=("vision",)` draws a fresh projector from `rng` when the files have none of it.

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from realcustom_jax.arrays import Array
 from realcustom_jax.errors import check_choice
 
 MODES = "none_direct", "none", "naive", "naive_global", "naive_global_direct"
@@ -62,21 +63,37 @@ class Guidance:
 
 def classifier_free_guidance(
     *,
-    text: jax.Array | None,
-    text_image: jax.Array,
-    uncond: jax.Array,
-    text_scale: float,
-    image_scale: float,
-    rescale: float = 0.0,
+    text: Array | None,
+    text_image: Array,
+    uncond: Array,
+    text_scale: ArrayLike,
+    image_scale: ArrayLike,
+    rescale: ArrayLike = 0.0,
     mode: str = "naive_global_direct",
-    mask: jax.Array | None = None,
+    mask: Array | None = None,
 ) -> jax.Array:
-    """Combines predictions [B, H, W, C] into the guided one, float32 [B, H, W, C].
+    """Combines the predictions of the lanes into the guided one.
 
-    ``mode``: none and none_direct guide without rescaling, in a cascade or directly (which uses neither
-    ``text`` nor ``text_scale``). naive_global and naive_global_direct then pull each sample's deviation by
-    the share ``rescale`` towards that of ``text_image``; naive does so where ``mask`` [B, H, W, 1] is 1, and
-    towards that of ``text`` where it is 0.
+    Args:
+        text: [B, H, W, C], of the text alone; None where the mode is direct.
+        text_image: [B, H, W, C], of text and image. uncond: likewise, of negative text and image.
+        text_scale: s_t, of a cascade. image_scale: s_c.
+        rescale: φ in [0, 1], which the modes that begin with naive use.
+        mode: none and none_direct guide without rescaling, in a cascade or directly (which uses neither text nor
+            text_scale). naive_global and naive_global_direct then pull each sample's deviation by the share `rescale`
+            towards that of `text_image`; naive does so where the mask is 1, and towards that of `text` where it is 0.
+        mask: [B, H, W, 1], where the subjects are; of the mode naive.
+    Returns:
+        float32 [B, H, W, C].
+    Raises:
+        ValueError: an unknown mode, or one whose text or mask is missing.
+
+    >>> import jax.numpy as jnp
+    >>> negative, generation = jnp.zeros((1, 1, 1, 2)), jnp.ones((1, 1, 1, 2))
+    >>> guided = classifier_free_guidance(text=None, text_image=generation, uncond=negative, text_scale=3.5,
+    ...                                   image_scale=3.5, mode="none_direct")
+    >>> print(guided)
+    [[[[3.5 3.5]]]]
     """
     check_choice("mode", mode, ("none", "none_direct", "naive", "naive_global", "naive_global_direct"))
     direct = mode.endswith("direct")
@@ -100,7 +117,7 @@ def classifier_free_guidance(
     return guided * factor
 
 
-def _rescale_factor(reference: jax.Array, guided: jax.Array, rescale: float) -> jax.Array:
+def _rescale_factor(reference: jax.Array, guided: jax.Array, rescale: ArrayLike) -> jax.Array:
     """[B, 1, 1, 1]; a constant prediction, which has no deviation to match, keeps factor 1."""
     target, current = (jnp.std(x, axis=(1, 2, 3), ddof=1, keepdims=True) for x in (reference, guided))
     return 1 + rescale * (jnp.where(current > 0, target / jnp.where(current > 0, current, 1), 1) - 1)

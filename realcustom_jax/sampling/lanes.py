@@ -1,19 +1,20 @@
 """The lanes of each image, which are the batch of its UNet call; module `sampler` says what they are."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from realcustom_jax.arrays import Array
 from realcustom_jax.devices.sharding import vmapped_axes
 from realcustom_jax.models import context
 from realcustom_jax.models.unet import UNet, UNetOutput
 from realcustom_jax.sampling.solvers import Solver
 
-VisionScale = ArrayLike | Mapping[str, ArrayLike]
+VisionScale = ArrayLike | Sequence[float] | Mapping[str, ArrayLike]
 """The strength of the visual term: one number, one for each reference [R], or either of them by block, see
 `context.scale_vision`."""
 
@@ -26,10 +27,10 @@ class Conditioning:
     vision: [B, R, L, D] projected tokens of R references.
     """
 
-    text: jax.Array
-    pooled: jax.Array | None = None
-    time_ids: jax.Array | None = None
-    vision: jax.Array | None = None
+    text: Array
+    pooled: Array | None = None
+    time_ids: Array | None = None
+    vision: Array | None = None
 
 
 @flax.struct.dataclass

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
+from realcustom_jax.arrays import Array
 from realcustom_jax.errors import check_choice
 from realcustom_jax.models.resize import resize_bilinear
 from realcustom_jax.models.unet import UNetOutput
@@ -63,36 +64,60 @@ class MaskConfig:
 
 
 def subject_mask(
-    maps: Sequence[jax.Array],
+    maps: Sequence[Array],
     *,
     size: tuple[int, int],
     scope: float = 0.25,
     normalize: str = "max_norm",
     select: str = "topk",
     binary: bool = False,
-    self_maps: Sequence[jax.Array] | None = None,
+    self_maps: Sequence[Array] | None = None,
     normalize_self: str | None = None,
     overlap: str = "sum",
-    allowed: jax.Array | None = None,
+    allowed: Array | None = None,
 ) -> jax.Array:
-    """The guidance mask of every reference in every sample: float32 [B, R, h, w], h, w = ``size``.
+    """The guidance mask of every reference in every sample.
 
-    ``maps``: one [B, R, h_l, w_l] per cross-attention layer, non-negative.
-    ``scope``: γ in (0, 1]. ``normalize``: max_norm | min_max_norm | min_max_per_channel | none.
-    ``select``: topk keeps exactly int(h · w · γ) positions, the first of equal ones; threshold keeps those
-    of at least 1 − γ. ``binary``: kept positions become 1 (with threshold, those above 1 − γ).
-    ``self_maps``: any number of [B, heads, n_l, n_l], resized as images to [h·w, h·w] and averaged, after
-    ``normalize_self`` (None | max_norm, over a sample | min_max_per_channel, over a head).
-    ``overlap``: sum lets masks overlap; every other way first gives each position to one reference, so that a
-    reference may keep fewer positions: argmax and its brothers in ``SHARING``, see ``owners``.
-    ``allowed``: [B, R, h, w] in [0, 1] weighs the positions, and none is kept where it is 0, even if fewer are left
-    than the scope's; None: all are allowed.
+    Args:
+        maps: one [B, R, h_l, w_l] for each cross-attention layer, of any size, non-negative: how much each place
+            attends to the reference's phrase.
+        size: (h, w) of the masks.
+        scope: γ in (0, 1].
+        normalize: max_norm | min_max_norm | min_max_per_channel | none.
+        select: topk keeps exactly int(h · w · γ) positions, the first of equal ones; threshold keeps those of at least
+            1 − γ.
+        binary: kept positions become 1 (with threshold, those above 1 − γ).
+        self_maps: any number of [B, heads, n_l, n_l], resized as images to [h·w, h·w] and averaged, after
+            normalize_self.
+        normalize_self: None | max_norm, over a sample | min_max_per_channel, over a head.
+        overlap: sum lets masks overlap; every other way first gives each position to one reference, so that a
+            reference may keep fewer positions: argmax and its brothers in `SHARING`, see `owners`.
+        allowed: [B, R, h, w] in [0, 1] weighs the positions, and none is kept where it is 0, even if fewer are left
+            than the scope's; None: all are allowed.
+    Returns:
+        float32 [B, R, h, w]: 0 outside of the mask, inside 1 (binary) or the strength of the normalised map.
+    Raises:
+        ValueError: an unknown choice, a scope that keeps nothing, or maps that do not fit each other.
+
+    Two layers of 2 × 2 that agree on the right column; a scope of a half keeps two of four positions:
+
+    >>> import jax.numpy as jnp
+    >>> maps = [jnp.array([[[[0.0, 0.4], [0.1, 0.8]]]]), jnp.array([[[[0.2, 0.4], [0.1, 0.8]]]])]
+    >>> mask = subject_mask(maps, size=(2, 2), scope=0.5, binary=True)
+    >>> mask.shape
+    (1, 1, 2, 2)
+    >>> print(mask[0, 0])
+    [[0. 1.]
+     [0. 1.]]
     """
     check_choice("normalize", normalize, NORMALIZATIONS)
     check_choice("select", select, SELECTIONS)
     check_choice("overlap", overlap, ("sum", *SHARING))
     if normalize_self is not None:
         check_choice("normalize_self", normalize_self, ("max_norm", "min_max_per_channel"))
+    if any(isinstance(x, jax.core.Tracer) for x in (scope, *size)):
+        raise ValueError("size and scope decide how many places are kept, so that they must be numbers, not traced "
+                         "values: name them in static_argnames of jax.jit, or close over them.")
     if not 0 < scope <= 1:
         raise ValueError(f"scope must be in (0, 1], got {scope}.")
     _check_maps(maps, self_maps)
@@ -160,6 +185,10 @@ def strongest_reference(strength: jax.Array) -> jax.Array:
 
 
 def _check_maps(maps: Sequence[jax.Array], self_maps: Sequence[jax.Array] | None) -> None:
+    for what, given in (("maps", maps), ("self_maps", self_maps)):
+        if hasattr(given, "shape"):
+            raise ValueError(f"{what} is one array, of shape {given.shape}; give a list with an array for each layer, "
+                             f"[{what}] if there is one layer.")
     if not maps:
         raise ValueError("maps is empty: run the network with a target so that its layers return their maps.")
     shapes = [x.shape for x in maps]

@@ -33,6 +33,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from realcustom_jax.arrays import Array
 from realcustom_jax.devices.compilation import jit_sampler
 from realcustom_jax.errors import check_choice
 from realcustom_jax.models import context
@@ -57,22 +58,22 @@ class Samples:
 def sample_latents(
     unet: UNet,
     params,
-    noise: jax.Array,
+    noise: Array,
     positive: Conditioning,
     negative: Conditioning | None,
-    target: jax.Array,
+    target: Array,
     *,
     solver: Solver,
     guidance_scale: ArrayLike | None = 3.5,
     mask: MaskConfig | None = MaskConfig(),
     freeze_mask_step: int = 12,
     branches: str = "fused",
-    masks: jax.Array | Sequence[jax.Array | None] | None = None,
+    masks: Array | Sequence[Array | None] | None = None,
     vision_scale: VisionScale = 1.0,
     guidance: Guidance = Guidance(),
-    init_latents: jax.Array | None = None,
-    region: jax.Array | None = None,
-    noise_per_step: jax.Array | None = None,
+    init_latents: Array | None = None,
+    region: Array | None = None,
+    noise_per_step: Array | None = None,
     on_step: Callable[[int], None] | None = None,
 ) -> Samples:
     """Customised latents from pure noise; pure, to be jitted as a whole (but see `on_step`).
@@ -143,13 +144,13 @@ def sample_latents(
 def sample_text_only(
     unet: UNet,
     params,
-    noise: jax.Array,
+    noise: Array,
     positive: Conditioning,
     negative: Conditioning | None,
     *,
     solver: Solver,
     guidance_scale: ArrayLike | None = 3.5,
-    noise_per_step: jax.Array | None = None,
+    noise_per_step: Array | None = None,
 ) -> jax.Array:
     """Latents of the base model, without visual term: the last x_0 prediction, float32 [B, H, W, C].
 

@@ -54,6 +54,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from realcustom_jax.arrays import Array
 from realcustom_jax.errors import check_choice
 
 # -------------------- noise schedules
@@ -86,12 +87,24 @@ def betas(
     shift_snr: float = 1.0,
     terminal_pure_noise: bool = False,
 ) -> np.ndarray:
-    """The noise variances β_t of a named schedule: float32 [num_steps].
+    """The noise variances β_t of a named schedule.
 
-    squared_linear is Stable Diffusion's (√β linear from √0.00085 to √0.012); cosine, alphas_cumprod_linear
-    and sigmoid are defined by ᾱ(t / T), with β ≤ 0.999. ``shift_snr`` multiplies the SNR of every step
-    (arXiv 2301.11093). ``terminal_pure_noise`` makes the last ᾱ zero (arXiv 2305.08891, algorithm 1), where
-    only v prediction is defined. Raises ValueError for an unknown name and for non-positive settings.
+    Args:
+        name: squared_linear is Stable Diffusion's (√β linear from √0.00085 to √0.012); cosine, alphas_cumprod_linear
+            and sigmoid are defined by ᾱ(t / T), with β ≤ 0.999.
+        num_steps: T.
+        shift_snr: multiplies the SNR of every step (arXiv 2301.11093).
+        terminal_pure_noise: makes the last ᾱ zero (arXiv 2305.08891, algorithm 1), where only v prediction is defined.
+    Returns:
+        float32 [T].
+    Raises:
+        ValueError: an unknown name, or settings that are not positive.
+
+    >>> values = betas()
+    >>> values.shape
+    (1000,)
+    >>> print(values[[0, -1]])
+    [0.00085 0.012  ]
     """
     check_choice("schedule", name, ("squared_linear", *_ALPHA_BARS))
     if num_steps < 1 or not shift_snr > 0:
@@ -244,13 +257,29 @@ class Solver:
 
 
 def integrate(
-    model_fn: Callable[[jax.Array, jax.Array], jax.Array], x: jax.Array, solver: Solver,
-    noise: jax.Array | None = None,
+    model_fn: Callable[[jax.Array, jax.Array], jax.Array], x: Array, solver: Solver,
+    noise: Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Solves the ODE from noise ``x`` […] in one scan -> (final sample, last x_0 prediction), float32.
+    """Solves the diffusion ODE from noise to a sample, in one scan.
 
-    ``model_fn(x, t)``: float32 […] and a scalar timestep -> the prediction […]. ``noise``: [steps, …] of unit variance,
-    for a solver that draws some in each step, and only for such. Raises ValueError for noise of another shape.
+    Args:
+        model_fn: (x, t) -> the prediction […], of a float32 sample […] and a scalar timestep.
+        x: […] noise of unit variance.
+        solver: of `make_solver`, for the same kind of prediction.
+        noise: [steps, …] of unit variance, for a solver that draws some in each step, and only for such.
+    Returns:
+        (final sample, last x_0 prediction), both float32 […].
+    Raises:
+        ValueError: noise of another shape.
+
+    A model whose pictures are all zeros: it takes everything that it sees for noise.
+
+    >>> import jax.numpy as jnp
+    >>> solver = make_solver("ddim", steps=4)
+    >>> sigma = jnp.sqrt(1 - jnp.cumprod(1 - betas()))
+    >>> x, x0 = integrate(lambda x, t: x / sigma[t], jnp.ones(3), solver)
+    >>> bool(abs(x0).max() < 1e-4)
+    True
     """
     solver.check_noise(noise, jnp.shape(x))
 
@@ -283,15 +312,22 @@ def make_solver(
 ) -> Solver:
     """Builds the tables of a solver.
 
-    ``name``: of ``SOLVERS``; dpm_single and dpm_multi are of ``order`` 1-3, the others always of order 1, and
-    euler_ancestral and lcm draw noise in each step.
-    ``betas``: [T], or None for the default schedule. ``prediction``: epsilon | v_prediction.
-    ``spacing``: trailing | linspace | leading (arXiv 2305.08891, table 2); ``steps_offset`` is added to leading ones.
-    ``karras``: noise levels evenly spaced in their seventh roots (euler and dpm_multi only).
-    ``original_steps``: of the distillation of a consistency model, among whose timesteps lcm's are; lcm has no spacing.
-    ``start``: how many of the first steps are left out, for a picture that begins with that much less noise.
-    Raises ValueError for an unknown name, an order outside 1-3, steps outside 1 … T, what a solver does not have,
-    epsilon prediction from pure noise, and a start that leaves no step.
+    Args:
+        name: of `SOLVERS`; dpm_single and dpm_multi are of `order` 1 to 3, the others always of order 1, and
+            euler_ancestral and lcm draw noise in each step.
+        steps: how many; `timesteps` has exactly as many.
+        betas: [T], or None for the default schedule.
+        prediction: epsilon | v_prediction.
+        spacing: trailing | linspace | leading (arXiv 2305.08891, table 2). steps_offset: is added to leading ones.
+        karras: noise levels evenly spaced in their seventh roots (euler and dpm_multi only).
+        original_steps: of the distillation of a consistency model, among whose timesteps lcm's are; lcm has no spacing.
+        start: how many of the first steps are left out, for a picture that begins with that much less noise.
+    Raises:
+        ValueError: an unknown name, an order outside 1 to 3, steps outside 1 to T, what a solver does not have, epsilon
+            prediction from pure noise, and a start that leaves no step.
+
+    >>> print(make_solver("euler", steps=4).timesteps)
+    [999 749 499 249]
     """
     check_choice("solver", name, SOLVERS)
     check_choice("prediction", prediction, ("epsilon", "v_prediction"))

@@ -24,7 +24,7 @@ TRAINED_DTYPES = ("float32", "bfloat16")
 
 @dataclasses.dataclass(frozen=True)
 class PicturesConfig:
-    """Your own pictures, see docs/scale.md."""
+    """Your own pictures, see docs/training/own_pictures.md."""
 
     folder: str = ""  # of the pictures and their manifest.jsonl
     max_broken: int = 0  # how many rows of the manifest may be unusable

@@ -55,7 +55,7 @@ def train_adapter(config: ConfigDict, workdir: Path) -> None:
     train = PublishedConfig.from_config(plain)
     if not train.data.folder:
         raise ValueError("config.train.data.folder is empty: the folder of your pictures and their manifest.jsonl, "
-                         "see docs/scale.md.")
+                         "see docs/training/own_pictures.md.")
     settings = train.optimization
     mesh = sharding.make_mesh(**dataclasses.asdict(train.mesh))
     on_first_process(functools.partial(_find_parts, train))  # before the pictures take their hours

@@ -1,0 +1,254 @@
+"""The other way to customise, on the miniature: a pseudo-word for each subject. docs/evidence.md, "Pseudo-words".
+
+    python -m benchmarks.experiments.pseudo_words --out runs/pseudo_words            # resumable: a row is a file
+    python -m benchmarks.experiments.pseudo_words --out runs/pseudo_words --report   # table and plot, from the files
+
+Textual inversion (arXiv 2208.01618): for each subject a word of its own is trained, which begins as its noun, until the
+base model draws the reference from "a WORD"; in prompts it then stands where the noun stood. The weight `keep` of its
+squared distance from the noun, in units of the noun's own square, is what is swept: a word that may not leave its noun
+is controlled by the text, one that may go anywhere is like the reference, and the paper says that it cannot be both.
+The rows beside it are made of the same cases from the same noise.
+"""
+
+import argparse
+import dataclasses
+import functools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from PIL import Image
+from tqdm import tqdm
+
+from realcustom_jax.conditioning.prompts import encode_prompt
+from realcustom_jax.conditioning.text_states import text_states
+from realcustom_jax.evaluation.cases import Case, make_cases
+from realcustom_jax.evaluation.generate import Generator
+from realcustom_jax.evaluation.metrics import mean_with_interval
+from realcustom_jax.evaluation.report import number_cells
+from realcustom_jax.evaluation.scores import score_pictures
+from realcustom_jax.files import png, write_file, write_json
+from realcustom_jax.pipeline import Pipeline
+from realcustom_jax.sampling.lanes import Conditioning
+from realcustom_jax.sampling.options import seeded_noise
+from realcustom_jax.sampling.sampler import sample_text_only
+from realcustom_jax.sampling.solvers import add_noise, velocity
+
+TASKS = {"one": ("subject_similarity", "text_controllability"),
+         "bystander": ("subject_similarity", "text_controllability", "bystander_fidelity")}
+METHODS = "text_only", "no_mask", "fused"
+KEEPS = 1.0, 0.1, 0.01, 0.001, 0.0
+"""Weights of the distance from the noun; 0 lets a word go anywhere."""
+_DRAWS = 2  # of noise and timestep, of each subject in a step
+
+
+@dataclasses.dataclass(frozen=True)
+class Words:
+    """Pseudo-words [N, D] and the nouns [N, D] that they began as."""
+
+    words: jax.Array
+    nouns: jax.Array
+
+    @property
+    def moved(self) -> np.ndarray:
+        """The distance of each from its noun, in units of the noun's length: [N]."""
+        return np.asarray(jnp.linalg.norm(self.words - self.nouns, axis=1) / jnp.linalg.norm(self.nouns, axis=1))
+
+
+def encode(pipeline: Pipeline, words: jax.Array, prompts: list[str], nouns: list[str], which: np.ndarray
+           ) -> Conditioning:
+    """`Pipeline.encode_prompts`, with the word `words[which[i]]` in the place of the noun of prompt i."""
+    encoder, = pipeline.text_encoders
+    module, params = encoder.network.module, encoder.network.params
+    known = module.config.vocab_size
+    marks = np.concatenate([pipeline.mark_targets(prompt, [noun]) for prompt, noun in zip(prompts, nouns, strict=True)])
+    ids = np.where(marks, known + which[:, None], encode_prompt(encoder.tokenizer, prompts))
+    larger = module.clone(config=dataclasses.replace(module.config, vocab_size=known + len(words)))
+    embeddings = params["text_model"]["embeddings"]
+    table = jnp.concatenate([embeddings["token_embedding"]["embedding"], words])
+    params = params | {"text_model": params["text_model"] | {
+        "embeddings": embeddings | {"token_embedding": {"embedding": table}}}}
+    tokens, pooled = text_states([larger.apply({"params": params}, ids)], pipeline.unet.module.config,
+                                 pipeline.preset.pooled)
+    plain = pipeline.encode_prompts(prompts)
+    return plain.replace(text=tokens, pooled=pooled)
+
+
+def nouns_of(pipeline: Pipeline, cases: list[Case]) -> jax.Array:
+    """The embeddings [N, D] of the first things' nouns."""
+    encoder, = pipeline.text_encoders
+    nouns = [case.things[0].noun for case in cases]
+    ids = encode_prompt(encoder.tokenizer, [f"a {noun}" for noun in nouns])
+    marks = np.concatenate([pipeline.mark_targets(f"a {noun}", [noun]) for noun in nouns])
+    table = encoder.network.params["text_model"]["embeddings"]["token_embedding"]["embedding"]
+    return jnp.asarray(table)[ids[np.arange(len(ids)), marks.argmax(axis=1)]]
+
+
+def lessons(generator: Generator, cases: list[Case], steps: int, seed: int) -> Callable[[float], Words]:
+    """A function of `keep` that trains a word for each case, on its reference alone, in both facings; compiled once."""
+    pipeline = generator.pipeline
+    vae, unet = pipeline.vae, pipeline.unet
+    pictures = np.stack([case.references[0] for case in cases])
+    views = np.stack([pictures, pictures[:, :, ::-1]], axis=1).astype(np.float32) / 127.5 - 1  # [N, 2, P, P, 3]
+    latents = jnp.stack([vae.module.apply({"params": vae.params}, jnp.asarray(view), method="encode").mean
+                         for view in views]) * vae.module.config.scaling_factor
+    nouns, names = nouns_of(pipeline, cases), [case.things[0].noun for case in cases]
+    prompts, which = [f"a {noun}" for noun in names], np.arange(len(cases))
+    draws = np.repeat(which, _DRAWS)
+    size = float(jnp.sqrt(jnp.mean(nouns**2)))
+    optimizer = optax.adam(optax.linear_schedule(0.1 * size, 0.0, steps), b2=0.99)
+
+    def loss(words, key, keep):
+        a, b, c = jax.random.split(key, 3)
+        x0 = latents[draws, jax.random.bernoulli(a, shape=draws.shape).astype(int)]
+        t = jax.random.randint(b, draws.shape, 0, len(pipeline.betas))
+        noise = jax.random.normal(c, x0.shape)
+        text = encode(pipeline, words, prompts, names, which)
+        text = jax.tree.map(lambda x: jnp.repeat(x, _DRAWS, axis=0), text)
+        made = unet.module.apply({"params": unet.params}, add_noise(x0, noise, t, pipeline.betas), t, text.text,
+                                 pooled=text.pooled, time_ids=text.time_ids).noise
+        target = velocity(x0, noise, t, pipeline.betas) if pipeline.prediction == "v_prediction" else noise
+        away = jnp.sum((words - nouns) ** 2, axis=1) / jnp.sum(nouns**2, axis=1)
+        return jnp.mean((made - target) ** 2, axis=(1, 2, 3)).sum() / _DRAWS + keep * away.sum()
+
+    @jax.jit
+    def step(words, state, key, keep):
+        updates, state = optimizer.update(jax.grad(loss)(words, key, keep), state)
+        return optax.apply_updates(words, updates), state
+
+    def train(keep: float) -> Words:
+        words, state = nouns, optimizer.init(nouns)
+        for i in tqdm(range(steps), desc=f"words, keep {keep:g}", unit="step", leave=False):
+            words, state = step(words, state, jax.random.fold_in(jax.random.key(seed), i), keep)
+        return Words(words, nouns)
+
+    return train
+
+
+def pictures_of(generator: Generator, words: Words, cases: list[Case], batch: int) -> np.ndarray:
+    """uint8 [N, P, P, 3]: what the base model makes of the cases' prompts with the words of their subjects."""
+    pipeline = generator.pipeline
+    preset = pipeline.preset
+    solver = pipeline.make_solver(preset.steps, preset.solver)
+    which = np.array([case.subject for case in cases])
+    text = encode(pipeline, words.words, [str(case.prompt) for case in cases], [case.things[0].noun for case in cases],
+                  which)
+    negative = pipeline.encode_negative(None, text)
+    made = []
+    for i in tqdm(range(0, len(cases), batch), desc="pictures", unit="batch", leave=False):
+        part = np.arange(i, i + batch) % len(cases)  # the last batch is filled up
+        noise = jnp.concatenate([seeded_noise(cases[j].seed, 1, pipeline.latent_shape()) for j in part])
+        positive, nothing = (jax.tree.map(lambda x, part=part: x[part], c) for c in (text, negative))
+        made.append(pipeline.decode(_sample(pipeline.unet.module, pipeline.unet.params, noise, positive, nothing,
+                                            solver=solver, guidance_scale=preset.guidance_scale)))
+    return np.concatenate(made)[: len(cases)]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _sample(unet, params, noise, positive, negative, *, solver, guidance_scale) -> jax.Array:
+    return sample_text_only(unet, params, noise, positive, negative, solver=solver, guidance_scale=guidance_scale)
+
+
+def make_rows(options: argparse.Namespace) -> None:
+    """Scores every row that is not there yet, and keeps its first pictures as a strip."""
+    generator = Generator.load(options.model)
+    cases = {task: make_cases(task, options.num_subjects, options.seed) for task in TASKS}
+    firsts = [case for i, case in enumerate(cases["one"]) if i == 0 or case.subject != cases["one"][i - 1].subject]
+    train = lessons(generator, firsts, options.steps, options.seed)
+    rows = [(method, None) for method in METHODS] + [(f"pseudo-word, keep {keep:g}", keep) for keep in KEEPS]
+    for name, keep in tqdm(rows, desc="rows", unit="row"):
+        file = options.out / f"{name.replace(' ', '_').replace(',', '')}.json"
+        if file.is_file():
+            continue
+        found: dict[str, Any] = {"name": name, "keep": keep, "seed": options.seed, "scores": {}, "subjects": {}}
+        if keep is not None:
+            words = train(keep)
+            found |= {"steps": options.steps, "moved": words.moved.tolist()}
+        for task, metrics in TASKS.items():
+            images = (generator.in_batches(cases[task], name, options.batch_size).images if keep is None
+                      else pictures_of(generator, words, cases[task], options.batch_size))
+            scores = score_pictures(generator.judge, cases[task], images)
+            found["scores"][task] = {metric: scores[metric].tolist() for metric in metrics}
+            found["subjects"][task] = [case.subject for case in cases[task]]
+            write_file(file.with_suffix(f".{task}.png"), png(_strip(images[:24:2])))
+        write_json(file, found)
+
+
+def _strip(images: np.ndarray) -> Image.Image:
+    return Image.fromarray(np.concatenate(images, axis=1))
+
+
+def read_rows(folder: Path) -> list[dict[str, Any]]:
+    """The rows that are there, the methods first, then the words from the one that is kept most."""
+    rows = [json.loads(file.read_text()) for file in folder.glob("*.json")]
+    order = [*METHODS, *(f"pseudo-word, keep {keep:g}" for keep in KEEPS)]
+    return sorted(rows, key=lambda row: order.index(row["name"]))
+
+
+def report(rows: list[dict[str, Any]]) -> str:
+    """A table of the rows with half the width of their 95 % intervals over subjects."""
+    columns = [(task, metric) for task, metrics in TASKS.items() for metric in metrics]
+    titles = " | ".join(f"`{task}`: {metric.replace('_', ' ')} | ±" for task, metric in columns)
+    lines = [f"| | moved | {titles} |", "|---|" + "--:|" * (2 * len(columns) + 1)]
+    for row in rows:
+        cells = [number_cells(_mean(row, task, metric)) for task, metric in columns]
+        moved = f"{np.mean(row['moved']):.2f}" if "moved" in row else ""
+        lines.append(f"| {row['name'].replace('_', ' ')} | {moved} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _mean(row: dict[str, Any], task: str, metric: str) -> dict[str, Any]:
+    return mean_with_interval(np.array(row["scores"][task][metric]), np.array(row["subjects"][task]))
+
+
+def plot(rows: list[dict[str, Any]], file: Path) -> None:
+    """Similarity against control: of all things named, and beside a bystander of its attributes."""
+    import matplotlib
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 2, figsize=(9, 4), layout="constrained")
+    panels = (("one", "text_controllability"), ("bystander", "bystander_fidelity"))
+    for axis, (task, control) in zip(axes, panels, strict=True):
+        points = {row["name"]: [_mean(row, task, metric) for metric in ("subject_similarity", control)] for row in rows}
+        words = [name for name in points if name.startswith("pseudo")]
+        axis.plot(*([points[name][i]["value"] for name in words] for i in (0, 1)), color="0.7", zorder=0)
+        for name, (x, y) in points.items():
+            color = "0.5" if name in words else {"text_only": "C0", "no_mask": "C1", "fused": "C2"}[name]
+            spread = [[[at["value"] - at["ci95"][0]], [at["ci95"][1] - at["value"]]] for at in (x, y)]
+            axis.errorbar(x["value"], y["value"], *spread[::-1], fmt="o", color=color, capsize=2)
+            axis.annotate(name.replace("pseudo-word, ", "").replace("_", " "), (x["value"], y["value"]),
+                          xytext=(4, 5), textcoords="offset points", fontsize=8)
+        axis.set(xlabel="subject similarity", ylabel=control.replace("_", " "), title=f"task {task}", xlim=(0, 1.05),
+                 ylim=(0, 1.1))
+        axis.grid(alpha=0.3)
+    figure.savefig(file, dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, help="folder of the rows")
+    parser.add_argument("--model", default="mini")
+    parser.add_argument("--num-subjects", type=int, default=24)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=200, help="of training a word")
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--report", action="store_true", help="only read the rows that are there")
+    parser.add_argument("--plot", type=Path, help="file of the plot")
+    options = parser.parse_args()
+    if not options.report:
+        options.out.mkdir(parents=True, exist_ok=True)
+        make_rows(options)
+    rows = read_rows(options.out)
+    print(report(rows))
+    if options.plot:
+        plot(rows, options.plot)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,135 @@
+"""A Sphinx extension: docstrings of plain sentences become reStructuredText.
+
+The docstrings of this project are written to be read as they are: `a` is code, [B, R, h, w] a shape, V_vision and *n
+are mathematics, and a drawing or formula is indented. What reStructuredText would take for a mark is escaped here, code
+becomes a literal, a drawing stays as it is drawn, and the sections (Args, Returns, Raises, Attributes), as well as
+paragraphs of the form "name: what it is", become lists.
+"""
+
+import inspect
+import re
+from collections.abc import Iterable
+
+from jax.typing import ArrayLike
+from sphinx.util.typing import stringify_annotation
+
+from realcustom_jax.conditioning.images import ImageSource
+
+_CODE = re.compile(r"(``.+?``|`[^`]+`)", re.DOTALL)
+_MARKS = re.compile(r"([*|\\]|_(?=\W|$))")
+_SECTION = re.compile(r"(Args|Returns|Raises|Attributes):\s*(.*)$")
+_ENTRY = re.compile(r"((?:``)?\w+(?:``)?(?:, (?:``)?\w+(?:``)?)*): (.*)$")
+_ROW = re.compile(r"\w+ {2,}\S")
+_SHOWN = {"Args": "Parameters"}
+_ALIASES = {"ArrayLike": ArrayLike, "ImageSource": ImageSource}  # whose parts say less than their names
+
+
+def as_rst(lines: list[str]) -> list[str]:
+    """The lines of a docstring, without the indentation that all share, as reStructuredText."""
+    found, kept = [], []
+    for line in [*lines, "Returns:"]:  # the last line closes what is open
+        closed = kept and _SECTION.match(kept[0]) and line and not line.startswith(" ")
+        if closed or _SECTION.match(line):
+            found += _section(kept)
+            kept = []
+        kept.append(line)
+    return found
+
+
+def _section(lines: list[str]) -> list[str]:
+    """A section, or what stands outside of them."""
+    match = _SECTION.match(lines[0]) if lines else None
+    if not match:
+        return _paragraphs(lines)
+    body = inspect.cleandoc("\n".join([match[2], *lines[1:]])).split("\n")
+    inside = _entries(body) if match[1] in ("Args", "Attributes") else _paragraphs(body)
+    return [f":{_SHOWN.get(match[1], match[1])}:", *_indented(inside), ""]
+
+
+def _paragraphs(lines: list[str]) -> list[str]:
+    found = []
+    for paragraph in re.split(r"\n[ \t]*\n", "\n".join(lines)):
+        part = paragraph.strip("\n").split("\n")
+        outer = [line for line in part if not line.startswith(" ")]
+        if part[0].startswith(">>>"):
+            found += part
+        elif not outer and part[0]:
+            # One code block for each paragraph of a drawing: its own indentation, below the first line's, stays.
+            found += [".. code-block:: text", "", *part]
+        elif len(part) > len(outer) and outer and all(map(_ENTRY.match, outer)) or (
+                len(outer) > 1 and all(map(_ENTRY.match, outer))):
+            found += _entries(part)
+        else:
+            found += _escaped("\n".join(part)).split("\n")
+        found.append("")
+    return found
+
+
+def _entries(lines: list[str]) -> list[str]:
+    """Lines "name: text", each with its indented continuation, as a list of definitions."""
+    found, entries = [], []
+    for line in lines:
+        if match := _ENTRY.match(line):
+            entries.append((match[1].replace("`", ""), [match[2]]))
+        elif entries:
+            entries[-1][1].append(line)
+        elif line:
+            found += _escaped(line).split("\n")
+    for name, text in entries:
+        body = [text[0], *(line.removeprefix("    ") for line in text[1:])]
+        found += [f"**{_escaped(name)}**", *_indented(_paragraphs_or_table(body)), ""]
+    return found
+
+
+def _paragraphs_or_table(lines: list[str]) -> list[str]:
+    """A definition's text; words with what they mean behind two spaces or more are a table, which stays as drawn."""
+    first = next((i for i, line in enumerate(lines) if _ROW.match(line)), None)
+    if first is None:
+        return _paragraphs(lines)
+    return [*_paragraphs(lines[:first]), "", ".. code-block:: text", "", *_indented(lines[first:]), ""]
+
+
+def _indented(lines: list[str]) -> list[str]:
+    return [f"    {line}" if line else "" for line in lines]
+
+
+def _escaped(text: str) -> str:
+    parts = _CODE.split(text)
+    return "".join(f"``{part.strip('`')}``" if i % 2 else _MARKS.sub(r"\\\1", part) for i, part in enumerate(parts))
+
+
+def one_name_a_line(lines: list[str], names: Iterable[str]) -> list[str]:
+    """The lines with a break before each of the names that is explained behind another one on the same line."""
+    found, indentation = [], ""
+    known = "|".join(map(re.escape, names))
+    for line in lines:
+        if re.match(rf"\s*({known})\b[\w, ]*: ", line):
+            indentation = line[: len(line) - len(line.lstrip())]
+        first, *others = re.split(rf"(?<=[.)]) (?=(?:{known})(?:, (?:{known}))*: )", line)
+        found += [first, *(indentation + other for other in others)]
+    return found
+
+
+def _process(app, what, name, obj, options, lines: list[str]) -> None:
+    if callable(obj) and (names := _parameters(obj)):
+        lines[:] = one_name_a_line(lines, names)
+    lines[:] = as_rst(lines)
+
+
+def _parameters(function) -> list[str]:
+    try:
+        return [name for name in inspect.signature(function).parameters if name != "self"]
+    except ValueError:  # of a class whose constructor is not Python's
+        return []
+
+
+def _name_aliases(app, what, name, obj, options, signature: str | None, returned: str | None):
+    for alias, union in _ALIASES.items():
+        signature = signature and signature.replace(stringify_annotation(union, "smart"), alias)
+    return signature, returned
+
+
+def setup(app):
+    app.connect("autodoc-process-signature", _name_aliases)
+    app.connect("autodoc-process-docstring", _process)
+    return {"parallel_read_safe": True}
