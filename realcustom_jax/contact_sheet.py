@@ -19,7 +19,7 @@ from realcustom_jax.pipeline import Result
 CELL = 256
 _GAP, _LABEL, _TITLE, _FRAME = 14, 26, 34, 4
 _PAPER, _INK = (255, 255, 255), (30, 30, 36)
-_COLOURS = ((230, 50, 50), (40, 110, 240), (220, 150, 0), (0, 160, 100), (160, 70, 220))
+COLOURS = ((230, 50, 50), (40, 110, 240), (220, 150, 0), (0, 160, 100), (160, 70, 220))
 _OPACITY = 0.75
 _TITLE_LINES, _LABEL_LETTERS = 6, 24
 
@@ -44,7 +44,7 @@ def mask_overlay(image: Image.Image, masks: np.ndarray, *, first: int = 0) -> Im
         low, high = (0, mask.max()) if mask.min() == mask.max() else (mask.min(), mask.max())
         alpha = _OPACITY * (mask - low) / max(high - low, 1e-6)
         alpha = Image.fromarray(np.uint8(255 * alpha)).resize(image.size, Image.Resampling.NEAREST)
-        image.paste(_COLOURS[i % len(_COLOURS)], mask=alpha)
+        image.paste(COLOURS[i % len(COLOURS)], mask=alpha)
     return image
 
 
@@ -100,7 +100,7 @@ def _telling_steps(masks: np.ndarray, count: int) -> list[int]:
 
 
 def _framed(image: Image.Image, reference: int) -> Image.Image:
-    cell, colour = in_square(image), _COLOURS[reference % len(_COLOURS)]
+    cell, colour = in_square(image), COLOURS[reference % len(COLOURS)]
     ImageDraw.Draw(cell).rectangle((0, 0, CELL - 1, CELL - 1), outline=colour, width=_FRAME)
     return cell
 

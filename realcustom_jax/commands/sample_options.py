@@ -9,7 +9,7 @@ from realcustom_jax.commands.program import program
 PROMPT = "a dog on the beach"
 
 
-class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Shows the defaults that there are, and the examples line by line."""
 
     def _get_help_string(self, action):
@@ -38,7 +38,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     name = program("realcustom")
     examples = "".join(f"{f'  {name} {options}'.rstrip()}\n      {what}\n" for options, what in _EXAMPLES.items())
     parser = argparse.ArgumentParser(
-        prog=name, description="Pictures of your subject, by a word of the prompt.", formatter_class=_Help,
+        prog=name, description="Pictures of your subject, by a word of the prompt.", formatter_class=Help,
         epilog=f"examples:\n{examples}".replace("%", "%%"))
     add = parser.add_argument_group("what to make").add_argument
     add("--prompt", help=f"what the pictures should show ({PROMPT})")
@@ -79,6 +79,17 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--strength", type=float, help="how much of it changes, in (0, 1] (0.8; with --mask-image 1)")
     add("--mask-image", type=_region, help="where it is painted anew: a picture that is white there, or a box")
 
+    add_model_options(parser)
+
+    add = parser.add_argument_group("the program").add_argument
+    add("--memory", action="store_true", help="only say how much memory the sampler needs, and whether it fits")
+    add("--config", type=Path, help="a Python file whose get_config() sets any of these, e.g. configs/sdxl.py")
+    add("--debug", action="store_true", help="show the traceback of whatever goes wrong")
+    return parse_with_config(parser, arguments)
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """The options that say what `Pipeline.load` loads, and how, for every command that loads one."""
     add = parser.add_argument_group("the model").add_argument
     add("--model", default="mini", help="a folder, a single file, a name on the hub, or mini (bundled)")
     add("--adapter", help="file or folder of an adapter (the model's own)")
@@ -90,14 +101,13 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         help="a LoRA file, with its scale if that is not 1 (style.safetensors:0.8); repeat it for several")
     add("--prediction", choices=("epsilon", "v_prediction"), help="what the UNet predicts (as its file says)")
     add("--preset", help="default, released_pipeline, released_script or paper (the model's own)")
-
-    add = parser.add_argument_group("the program").add_argument
     add("--dtype", default="float32", choices=("float32", "bfloat16", "float16"),
         help="of parameters and computation")
     add("--offload", action="store_true", help="keep the encoders out of the device's memory while sampling")
-    add("--memory", action="store_true", help="only say how much memory the sampler needs, and whether it fits")
-    add("--config", type=Path, help="a Python file whose get_config() sets any of these, e.g. configs/sdxl.py")
-    add("--debug", action="store_true", help="show the traceback of whatever goes wrong")
+
+
+def parse_with_config(parser: argparse.ArgumentParser, arguments: list[str] | None) -> argparse.Namespace:
+    """The options as a namespace, those of the file of `--config` where the command line says nothing else."""
     known = parser.parse_args(arguments)
     if known.config:
         values = read_sample_options(known.config, parser)

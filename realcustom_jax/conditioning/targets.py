@@ -150,6 +150,11 @@ def target_phrase(prompt: str, target: str, *, match: str = "word") -> str:
     return _find(prompt, target, match).phrase
 
 
+def phrase_spans(prompt: str, phrase: str, *, match: str = "word") -> list[Span]:
+    """Where the phrase stands in the prompt; `match` as of `target_tokens`."""
+    return word_spans(prompt, phrase) if match == "word" else _substring_spans(prompt, phrase)
+
+
 def word_spans(prompt: str, phrase: str) -> list[Span]:
     """Where the phrase stands in the prompt, whole graphemes, on word boundaries where its script has them."""
     text, sought = _letters(prompt), _letters(phrase)
@@ -172,6 +177,24 @@ def words_of(text: str) -> list[str]:
     return list(dict.fromkeys(_WORDS.findall(text)))
 
 
+def word_places(text: str) -> list[Span]:
+    """Where the words of a text stand, in their order; in a script without spaces, its characters."""
+    places = []
+    for word in _WORDS.finditer(text):
+        start, letters = word.start(), list(_GRAPHEMES.finditer(text, *word.span()))
+        for letter in letters:
+            if _UNSPACED.match(letter[0]):
+                places += [(start, letter.start())] * (start < letter.start()) + [letter.span()]
+                start = letter.end()
+        places += [(start, word.end())] * (start < word.end())
+    return places
+
+
+def same_words(one: str, other: str) -> bool:
+    """Whether a target that is written in one way is found where the prompt has the other."""
+    return _letters(one).folded == _letters(other).folded
+
+
 def _find(prompt: str, target: str, match: str) -> _Found:
     """Raises ValueError for a target that is no text, is empty or does not occur."""
     check_choice("match", match, _MATCHES)
@@ -179,14 +202,13 @@ def _find(prompt: str, target: str, match: str) -> _Found:
     check_text("target phrase", target)
     if not _letters(target).folded:
         raise ValueError("The target phrase is empty; give the words of the prompt that name the subject.")
-    search = word_spans if match == "word" else _substring_spans
-    if spans := search(prompt, target):
+    if spans := phrase_spans(prompt, target, match=match):
         return _Found(target, tuple(spans), None)
     numbered = _NUMBERED.fullmatch(target)
     if numbered is None or not _letters(numbered[1]).folded:
         raise ValueError(_absent(prompt, target))
     phrase, number = numbered[1], int(numbered[2])
-    if not (spans := search(prompt, phrase)):
+    if not (spans := phrase_spans(prompt, phrase, match=match)):
         raise ValueError(_absent(prompt, phrase))
     if not 1 <= number <= len(spans):
         raise ValueError(f"The target {quoted(target)} does not exist: {quoted(phrase)} occurs {_times(len(spans))} in "
