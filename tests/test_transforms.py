@@ -89,7 +89,12 @@ def assert_transforms(function, x, *, tolerance=3e-2):
     np.testing.assert_allclose(measured, np.linalg.norm(gradient), rtol=tolerance)
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
+# One of each kind is quick.
+QUICK = "subject_mask", "prepare_reference", "classifier_free_guidance, naive_global_direct", "integrate, dpm_single"
+
+
+@pytest.mark.parametrize("name", [
+    name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in FUNCTIONS])
 def test_functions_of_arrays(name):
     function, x = FUNCTIONS[name]
     assert_transforms(function, x)
