@@ -82,7 +82,7 @@ def step() -> Drawing:
 
 def orders() -> Drawing:
     """Which lanes are one UNet call, in both orders."""
-    d = Drawing(900, 400, "Which lanes run in one UNet call, step by step, in the sequential and in the fused order")
+    d = Drawing(900, 390, "Which lanes run in one UNet call, step by step, in the sequential and in the fused order")
     lanes = (("guidance", GUIDANCE), ("generation", GENERATION), ("negative", NEGATIVE))
     for i, (name, colour) in enumerate(lanes):
         d.box(20 + 130 * i, 14, 120, 24, name, colour)
@@ -163,7 +163,7 @@ def projector() -> Drawing:
 
 def mask() -> Drawing:
     """From maps to a mask."""
-    d = Drawing(900, 250, "From the maps of all layers to the mask of each reference")
+    d = Drawing(900, 152, "From the maps of all layers to the mask of each reference")
     stages = (
         ("maps", GUIDANCE, "10 of 64², 60 of 32²", "[B, R, h_l, w_l]"),
         ("mean", GUIDANCE, "resized, averaged", "[B, R, 64, 64]"),
@@ -180,9 +180,6 @@ def mask() -> Drawing:
             d.arrow((x - 8, 87), (x - 1, 87))
     d.text(12, 36, "rc.subject_mask(maps, size=(64, 64), scope=0.25, normalize=\"max_norm\", select=\"topk\", "
            "overlap=\"argmax\", …)", size=12)
-    d.text(12, 180, "In every cross-attention layer the mask is resized to the layer and weighs the visual term:",
-           size=12)
-    d.text(12, 206, "out = softmax(Q K_textᵀ/√d) V_text  +  Σ_r  M_r ⊙ softmax(Q K_vision,rᵀ/√d) V_vision,r", size=14)
     return d
 
 
