@@ -134,6 +134,8 @@ def test_the_code_of_a_page_runs(page):
     if page == "guides/own_loop.md":
         assert names["difference"] < 1e-4
         assert names["pictures"].shape == (1, 128, 128, 3)
+        masks = names["both"].masks
+        assert masks.shape == (25, 1, 2, 8, 8) and (masks.sum(2) <= 1).all() and masks.sum((3, 4)).all()
     else:
         assert names["result"].masks.shape == (25, 1, 2, 8, 8)
 
