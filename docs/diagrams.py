@@ -82,7 +82,7 @@ def step() -> Drawing:
 
 def orders() -> Drawing:
     """Which lanes are one UNet call, in both orders."""
-    d = Drawing(900, 390, "Which lanes run in one UNet call, step by step, in the sequential and in the fused order")
+    d = Drawing(900, 362, "Which lanes run in one UNet call, step by step, in the sequential and in the fused order")
     lanes = (("guidance", GUIDANCE), ("generation", GENERATION), ("negative", NEGATIVE))
     for i, (name, colour) in enumerate(lanes):
         d.box(20 + 130 * i, 14, 120, 24, name, colour)
@@ -117,7 +117,7 @@ def orders() -> Drawing:
                 call(call(x, lane_y, (g,), ""), lane_y, (c, n), f"m{_subscript(i)}")
         d.text(110, lane_y + 78, "37 calls, 62 lanes: m_i comes from this step's maps, before it is used" if not fused
                else "26 calls, 62 lanes: steps 1 to 11 use the mask of the step before, and make the next", size=12)
-    d.text(20, 372, "T = 25 steps, the mask frozen from step K = 12 on. Calls: T + K sequential, T + 1 fused. "
+    d.text(20, 350, "T = 25 steps, the mask frozen from step K = 12 on. Calls: T + K sequential, T + 1 fused. "
            "Lanes: K + 2T in both.", size=12, colour=FAINT)
     return d
 
