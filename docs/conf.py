@@ -19,7 +19,7 @@ version = release = realcustom_jax.__version__
 
 extensions = [
     "myst_nb", "sphinx.ext.autodoc", "sphinx_copybutton", "plain_docstrings",
-    "repository_files"]
+    "repository_files", "term_anchors"]
 exclude_patterns = ["_build", "jupyter_execute", "launch"]
 repository_url = ""  # where the repository's files can be seen, such as https://host/owner/name/blob/main
 

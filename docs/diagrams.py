@@ -82,7 +82,7 @@ def step() -> Drawing:
 
 def orders() -> Drawing:
     """Which lanes are one UNet call, in both orders."""
-    d = Drawing(900, 400, "Which lanes run in one UNet call, step by step, in the sequential and in the fused order")
+    d = Drawing(900, 362, "Which lanes run in one UNet call, step by step, in the sequential and in the fused order")
     lanes = (("guidance", GUIDANCE), ("generation", GENERATION), ("negative", NEGATIVE))
     for i, (name, colour) in enumerate(lanes):
         d.box(20 + 130 * i, 14, 120, 24, name, colour)
@@ -117,7 +117,7 @@ def orders() -> Drawing:
                 call(call(x, lane_y, (g,), ""), lane_y, (c, n), f"m{_subscript(i)}")
         d.text(110, lane_y + 78, "37 calls, 62 lanes: m_i comes from this step's maps, before it is used" if not fused
                else "26 calls, 62 lanes: steps 1 to 11 use the mask of the step before, and make the next", size=12)
-    d.text(20, 372, "T = 25 steps, the mask frozen from step K = 12 on. Calls: T + K sequential, T + 1 fused. "
+    d.text(20, 350, "T = 25 steps, the mask frozen from step K = 12 on. Calls: T + K sequential, T + 1 fused. "
            "Lanes: K + 2T in both.", size=12, colour=FAINT)
     return d
 
@@ -163,7 +163,7 @@ def projector() -> Drawing:
 
 def mask() -> Drawing:
     """From maps to a mask."""
-    d = Drawing(900, 250, "From the maps of all layers to the mask of each reference")
+    d = Drawing(900, 152, "From the maps of all layers to the mask of each reference")
     stages = (
         ("maps", GUIDANCE, "10 of 64², 60 of 32²", "[B, R, h_l, w_l]"),
         ("mean", GUIDANCE, "resized, averaged", "[B, R, 64, 64]"),
@@ -180,9 +180,6 @@ def mask() -> Drawing:
             d.arrow((x - 8, 87), (x - 1, 87))
     d.text(12, 36, "rc.subject_mask(maps, size=(64, 64), scope=0.25, normalize=\"max_norm\", select=\"topk\", "
            "overlap=\"argmax\", …)", size=12)
-    d.text(12, 180, "In every cross-attention layer the mask is resized to the layer and weighs the visual term:",
-           size=12)
-    d.text(12, 206, "out = softmax(Q K_textᵀ/√d) V_text  +  Σ_r  M_r ⊙ softmax(Q K_vision,rᵀ/√d) V_vision,r", size=14)
     return d
 
 

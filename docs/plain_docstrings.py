@@ -2,20 +2,27 @@
 
 The docstrings of this project are written to be read as they are: `a` is code, [B, R, h, w] a shape, V_vision and *n
 are mathematics, and a drawing or formula is indented. What reStructuredText would take for a mark is escaped here, code
-becomes a literal, a drawing stays as it is drawn, and the sections (Args, Returns, Raises, Attributes), as well as
+becomes a literal, or a link where it names what the site documents (`subject_mask`, `masks.subject_mask`); so does a
+page (docs/method.md). A drawing stays as it is drawn, and the sections (Args, Returns, Raises, Attributes), as well as
 paragraphs of the form "name: what it is", become lists.
 """
 
+import functools
 import inspect
 import re
 from collections.abc import Iterable
+from pathlib import Path
 
 from jax.typing import ArrayLike
 from sphinx.util.typing import stringify_annotation
 
+import realcustom_jax
 from realcustom_jax.conditioning.images import ImageSource
 
-_CODE = re.compile(r"(``.+?``|`[^`]+`)", re.DOTALL)
+DOCS = Path(__file__).resolve().parent
+
+_CODE = re.compile(r"(``.+?``|`[^`]+`|\bdocs/[\w/]+\.md\b)", re.DOTALL)
+_DOCUMENTED = re.compile(r":: (realcustom_jax\.[\w.]+)\S*\n(?: +:members: (.*)\n)?")
 _MARKS = re.compile(r"([*|\\]|_(?=\W|$))")
 _SECTION = re.compile(r"(Args|Returns|Raises|Attributes):\s*(.*)$")
 _ENTRY = re.compile(r"((?:``)?\w+(?:``)?(?:, (?:``)?\w+(?:``)?)*): (.*)$")
@@ -95,7 +102,35 @@ def _indented(lines: list[str]) -> list[str]:
 
 def _escaped(text: str) -> str:
     parts = _CODE.split(text)
-    return "".join(f"``{part.strip('`')}``" if i % 2 else _MARKS.sub(r"\\\1", part) for i, part in enumerate(parts))
+    return "".join(_code(part.strip("`")) if i % 2 else _MARKS.sub(r"\\\1", part) for i, part in enumerate(parts))
+
+
+def _code(text: str) -> str:
+    """A link to the page or the name that the site has, else a literal."""
+    if text.startswith("docs/") and (DOCS.parent / text).is_file():
+        return f":doc:`/{text.removeprefix('docs/').removesuffix('.md')}`"
+    names = documented()
+    found = names.get(text) or names.get(text.split(".")[0])  # of a class's attribute: the class
+    return f":py:obj:`{text} <{found}>`" if found else f"``{text}``"
+
+
+@functools.cache
+def documented() -> dict[str, str]:
+    """How docstrings call what the pages of docs/api document -> its full name there.
+
+    A name may be given alone or behind modules or its class, as in `subject_mask`, `masks.subject_mask` and
+    `Preset.mask_config`. What a parameter is called as well, such as `betas`, is given with its module only.
+    """
+    found, homes = {}, realcustom_jax._HOMES
+    pages = "\n".join(page.read_text() for page in sorted((DOCS / "api").glob("*.md")))
+    for name, members in _DOCUMENTED.findall(pages):
+        public = name.removeprefix("realcustom_jax.")
+        parts = (f"{homes[public]}.{public}" if public in homes else public).split(".")
+        shortest = 2 if parts[-2][0].isupper() else 1  # a method is called by its class's name too
+        calls = {".".join(parts[i:]) for i in range(len(parts) + 1 - shortest)} - {"betas"}
+        found |= dict.fromkeys(calls, name)
+        found |= {f"{parts[-1]}.{member}": f"{name}.{member}" for member in re.findall(r"\w+", members)}
+    return found
 
 
 def one_name_a_line(lines: list[str], names: Iterable[str]) -> list[str]:

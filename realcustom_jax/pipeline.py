@@ -66,7 +66,8 @@ class Result:
 
     Attributes:
         images: B pictures.
-        masks: the guidance mask used in each step, float32 [steps, B, R, h, w].
+        masks: the mask used in each step, float32 [steps, B, R, h, w]; h and w are half of the latents' sides, or the
+            latents' sides themselves where a mask was given for every subject.
         latents: of the pictures, scaled as the UNet sees them, float32 [B, H, W, C].
         references, targets: the R references and the phrase that each of them stands for.
         prompt, seed: as given.
@@ -83,10 +84,23 @@ class Result:
 
 @dataclasses.dataclass(frozen=True)
 class Pipeline:
-    """All parts of a model; `load` makes one from a folder."""
+    """All parts of a model; `load` makes one from a folder.
+
+    Attributes:
+        unet, vae, siglip, dino, projector: the networks, each with `.module` (Flax Linen) and `.params`.
+        text_encoders: one, or SDXL's two, whose texts the UNet reads side by side; each with `.tokenizer`, `.network`.
+        vision_settings: how references are cut, and which layers of the image encoders are read.
+        betas: of the noise schedule, float32 [1000], as `betas` makes them.
+        prediction: what the UNet predicts, "epsilon" or "v_prediction".
+        sample_size: side of the latents that the model was made for, in latent pixels.
+        preset: a `Preset`, the defaults of a call.
+        no_negative: what the model's files say of `Preset.no_negative`, where the preset does not.
+        vocabulary: `.words`, those that the model learnt; None for a model of open vocabulary.
+        solver: arguments of `make_solver`, as the model's scheduler says.
+        offload: whether the text and image encoders are kept in the host's memory.
+    """
 
     text_encoders: tuple[TextEncoder, ...]
-    """One, or SDXL's two, whose texts the UNet reads side by side."""
     vae: Network
     unet: Network
     siglip: Network
@@ -96,16 +110,11 @@ class Pipeline:
     betas: np.ndarray
     prediction: str
     sample_size: int
-    """Side of the latents that the model was made for, in latent pixels."""
     preset: Preset = PRESETS["default"]
     no_negative: str = "encoded"
-    """What the model's files say of `Preset.no_negative`, where the preset does not."""
     vocabulary: Vocabulary | None = None
-    """The words that the model learnt; None for a model of open vocabulary."""
     solver: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """Arguments of `solvers.make_solver`, as the model's scheduler says."""
     offload: bool = False
-    """Whether the text and image encoders are kept in the host's memory."""
 
     @classmethod
     def load(
@@ -129,29 +138,31 @@ class Pipeline:
         """Loads a model.
 
         Args:
-            path: a folder or a single file (see `source.ModelSource`), a name on the Hugging Face hub, or "mini" for
-                the miniature that comes with the package.
-            adapter: an adapter's folder or file, see `adapter.find_adapter`; by default the model's own `adapter/`.
+            path: a folder or a single file (docs/models.md), a name on the Hugging Face hub, or "mini" for the
+                miniature that comes with the package.
+            adapter: an adapter's weight file, its JSON beside it unless it is a released one, or the folder of both; by
+                default the model's own `adapter/`.
             vision: the folder that holds the image encoders, by default the model's.
             tokenizer: the folder that holds `tokenizer/` (and SDXL's `tokenizer_2/`), by default the model's.
             vae, unet: another autoencoder or base UNet than the model's: a file in diffusers' or the original names, a
-                folder, or a name on the hub (module `parts`).
+                folder, or a name on the hub.
             prediction: what the UNet predicts, "epsilon" or "v_prediction"; None: as its file or the model's scheduler
-                says (module `prediction`).
-            loras: files, or pairs (file, scale), whose changes are added to the UNet and the text encoders (module
-                `lora_files`).
+                says.
+            loras: files, or pairs (file, scale), whose changes are added to the UNet and the text encoders
+                (docs/guides/lora.md).
             few_steps: whether to load the form in which few steps suffice, where the model brings one (`few_steps/`);
                 its steps, solver and guidance then go before the preset's.
-            preset: how the model is used, see module `presets`; None: as its `preset.json` says, or the default. What
-                an adapter says of the conditioning it was trained with (`adapter.CONDITIONING`) goes first.
+            preset: a `Preset`, the name of one, or choices by their names; None: as the model's `preset.json` says, or
+                the default. The local, pooled and size_order that an adapter was trained with go first.
             dtype: of parameters and computation: float32, bfloat16 or float16. Softmax, norms and the solver's state
                 are float32 always, and the autoencoder is where `dtype` is float16, which SDXL's overflows. The CPU
                 has no float16.
             offload: keeps the text and image encoders in the host's memory, and on the device only while they run.
             scan_layers: see `weights.load_unet`; None: as the platform samples fastest.
-            platform: what all networks are made for, see `Platform.of`; None: this machine's default device.
+            platform: what all networks are made for: "cpu", "gpu", "tpu" or a JAX device; None: this machine's default.
 
-        Under `tensors.headers_only` nothing but the files' headers is read: enough for `memory.sampler_memory`.
+        Within `realcustom_jax.model_files.tensors.headers_only()` only the files' headers are read. That is enough to
+        say how much memory a picture needs, as `sample.py --memory` does.
 
         Raises:
             FileNotFoundError, ValueError: names the file that is missing, unreadable or does not fit.
@@ -244,13 +255,13 @@ class Pipeline:
             guidance_scale: of classifier-free guidance; 1 is none, and saves its lane.
             scope: share of the picture that a mask covers, in (0, 1].
             freeze_mask_step: the mask stays as it is from this step on; at least 1.
-            branches: "fused" | "sequential", see module `sampler`.
+            branches: "fused" | "sequential", the order of the lanes (docs/method.md).
             negative_prompt: what the picture should not be; "" is encoded like any other text. Where the preset has no
                 text either, None is as `Preset.no_negative` says.
             normalize, overlap: see `masks.subject_mask`; by the preset, several references do not overlap.
             vision_scale: the strength of the visual term, one number or one for each target; 0 is the text alone. Or
                 such by block, {"down": 0.5, "up_blocks.1": 0}, see `context.scale_vision`.
-            guidance_mode: how text and image guide, see module `guidance`. text_guidance: the scale of the text alone
+            guidance_mode: how text and image guide, one of `guidance.MODES`. text_guidance: the scale of the text alone
                 in a cascade; None: as large as `guidance_scale`. rescale: the share in [0, 1] by which the deviation
                 is pulled back.
             masks: where the subjects are to be, instead of where attention finds them: a mask (white is there) or a box
@@ -314,7 +325,7 @@ class Pipeline:
         return self.text_encoders[0].tokenizer
 
     def mark_targets(self, prompt: str, targets: Sequence[str], *, overlapping: bool = False) -> np.ndarray:
-        """int32 [R, T]: the tokens of R targets, see `targets.mark_targets`."""
+        """int32 [R, T]: the tokens of R targets, 0 and 1; `overlapping` says whether masks may cover the same place."""
         return mark_targets([encoder.tokenizer for encoder in self.text_encoders], prompt, targets,
                             match=self.preset.match, overlapping=overlapping)
 
@@ -355,7 +366,8 @@ class Pipeline:
             [text or ""] * len(positive.text), size=size, allow_empty=True, what="negative prompt")
 
     def encode_references(self, images: Sequence[np.ndarray]) -> jax.Array:
-        """Vision tokens [N, L, D] of N references, each [H, W, 3] in [0, 1]; all zero for the negative lane."""
+        """Vision tokens [N, L, D] of N references, pictures [height, width, 3] in [0, 1] of any size. Those
+        of a black picture (all zero) are the negative lane's."""
         # Pictures of any size come to one shape here, so that the encoders are compiled once.
         size = self.vision_settings.size
         squares = jnp.stack([square_reference(image, size) for image in images])
@@ -364,8 +376,8 @@ class Pipeline:
             self.siglip.module, self.dino.module, self.projector.module, self.vision_settings, params, squares)
 
     def decode(self, latents: jax.Array) -> np.ndarray:
-        """Latents [B, h, w, C] as the UNet sees them to pictures, uint8 [B, H, W, 3]; tile by tile where they have
-        more pixels than the model's own."""
+        """Latents [B, H, W, C] as the UNet sees them to pictures, uint8 [B, height, width, 3] (in pixels); tile by tile
+        where they have more pixels than the model's own."""
         decode = functools.partial(decode_latents, self.vae.module, self.vae.params)
         measure = functools.partial(decoder_moments, self.vae.module, self.vae.params)
         pictures = decode_tiles(decode, latents, tile=self.sample_size, factor=self._factor, measure=measure)
@@ -380,7 +392,7 @@ class Pipeline:
         return batch, *tile_shape(height, width, self.sample_size), channels
 
     def fingerprints(self) -> dict[str, str]:
-        """What each part is made of (module `fingerprint`), by the part's name. Two pipelines with equal ones and equal
+        """A hash of what each part is made of, by the part's name. Two pipelines with equal ones and equal
         presets make equal pictures; where their files lie does not matter. Takes a second for each GB of parameters."""
         visual, base = split_unet(self.unet.params)
         texts = (x for encoder in self.text_encoders for x in (
@@ -419,7 +431,8 @@ class Pipeline:
         return 2 ** (len(self.vae.module.config.block_out_channels) - 1)
 
     def latent_shape(self, width: int | None = None, height: int | None = None) -> tuple[int, int, int]:
-        """[H, W, C] of the latents of a picture of this size; see `PictureSizes.check`."""
+        """[H, W, C] of the latents of a picture of this size in pixels; None: the model's own side. Raises ValueError
+        for a size that the model does not make, with the nearest one that it does."""
         width, height = self.sizes.check(width, height)
         return height // self._factor, width // self._factor, self.unet.module.config.in_channels
 

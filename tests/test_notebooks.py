@@ -143,5 +143,5 @@ def test_the_setup_cell_takes_a_clone_from_its_root_and_from_the_folder_and_else
 def test_the_setup_cell_says_what_a_clone_lacks(monkeypatch):
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "flax" else found(name))
-    with pytest.raises(ImportError, match="^flax cannot be found: run `pip install -r requirements.txt matplotlib`"):
+    with pytest.raises(ImportError, match=r'^flax cannot .* run %pip install "\.\[train\]" matplotlib there, and'):
         set_up(monkeypatch, NOTEBOOKS)

@@ -134,6 +134,8 @@ def test_the_code_of_a_page_runs(page):
     if page == "guides/own_loop.md":
         assert names["difference"] < 1e-4
         assert names["pictures"].shape == (1, 128, 128, 3)
+        masks = names["both"].masks
+        assert masks.shape == (25, 1, 2, 8, 8) and (masks.sum(2) <= 1).all() and masks.sum((3, 4)).all()
     else:
         assert names["result"].masks.shape == (25, 1, 2, 8, 8)
 
@@ -194,11 +196,41 @@ def test_the_site_builds_and_its_links_lead_somewhere(site):
 
 
 @pytest.mark.slow
+def test_what_a_docstring_names_is_a_link_that_leads_somewhere(site):
+    page = (site / "api/pipeline.html").read_text()
+    link = r'href="sampling.html#realcustom_jax.subject_mask"[^>]*><code[^>]*><span class="pre">masks.subject_mask<'
+    assert re.search(link, page)
+    assert 'href="../guides/lora.html"' in page
+    for file in (site / "api").glob("*.html"):
+        assert not re.findall(r'(?<!">)<code class="xref py py-obj[^>]*>', file.read_text()), "a name that is not found"
+
+
+@pytest.mark.slow
 def test_no_page_loads_anything_from_the_network(site):
     loaded = {link for file in site.rglob("*.html") for link in Page(file.read_text()).loaded}
     assert {link for link in loaded if urlsplit(link).netloc} == set()
     styles = "\n".join(file.read_text() for file in site.rglob("*.css"))
     assert re.findall(r"(?:@import|url\()\s*[\"']?(?:https?:)?//[^\"')]+", styles) == []
+
+
+def test_messages_can_be_linked_to_by_their_first_words():
+    pytest.importorskip("docutils")
+    anchor = module_of_docs("term_anchors").anchor
+    assert anchor("--target is missing: the word or words of it", set()) == "target-is-missing-the-word-or-words"
+    assert anchor("The image … does not exist.", {"the-image-does-not-exist"}) == "the-image-does-not-exist-2"
+
+
+def test_docstrings_link_to_what_the_site_documents():
+    pytest.importorskip("sphinx")
+    plain = module_of_docs("plain_docstrings")
+    assert plain.documented().keys() >= set(rc.__all__) - {"betas"}
+    for text, linked in (
+            ("`masks.subject_mask`", ":py:obj:`masks.subject_mask <realcustom_jax.subject_mask>`"),
+            ("`Preset.no_negative`", ":py:obj:`Preset.no_negative <realcustom_jax.Preset>`"),
+            ("`Solver.init`", ":py:obj:`Solver.init <realcustom_jax.sampling.solvers.Solver>`"),
+            ("see docs/guides/lora.md.", "see :doc:`/guides/lora`."),
+            ("`betas` and `nothing.here`", "``betas`` and ``nothing.here``")):
+        assert plain.as_rst([text])[0] == linked
 
 
 def test_docstrings_of_plain_sentences_become_lists_literals_and_drawings():

@@ -73,12 +73,12 @@ def target_tokens(
 
     Args:
         tokenizer: a CLIP tokenizer with offsets; T is its `model_max_length`.
-        prompt: the text, as given to `encode_prompt`.
+        prompt: the text, as it is encoded.
         phrase: one or more words of it. "dog#2" is the second dog, unless the prompt itself holds the text dog#2.
         occurrence: zero-based; None marks every occurrence that the encoder sees: what stands beyond the T tokens is
             left out.
-        match: "word": as a reader would find it (see the module), on word boundaries where the script has them, the
-            tokens that overlap the phrase's characters;
+        match: "word": as a reader would find it (case, accents' spelling, apostrophes, hyphens and spaces do not
+            matter), on word boundaries where the script has them, the tokens that overlap the phrase's characters;
             "released": case-sensitive substring, placed by counting the tokens of the text before and up to
             its end (`find_phrase_positions_in_text` of the released pipeline).
     Returns:

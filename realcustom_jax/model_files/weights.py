@@ -256,9 +256,9 @@ def load_unet(
         files: weight files; later ones override earlier ones.
         dtype: of the parameters and the computation.
         init_missing: ("vision",) draws `to_*_vision` freshly from `rng` when the files have none.
-        scan_layers: whether equal transformer layers are one stack, or apart (`models.context.layers_apart`).
-        platform: what the module is made for, see `Platform.of`; None: this machine's default device.
-        loras: ((file, scale), …), whose changes of the UNet are added to its weights (modules `lora`, `lora_files`).
+        scan_layers: whether equal transformer layers are one stack, or apart (a GPU samples faster so).
+        platform: what the module is made for: "cpu", "gpu", "tpu" or a JAX device; None: this machine's default.
+        loras: ((file, scale), …), whose changes of the UNet are added to its weights (docs/guides/lora.md).
     Returns:
         (module, params)
     Raises:

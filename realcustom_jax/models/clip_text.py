@@ -57,7 +57,14 @@ class ClipTextConfig:
 
 
 class TextOutput(NamedTuple):
-    """last (with the final norm) and penultimate (without) [B, T, D], pooled [B, D], projected [B, P]."""
+    """What the encoder makes of B prompts.
+
+    Attributes:
+        last: [B, T, D], with the final norm.
+        penultimate: [B, T, D], what enters the last layer, without the norm.
+        pooled: [B, D], `last` at the first end of text.
+        projected: [B, P], or None without a projection.
+    """
 
     last: jax.Array
     penultimate: jax.Array

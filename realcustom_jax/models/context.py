@@ -45,10 +45,11 @@ def project_tokens(module: nn.Module, params, text: jax.Array, vision: jax.Array
 
 
 def scale_vision(tokens: dict, scale: ArrayLike | Mapping[str, ArrayLike], references: int) -> dict:
-    """The `tokens` of `project_tokens`, with the strength of each reference's visual term in their values, to which the
-    term is linear.
+    """The `tokens` of all layers, with the strength of each reference's visual term in their values, to which the term
+    is linear.
 
     Args:
+        tokens: the keys and values of text and vision tokens in all layers, a nested dict as the UNet's parameters are.
         scale: one number, or one for each of the R `references`, [R]. Or a mapping from blocks to either: "down", "mid"
             and "up" are the three parts of the UNet, "up_blocks.1" and "up_blocks.1.attentions.0" are parts of these,
             as diffusers names them. The longest name that fits a layer counts; a layer that none fits keeps 1.

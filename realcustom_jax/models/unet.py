@@ -145,8 +145,11 @@ class UNetConfig:
 class UNetOutput:
     """What one evaluation gives; with `guidance_lanes`, maps and self maps are of these lanes alone.
 
-    noise: [B, H, W, C]. maps: tuple of [B, R, h_l, w_l] float32, one for each cross-attention layer in forward order;
-    empty without a target. self_maps: tuple of [B, 1, n, n] float32; empty unless asked for.
+    Attributes:
+        noise: [B, H, W, C], or the velocity, as the model predicts.
+        maps: tuple of [B, R, h_l, w_l] float32, one for each cross-attention layer in forward order; empty without a
+            target.
+        self_maps: tuple of [B, 1, n, n] float32; empty unless asked for.
     """
 
     noise: jax.Array
@@ -250,7 +253,7 @@ class UNet(nn.Module):
         Args:
             sample: noisy latents [B, H, W, C].
             timestep: scalar or [B], in training steps (0 … 999); None only where the variable collection "context"
-                holds the shifts that it would add (module `context`).
+                holds the shifts that it would add.
             text: text tokens [B, T, D]. pooled: pooled text [B, P] and time_ids [B, 6] (SDXL's kind of UNet only).
             vision: projected vision tokens [B, R, L, D]; None leaves the visual term out.
             mask: [B, R, h, w] weight of each reference's visual term, of any size; None = 1 everywhere.

@@ -21,7 +21,8 @@ from jax.typing import ArrayLike
 from realcustom_jax.arrays import Array
 from realcustom_jax.errors import check_choice
 
-MODES = "none_direct", "none", "naive", "naive_global", "naive_global_direct"
+MODES: tuple[str, ...] = ("none_direct", "none", "naive", "naive_global", "naive_global_direct")
+"""How the lanes' predictions are combined, see ``classifier_free_guidance``."""
 
 
 @flax.struct.dataclass

@@ -21,10 +21,13 @@ VisionScale = ArrayLike | Sequence[float] | Mapping[str, ArrayLike]
 
 @flax.struct.dataclass
 class Conditioning:
-    """What the UNet sees beside the latents.
+    """What the UNet sees beside the latents. `conditioning.replace(vision=tokens)` is a copy with other tokens.
 
-    text: [B, T, D] text tokens. pooled: [B, P] pooled text and time_ids: [B, 6] (SDXL's kind of UNet only).
-    vision: [B, R, L, D] projected tokens of R references.
+    Attributes:
+        text: [B, T, D] text tokens.
+        pooled: [B, P] pooled text; None but for SDXL's kind of UNet, as the miniature's is.
+        time_ids: [B, 6] size conditioning; likewise.
+        vision: [B, R, L, D] projected tokens of R references; None: no visual term.
     """
 
     text: Array

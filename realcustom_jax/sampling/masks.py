@@ -155,8 +155,8 @@ def owners(strength: jax.Array, plain: jax.Array, refine: jax.Array | None, way:
             argmax        the highest normalised map, as RealCustom++ draws it
             argmax_plain  the phrase that the position attends to most, by the maps as they are
             argmax_mean   the highest of the normalised maps, each divided by its mean
-            split_first   the highest of the plain maps, each divided by its mean: refinement does not move the border
-            seeds         every phrase's eighth of the positions where it leads by most, grown along self-attention
+            split_first   the highest of the plain maps by their means: refinement moves no border
+            seeds         each phrase's eighth where it leads by most, grown along self-attention
     """
     if way == "argmax_plain":
         return strongest_reference(plain)

@@ -49,7 +49,13 @@ BRANCHES = "fused", "sequential"
 
 @flax.struct.dataclass
 class Samples:
-    """latents: the last x_0 prediction [B, H, W, C]; masks: the mask used in each step [steps, B, R, h, w]; float32."""
+    """What the loop gives.
+
+    Attributes:
+        latents: the last x_0 prediction, float32 [B, H, W, C].
+        masks: the mask used in each step, float32 [steps, B, R, h, w]; of the given masks' size where all are given in
+            one array.
+    """
 
     latents: jax.Array
     masks: jax.Array
@@ -80,7 +86,7 @@ def sample_latents(
 
     Args:
         unet, params: the UNet with visual attention, for the platform that it carries. A GPU's layers are taken apart
-            if they are not (`models.context.layers_apart`), which copies them in every call: load them apart.
+            if they are not, which copies them in every call: load them apart (`load_unet` with scan_layers=False).
         noise: [B, H, W, C] of unit variance.
         positive, negative: with vision tokens, and of equal shapes; negative may be None without guidance.
         target: [B, R, T] 0/1, the tokens of each reference's phrase in the positive text.
@@ -88,10 +94,10 @@ def sample_latents(
         mask: None lets the image act everywhere: masks of ones, no guidance lane.
         freeze_mask_step: K ≥ 1, the first step that reuses its predecessor's mask; K ≥ steps never freezes. Steps that
             the solver leaves out at the start count.
-        branches: "fused" | "sequential", see the module.
-        masks: [B, R, h, w] of any size, instead of those of the guidance lane, which then is not run. Or one [B, h, w]
-            for each reference, None where the guidance lane is to make it: unless `mask.overlap` is "sum", beside what
-            was given.
+        branches: "fused" | "sequential", the order of the lanes (docs/method.md).
+        masks: [B, R, h, w] of any size, the same for all steps, instead of those of the guidance lane, which then is
+            not run. Or one [B, h, w] for each reference, None where the guidance lane is to make it: unless
+            `mask.overlap` is "sum", beside what was given.
         vision_scale: the strength of the visual term, see `context.scale_vision`; 0 is the text alone.
         guidance: how the lanes' predictions are combined, if not directly.
         init_latents: [B, H, W, C] of a picture from which the sampling starts, where the solver leaves out the first

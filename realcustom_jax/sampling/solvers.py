@@ -291,7 +291,8 @@ def integrate(
     return state.x, state.x0
 
 
-SOLVERS = "dpm_single", "dpm_multi", "ddim", "euler", "euler_ancestral", "lcm"
+SOLVERS: tuple[str, ...] = ("dpm_single", "dpm_multi", "ddim", "euler", "euler_ancestral", "lcm")
+"""The names that ``make_solver`` takes."""
 _TO_NO_NOISE = "ddim", "euler", "euler_ancestral", "lcm"  # whose last step goes to ᾱ = 1
 _WITH_KARRAS = "euler", "dpm_multi"
 _RHO = 7.0  # of Karras' noise levels (arXiv 2206.00364, equation 5)
