@@ -186,6 +186,7 @@ def single_tensors(sdxl, monkeypatch):
             for name, value in read_tensors(sdxl / part / bundle.WEIGHT_FILES[part]).items()}
 
 
+@pytest.mark.slow
 def test_a_single_file_is_the_same_model_as_its_folder(sdxl, single_tensors, tmp_path):
     file = tmp_path / "model.safetensors"
     safetensors.numpy.save_file(single_tensors, file)

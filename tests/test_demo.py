@@ -455,6 +455,7 @@ def test_an_address_that_cannot_be_used_is_told_before_the_model_loads(host, por
     _check_address("127.0.0.1", free_port())
 
 
+@pytest.mark.slow
 def test_without_gradio_the_command_names_the_extra(tmp_path):
     (tmp_path / "gradio.py").write_text("raise ModuleNotFoundError(\"No module named 'gradio'\", name='gradio')")
     root = Path(__file__).parents[1]

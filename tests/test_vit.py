@@ -59,6 +59,7 @@ def test_position_embeddings_cover_prefix_tokens_unless_no_embed_class():
     assert output.shape == (1, 6, 8)
 
 
+@pytest.mark.slow
 def test_compute_dtype_is_the_modules():
     arrays, (module, params) = golden("vit_dinov2_reg"), load("vit_dinov2_reg", dtype=jnp.bfloat16)
     (output,) = module.apply({"params": params}, nhwc(arrays["image"]), layers=(2,))

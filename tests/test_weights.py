@@ -182,6 +182,7 @@ def test_filling_counts_what_it_fills():
             weights.from_torch(shapes, some, "stack", dtype=np.float32)
 
 
+@pytest.mark.slow
 def test_bfloat16_parameters():
     module, params = load(rc.load_autoencoder, "vae", dtype=jax.numpy.bfloat16)
     assert {leaf.dtype.name for leaf in jax.tree.leaves(params)} == {"bfloat16"}
