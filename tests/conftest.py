@@ -1,3 +1,4 @@
+import gc
 import os
 from pathlib import Path
 
@@ -15,6 +16,22 @@ _LONGEST = "test_stages.py", "test_published.py", "test_unet.py", "test_sampling
 def pytest_collection_modifyitems(items):
     """Each file runs in one process, where what it trains and compiles serves all its tests; the longest begin."""
     items.sort(key=lambda item: _LONGEST.index(item.path.name) if item.path.name in _LONGEST else len(_LONGEST))
+
+
+_MANY_MAPS = 25_000
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_programs_do_not_pile_up():
+    """A compiled program holds memory maps until JAX forgets it, of which Linux lets a process have 65,530
+    (vm.max_map_count): beyond, LLVM aborts."""
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.is_file() and maps.read_bytes().count(b"\n") > _MANY_MAPS:
+        import jax
+
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture
