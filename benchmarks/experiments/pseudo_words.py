@@ -1,7 +1,7 @@
 """The other way to customise, on the miniature: a pseudo-word for each subject. docs/evidence.md, "Pseudo-words".
 
     python -m benchmarks.experiments.pseudo_words --out runs/pseudo_words            # resumable: a row is a file
-    python -m benchmarks.experiments.pseudo_words --out runs/pseudo_words --report   # table and plot, from the files
+    python -m benchmarks.experiments.pseudo_words --out runs/pseudo_words --report   # the table, from the files
 
 Textual inversion (arXiv 2208.01618): for each subject a word of its own is trained, which begins as its noun, until the
 base model draws the reference from "a WORD"; in prompts it then stands where the noun stood. The weight `keep` of its
@@ -206,30 +206,6 @@ def _mean(row: dict[str, Any], task: str, metric: str) -> dict[str, Any]:
     return mean_with_interval(np.array(row["scores"][task][metric]), np.array(row["subjects"][task]))
 
 
-def plot(rows: list[dict[str, Any]], file: Path) -> None:
-    """Similarity against control: of all things named, and beside a bystander of its attributes."""
-    import matplotlib
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, 2, figsize=(9, 4), layout="constrained")
-    panels = (("one", "text_controllability"), ("bystander", "bystander_fidelity"))
-    for axis, (task, control) in zip(axes, panels, strict=True):
-        points = {row["name"]: [_mean(row, task, metric) for metric in ("subject_similarity", control)] for row in rows}
-        words = [name for name in points if name.startswith("pseudo")]
-        axis.plot(*([points[name][i]["value"] for name in words] for i in (0, 1)), color="0.7", zorder=0)
-        for name, (x, y) in points.items():
-            color = "0.5" if name in words else {"text_only": "C0", "no_mask": "C1", "fused": "C2"}[name]
-            spread = [[[at["value"] - at["ci95"][0]], [at["ci95"][1] - at["value"]]] for at in (x, y)]
-            axis.errorbar(x["value"], y["value"], *spread[::-1], fmt="o", color=color, capsize=2)
-            axis.annotate(name.replace("pseudo-word, ", "").replace("_", " "), (x["value"], y["value"]),
-                          xytext=(4, 5), textcoords="offset points", fontsize=8)
-        axis.set(xlabel="subject similarity", ylabel=control.replace("_", " "), title=f"task {task}", xlim=(0, 1.05),
-                 ylim=(0, 1.1))
-        axis.grid(alpha=0.3)
-    figure.savefig(file, dpi=110)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder of the rows")
@@ -239,15 +215,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=120, help="of training a word")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--report", action="store_true", help="only read the rows that are there")
-    parser.add_argument("--plot", type=Path, help="file of the plot")
     options = parser.parse_args()
     if not options.report:
         options.out.mkdir(parents=True, exist_ok=True)
         make_rows(options)
-    rows = read_rows(options.out)
-    print(report(rows))
-    if options.plot:
-        plot(rows, options.plot)
+    print(report(read_rows(options.out)))
 
 
 if __name__ == "__main__":
