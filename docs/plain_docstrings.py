@@ -63,8 +63,7 @@ def _paragraphs(lines: list[str]) -> list[str]:
         elif not outer and part[0]:
             # One code block for each paragraph of a drawing: its own indentation, below the first line's, stays.
             found += [".. code-block:: text", "", *part]
-        elif len(part) > len(outer) and outer and all(map(_ENTRY.match, outer)) or (
-                len(outer) > 1 and all(map(_ENTRY.match, outer))):
+        elif len(part) > 1 and all(map(_ENTRY.match, outer)):
             found += _entries(part)
         else:
             found += _escaped("\n".join(part)).split("\n")

@@ -1,6 +1,7 @@
 """Python in a process of its own: with other devices, to be killed, or beside another one."""
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -19,3 +20,10 @@ def run(script: str, *arguments, **options) -> str:
     printed, _ = process.communicate(timeout=500)
     assert process.returncode == 0, printed
     return printed
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens at."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]

@@ -23,9 +23,12 @@ from realcustom_jax.commands import sample_options
 from realcustom_jax.conditioning.targets import phrase_spans
 from realcustom_jax.demo import command, pictures, uploads
 from realcustom_jax.demo.settings import Settings, first_settings, notes, problems
-from realcustom_jax.demo.studio import Studio, few_steps_of, step_by_step
+from realcustom_jax.demo.studio import Studio, step_by_step
 from realcustom_jax.demo.words import kept_words, side_by_side, target_of, words_of_target, words_to_click
+from realcustom_jax.model_files.source import ModelSource
 from realcustom_jax.pipeline import Result
+
+import fresh_process
 
 DOG, CAR = (str(uploads.EXAMPLES / f"{noun}.png") for noun in ("dog", "car"))
 TWO_DOGS = "a red dog and a Dog on the beach"
@@ -319,7 +322,7 @@ def test_a_value_that_looks_like_an_option_stays_a_value(settings):
 
 
 def test_the_miniature_makes_few_steps_only_if_the_command_is_not_told_otherwise(settings):
-    count = few_steps_of("mini")
+    count = ModelSource.open("mini").few_steps_limit
     assert count == 4
     assert "--no-few-steps" not in command.command_line(dataclasses.replace(settings, steps=5), few_steps=count)
 
@@ -353,12 +356,6 @@ def test_the_mask_of_a_step_is_shown_on_its_picture():
 # The server
 
 
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
-
-
 @pytest.fixture(scope="module")
 def server(mini_pipeline, tmp_path_factory):
     """(address, the folder of uploads) of a page of the random miniature."""
@@ -369,7 +366,7 @@ def server(mini_pipeline, tmp_path_factory):
     from realcustom_jax.demo.page import build_page, serve
 
     page = build_page(Studio(mini_pipeline), first_settings(mini_pipeline, sample_options.parse([])))
-    yield serve(page, folder, host="127.0.0.1", port=free_port(), wait=False).rstrip("/"), folder
+    yield serve(page, folder, host="127.0.0.1", port=fresh_process.free_port(), wait=False).rstrip("/"), folder
     page.close()
     os.environ.clear()
     os.environ.update(before)
@@ -452,7 +449,7 @@ def test_an_address_that_cannot_be_used_is_told_before_the_model_loads(host, por
     with socket.create_server(("127.0.0.1", 0)) as taken:
         with pytest.raises(ValueError, match=f"{said}.*give another --port or --host"):
             _check_address(host, port or taken.getsockname()[1])
-    _check_address("127.0.0.1", free_port())
+    _check_address("127.0.0.1", fresh_process.free_port())
 
 
 @pytest.mark.slow

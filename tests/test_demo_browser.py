@@ -5,7 +5,6 @@ import re
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,8 @@ from PIL import Image
 
 from realcustom_jax.commands import sample_options
 from realcustom_jax.demo.uploads import EXAMPLES
+
+import fresh_process
 
 pytest.importorskip("gradio")
 playwright = pytest.importorskip("playwright.sync_api")
@@ -30,16 +31,10 @@ _COMPILING = 400_000  # milliseconds: on two cores that others use, too
 _MADE = re.compile(r"pictures? in [\d.]+ s\.")
 
 
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
-
-
 @pytest.fixture(scope="module")
 def address(tmp_path_factory):
     """Of a server in a process of its own, as a person starts it."""
-    port = free_port()
+    port = fresh_process.free_port()
     temporary = tmp_path_factory.mktemp("temporary")
     log = (temporary / "log").open("w+")
     process = subprocess.Popen(
@@ -258,7 +253,7 @@ def test_the_work_stops_at_the_next_step_when_the_browser_is_gone(browser, mini_
             return step_by_step(call)
 
     page = build_page(Slow(mini_pipeline), first_settings(mini_pipeline, sample_options.parse([])))
-    address = serve(page, tmp_path, host="127.0.0.1", port=free_port(), wait=False)
+    address = serve(page, tmp_path, host="127.0.0.1", port=fresh_process.free_port(), wait=False)
     try:
         person = opened(browser.new_context(), address)
         person.click("#generate")

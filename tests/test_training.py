@@ -4,7 +4,6 @@ import dataclasses
 import json
 import os
 import signal
-import socket
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +30,7 @@ from realcustom_jax.training.loop import (  # noqa: F401
     make_train_step,
 )
 
-from fresh_process import run, start
+from fresh_process import free_port, run, start
 
 SETTINGS = TrainSettings(steps=12, batch_size=4, learning_rate=0.1, warmup=2, save_every=4, sample_every=6, log_every=1)
 
@@ -150,9 +149,7 @@ class Partial(Layered):
 fit('two', Partial(), SETTINGS, folder / 'two', mesh=make_mesh(fsdp=2))
 fit('on', Layered(), dataclasses.replace(SETTINGS, steps=16), folder / 'one', mesh=make_mesh(fsdp=2))
 """
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
+    address = f"localhost:{free_port()}"
     processes = [start(script, tmp_path, address, i, devices=2) for i in range(2)]
     assert [process.wait(timeout=500) for process in processes] == [0, 0]
     one, two = losses(tmp_path / "one"), losses(tmp_path / "two")

@@ -7,14 +7,14 @@ In a clone it is `python sample.py`.
 
 import argparse
 import dataclasses
-import logging
 import sys
 import warnings
 from contextlib import nullcontext
 
 from tqdm import tqdm
 
-from realcustom_jax.commands.sample_options import PROMPT, parse
+from realcustom_jax.commands.program import say_nothing_of_accelerators
+from realcustom_jax.commands.sample_options import PROMPT, load_model, parse
 
 # What a pipeline is loaded from, and how.
 _LOADED = "model", "adapter", "vision", "tokenizer", "vae", "unet", "prediction", "lora", "preset", "dtype"
@@ -25,7 +25,7 @@ _OF_ROWS = "prompt", "image", "target", "mask", "init_image", "mask_image", "str
 def main(arguments: list[str] | None = None) -> int:
     """Runs one call of `Pipeline`, or a batch; returns the exit code, see module `errors`."""
     options = parse(arguments)
-    logging.getLogger("jax._src.xla_bridge").setLevel(logging.ERROR)  # that an accelerator is missing is no news
+    say_nothing_of_accelerators()
     from realcustom_jax import errors
     from realcustom_jax.memory import enough_memory
 
@@ -44,7 +44,6 @@ def _run(options: argparse.Namespace) -> int:
     from realcustom_jax import batch, contact_sheet
     from realcustom_jax.model_files.locate import ASSETS
     from realcustom_jax.model_files.tensors import headers_only
-    from realcustom_jax.pipeline import Pipeline
     from realcustom_jax.sampling.options import skipped_steps
 
     choices = _checked_choices(options)
@@ -52,10 +51,7 @@ def _run(options: argparse.Namespace) -> int:
     say(f"Loading {options.model} …")
     few_steps = _suffices_few_steps(options)
     with headers_only() if options.memory else nullcontext():
-        pipeline = Pipeline.load(
-            options.model, options.adapter, vision=options.vision, tokenizer=options.tokenizer, vae=options.vae,
-            unet=options.unet, prediction=options.prediction, loras=options.lora or (), preset=options.preset,
-            dtype=options.dtype, offload=options.offload, few_steps=few_steps)
+        pipeline = load_model(options, few_steps=few_steps)
     if few_steps:
         say(f"For {options.steps or pipeline.preset.steps} steps its form for few steps is used: solver "
             f"{pipeline.preset.solver}, guidance {pipeline.preset.guidance_scale:g}, where you say nothing else; "
@@ -87,15 +83,13 @@ def _run(options: argparse.Namespace) -> int:
 def _suffices_few_steps(options: argparse.Namespace) -> bool:
     """Whether the model is taken in its form for few steps: as the user says, or else where it brings one for as few
     as are asked for, and is used with its own UNet, adapter and preset, which that form was made for."""
-    from realcustom_jax.model_files.bundle import FEW_STEPS
     from realcustom_jax.model_files.source import ModelSource
 
     if options.few_steps is not None:
         return options.few_steps
     if not options.steps or options.unet or options.adapter or options.preset:
         return False
-    model = ModelSource.open(options.model)
-    return model.has(FEW_STEPS) and options.steps <= model.few_steps()[1]["steps"]
+    return options.steps <= ModelSource.open(options.model).few_steps_limit
 
 
 def _flag(name: str) -> str:

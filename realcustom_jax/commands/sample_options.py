@@ -3,8 +3,12 @@
 import argparse
 import importlib.util
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from realcustom_jax.commands.program import program
+
+if TYPE_CHECKING:
+    from realcustom_jax.pipeline import Pipeline
 
 PROMPT = "a dog on the beach"
 
@@ -104,6 +108,16 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     add("--dtype", default="float32", choices=("float32", "bfloat16", "float16"),
         help="of parameters and computation")
     add("--offload", action="store_true", help="keep the encoders out of the device's memory while sampling")
+
+
+def load_model(options: argparse.Namespace, *, few_steps: bool = False) -> "Pipeline":
+    """The pipeline that the options of `add_model_options` say; errors as of `Pipeline.load`."""
+    from realcustom_jax.pipeline import Pipeline  # which imports JAX, and options are read without it
+
+    return Pipeline.load(
+        options.model, options.adapter, vision=options.vision, tokenizer=options.tokenizer, vae=options.vae,
+        unet=options.unet, prediction=options.prediction, loras=options.lora or (), preset=options.preset,
+        dtype=options.dtype, offload=options.offload, few_steps=few_steps)
 
 
 def parse_with_config(parser: argparse.ArgumentParser, arguments: list[str] | None) -> argparse.Namespace:

@@ -10,7 +10,6 @@ whether it fits:
     realcustom-train --config=configs/sdxl.py --compile_only --topology=v5e:4x4 --json=FILE
 """
 
-import logging
 import math
 import os
 import re
@@ -24,7 +23,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import ConfigDict, config_flags
 
-from realcustom_jax.commands.program import program
+from realcustom_jax.commands.program import program, say_nothing_of_accelerators
 from realcustom_jax.errors import exit_code, needs_extra
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The configuration, e.g. configs/mini.py.")
@@ -57,7 +56,7 @@ def main() -> None:
 
 def _main(argv: list[str]) -> None:
     del argv
-    logging.getLogger("jax._src.xla_bridge").setLevel(logging.ERROR)  # that an accelerator is missing is no news
+    say_nothing_of_accelerators()
     if not flags.FLAGS["verbosity"].present:  # Orbax tells of every file that it opens
         absl_logging.set_verbosity(absl_logging.WARNING)
     sys.exit(exit_code(_work, debug=_DEBUG.value, report=_say, unusable=(ValueError, OSError, FloatingPointError)))

@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import logging
 import os
 import signal
 import socket
@@ -12,14 +11,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from realcustom_jax import errors
-from realcustom_jax.commands.sample_options import Help, add_model_options, parse_with_config
+from realcustom_jax.commands.program import say_nothing_of_accelerators
+from realcustom_jax.commands.sample_options import Help, add_model_options, load_model, parse_with_config
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Serves the page until it is interrupted; returns the exit code, see module `errors`."""
     parser = _parser()
     options = parse_with_config(parser, arguments)
-    logging.getLogger("jax._src.xla_bridge").setLevel(logging.ERROR)  # that an accelerator is missing is no news
+    say_nothing_of_accelerators()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # asked to end, as Ctrl-C does, so that the folder goes
     try:
         return errors.exit_code(lambda: _serve(options, parser), debug=options.debug)
@@ -36,19 +36,14 @@ def _serve(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None
     # Gradio reads its environment when it is imported.
     with _own_folder() as folder:
         os.environ |= {"GRADIO_TEMP_DIR": str(folder), "GRADIO_ANALYTICS_ENABLED": "False"}
-        with errors.needs_extra("demo", "The web page"):
-            import gradio  # noqa: F401
-
         from realcustom_jax.demo.page import build_page, serve
-        from realcustom_jax.demo.studio import Studio, few_steps_of
-        from realcustom_jax.pipeline import Pipeline
+        from realcustom_jax.demo.studio import Studio
+        from realcustom_jax.model_files.source import ModelSource
 
         print(f"Loading {options.model} …", file=sys.stderr)
-        pipeline = Pipeline.load(
-            options.model, options.adapter, vision=options.vision, tokenizer=options.tokenizer, vae=options.vae,
-            unet=options.unet, prediction=options.prediction, loras=options.lora or (), preset=options.preset,
-            dtype=options.dtype, offload=options.offload)
-        studio = Studio(pipeline, tuple(loading_options(options, parser)), few_steps_of(options.model))
+        pipeline = load_model(options)
+        studio = Studio(pipeline, tuple(loading_options(options, parser)),
+                        ModelSource.open(options.model).few_steps_limit)
         page = build_page(studio, first_settings(pipeline, options))
         serve(page, folder, host=options.host, port=options.port, share=options.share)
 

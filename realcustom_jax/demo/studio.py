@@ -11,8 +11,6 @@ import numpy as np
 from realcustom_jax.demo.command import Option, command_line
 from realcustom_jax.demo.settings import Settings
 from realcustom_jax.memory import enough_memory
-from realcustom_jax.model_files.bundle import FEW_STEPS
-from realcustom_jax.model_files.source import ModelSource
 from realcustom_jax.pipeline import Pipeline, Result
 
 Made = TypeVar("Made")
@@ -30,7 +28,7 @@ class Studio:
     Attributes:
         pipeline: the model.
         loading: the options that load it, see `command.loading_options`.
-        few_steps: see `few_steps_of`.
+        few_steps: see `command.command_line`.
         busy: held by the call that runs.
     """
 
@@ -61,12 +59,6 @@ class Studio:
     def command(self, settings: Settings) -> str:
         """The command line that makes the same."""
         return command_line(settings, self.loading, match=self.pipeline.preset.match, few_steps=self.few_steps)
-
-
-def few_steps_of(model: str) -> int:
-    """For up to how many steps the command `realcustom` takes the model in its form for few steps; 0: it has none."""
-    source = ModelSource.open(model)
-    return source.few_steps()[1]["steps"] if source.has(FEW_STEPS) else 0
 
 
 def step_by_step(call: Callable[[Callable[[int], None]], Made]) -> Iterator[int | Made]:

@@ -163,6 +163,11 @@ class ModelSource(abc.ABC):
         raise FileNotFoundError(f"{self.root} brings no form for few steps ({FEW_STEPS}/): leave few_steps out, or "
                                 "give a LoRA that was distilled for them with loras (--lora).")
 
+    @property
+    def few_steps_limit(self) -> int:
+        """For up to how many steps the form for few steps was made; 0: the model brings none."""
+        return self.few_steps()[1]["steps"] if self.has(FEW_STEPS) else 0
+
     def adapter(self) -> Adapter:
         """The adapter that comes with the model. Raises FileNotFoundError for a base model, which has none."""
         if not self.has("adapter"):
