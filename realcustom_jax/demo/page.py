@@ -9,9 +9,6 @@ from collections.abc import Iterator
 from html import escape
 from pathlib import Path
 
-from starlette.middleware import Middleware
-from starlette.responses import PlainTextResponse
-
 from realcustom_jax.demo.pictures import legend, mask_of_step
 from realcustom_jax.demo.settings import MOST_PICTURES, MOST_STEPS, Settings, notes, problems
 from realcustom_jax.demo.studio import Studio
@@ -24,6 +21,8 @@ from realcustom_jax.pipeline import Pipeline, Result
 with needs_extra("demo", "The web page"):
     import gradio as gr
     from gradio.exceptions import InvalidPathError
+    from starlette.middleware import Middleware
+    from starlette.responses import PlainTextResponse
 
 _LONGEST_QUEUE = 50
 _SMALL = 256  # pixels a side: such pictures are shown pixel by pixel
