@@ -22,8 +22,8 @@ class Index:
 
     pictures int64 [N + 1]: row i has the pictures pictures[i] … pictures[i + 1] − 1 of sizes. sizes int32 [P, 2]:
     (height, width) of each picture. targets int32 [N]: from how many of its first pictures a target is drawn.
-    choices int64 [N + 1]: row i has choices[i] … choices[i + 1] − 1 of choice. choice int32 [C, 2]: (subject, picture of
-    the row, or `records.CUT_OUT`, `records.PLACED_ANEW`). identity uint64 [N]: equal for rows of one subject.
+    choices int64 [N + 1]: row i has choices[i] … choices[i + 1] − 1 of choice. choice int32 [C, 2]: (subject, picture
+    of the row, or `records.CUT_OUT`, `records.PLACED_ANEW`). identity uint64 [N]: equal for rows of one subject.
     score float32 [N], NaN where a row has none.
     """
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from realcustom_jax.conditioning.images import load_image
 from realcustom_jax.conditioning.targets import word_spans
-from realcustom_jax.data.rows import Row, Subject
+from realcustom_jax.data.rows import Row
 from realcustom_jax.files import png
 
 CUT_OUT, PLACED_ANEW = -1, -2
