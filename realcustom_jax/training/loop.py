@@ -8,9 +8,7 @@ same numbers.
 import contextlib
 import dataclasses
 import functools
-import signal
 import sys
-import threading
 from collections.abc import Callable, Mapping
 from numbers import Integral, Real
 from pathlib import Path
@@ -21,7 +19,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax.contrib
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from optax.contrib import MuonDimensionNumbers
 from PIL import Image
@@ -33,6 +30,7 @@ from realcustom_jax.devices.platform import Platform
 from realcustom_jax.devices.sharding import AxisRules
 from realcustom_jax.errors import check_choice
 from realcustom_jax.training.checkpoints import ON_EXISTING, Checkpoints
+from realcustom_jax.training.interruption import Interruption
 from realcustom_jax.training.log import Log
 
 Params = Any
@@ -281,32 +279,6 @@ def choose_shardings(tree, mesh: Mesh, rules: AxisRules):
     if mesh.shape["fsdp"] * mesh.shape["tensor"] == 1:
         return jax.tree.map(lambda _: sharding.replicated(mesh), tree)
     return sharding.shardings(tree, mesh, rules)
-
-
-class Interruption:
-    """Notes SIGTERM instead of dying of it, within a `with` block of the main thread."""
-
-    _came = False
-
-    def __enter__(self):
-        # Where there are several processes, JAX's own service notes the signal and lets all stop after the same step.
-        self._listens = jax.process_count() == 1 and threading.current_thread() is threading.main_thread()
-        if self._listens:
-            self._before = signal.signal(signal.SIGTERM, self._note)
-        return self
-
-    def __exit__(self, kind, *exception):
-        if self._listens:
-            signal.signal(signal.SIGTERM, self._before)
-            if self._came and kind is None:
-                signal.raise_signal(signal.SIGTERM)  # it came too late for the loop to act on
-
-    def asks(self, step: int) -> bool:
-        """Whether to stop after this step; the same answer in every process."""
-        return multihost_utils.reached_preemption_sync_point(step) if jax.process_count() > 1 else self._came
-
-    def _note(self, *_):
-        self._came = True
 
 
 def _report(step: int, metrics: dict[str, jax.Array], settings: TrainSettings, bar: tqdm, log: Log | None) -> None:
