@@ -1,33 +1,25 @@
-"""A run that is asked to stop: SIGTERM, as a machine that goes away sends it."""
+"""When a training loop stops before its last step: after a step that all processes agree on."""
 
-import signal
-import threading
+import contextlib
 
 import jax
 from jax.experimental import multihost_utils
 
+from realcustom_jax import interruption
 
-class Interruption:
-    """Notes SIGTERM instead of dying of it, within a `with` block of the main thread."""
 
-    _came = False
+class Interruption(contextlib.AbstractContextManager):
+    """Notes SIGTERM instead of dying of it, within a `with` block of the main thread; see module `interruption`."""
 
     def __enter__(self):
-        # Where there are several processes, JAX's own service notes the signal and lets all stop after the same step.
-        self._listens = jax.process_count() == 1 and threading.current_thread() is threading.main_thread()
-        if self._listens:
-            self._before = signal.signal(signal.SIGTERM, self._note)
+        self._noting = interruption.noted()
+        self._noted = self._noting.__enter__()
         return self
 
-    def __exit__(self, kind, *exception):
-        if self._listens:
-            signal.signal(signal.SIGTERM, self._before)
-            if self._came and kind is None:
-                signal.raise_signal(signal.SIGTERM)  # it came too late for the loop to act on
+    def __exit__(self, *exception):
+        return self._noting.__exit__(*exception)
 
     def asks(self, step: int) -> bool:
         """Whether to stop after this step; the same answer in every process."""
-        return multihost_utils.reached_preemption_sync_point(step) if jax.process_count() > 1 else self._came
-
-    def _note(self, *_):
-        self._came = True
+        # Where there are several, JAX's own service hears of the signal and lets all stop after the same step.
+        return multihost_utils.reached_preemption_sync_point(step) if jax.process_count() > 1 else self._noted.came

@@ -8,7 +8,6 @@ same numbers.
 import contextlib
 import dataclasses
 import functools
-import sys
 from collections.abc import Callable, Mapping
 from numbers import Integral, Real
 from pathlib import Path
@@ -29,6 +28,7 @@ from realcustom_jax.devices.jaxprs import flops
 from realcustom_jax.devices.platform import Platform
 from realcustom_jax.devices.sharding import AxisRules
 from realcustom_jax.errors import check_choice
+from realcustom_jax.interruption import Preempted
 from realcustom_jax.training.checkpoints import ON_EXISTING, Checkpoints
 from realcustom_jax.training.interruption import Interruption
 from realcustom_jax.training.log import Log
@@ -206,12 +206,12 @@ def fit(name: str, task: Task, settings: TrainSettings, workdir: Path, *, mesh: 
 
     On `mesh` (by default all devices, along `data`) arrays lie as `rules` say. Writes to `workdir`: `checkpoints/`
     (Orbax), what `log.Log` writes, `samples/STEP.png`. On SIGTERM, as a machine that goes away sends, it saves and
-    exits. `run` says what the run is about: checkpoints of another one are not continued.
+    stops. `run` says what the run is about: checkpoints of another one are not continued.
 
     Raises:
         FloatingPointError: the loss is not finite; names the step. The last checkpoint before it is intact.
         ValueError: the batch or a parameter cannot be divided over the devices; the checkpoints are another run's.
-        SystemExit: with code 0, after SIGTERM; the same command continues.
+        Preempted: after SIGTERM, saved; a process that it ends has the exit code 75, and the same command continues.
     """
     mesh = sharding.make_mesh() if mesh is None else mesh
     shares = sharding.batch_sharding(mesh, settings.batch_size // settings.accumulate, rules)
@@ -262,9 +262,8 @@ def fit(name: str, task: Task, settings: TrainSettings, workdir: Path, *, mesh: 
                         log.pause()
                 if stop:
                     checkpoints.wait()
-                    print(f"\n{name}: stopped after step {done} of {settings.steps} as asked, and saved; the same "
-                          "command continues.", file=sys.stderr)
-                    sys.exit(0)
+                    raise Preempted(f"{name}: stopped after step {done} of {settings.steps} as asked, and saved; the "
+                                    "same command continues.")
                 if settings.sample_every and (done % settings.sample_every == 0 or done == settings.steps):
                     averaged = sharding.collect(state.ema, mesh)
                     if first:
