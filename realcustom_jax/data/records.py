@@ -14,7 +14,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from realcustom_jax.conditioning.images import load_image
-from realcustom_jax.conditioning.targets import word_spans
+from realcustom_jax.conditioning.words import word_spans
 from realcustom_jax.data.rows import Row
 from realcustom_jax.files import png
 
