@@ -13,7 +13,6 @@ import contextlib
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,17 +25,16 @@ from realcustom_jax.data.dataset import About, Dataset, read_about
 from realcustom_jax.data.index import Index
 from realcustom_jax.data.records import FEATURES
 from realcustom_jax.data.scratch import scratch_folder
-from realcustom_jax.data.shards import Marker, Place, read_marker, write_part
+from realcustom_jax.data.shards import Marker, Place, read_marker, read_markers, write_part
 from realcustom_jax.files import write_file, write_json
-from realcustom_jax.paths import as_path, listing
+from realcustom_jax.paths import as_path, is_bucket, listing
 
 if TYPE_CHECKING:
     from realcustom_jax.data.sources import Part, Source
     from realcustom_jax.paths import AnyPath
 
 _SHOWN = 10  # broken rows that are shown one by one
-_AT_ONCE = 16  # markers that are read together, since each takes a request where they lie in a bucket
-_SEEN = "seen.json"
+_SEEN = "seen"
 
 
 def build(source: "Source", folder: "str | os.PathLike | AnyPath", *, identity: str | None = None, side: int = 1024,
@@ -67,18 +65,15 @@ def build(source: "Source", folder: "str | os.PathLike | AnyPath", *, identity: 
     parts = source.parts()
     identity = source.identity(folder / _SEEN) if identity is None else identity
     about = _claim(folder, About(identity, len(parts), side))
-    places = [Place(folder, number, len(parts), identity) for number in range(len(parts))]
-    with ThreadPoolExecutor(_AT_ONCE) as threads:
-        markers = list(threads.map(read_marker, places))
+    markers = read_markers(folder, len(parts), identity)
     missing = [i for i in range(host[0], len(parts), host[1]) if markers[i] is None]
     if missing:
+        places = [Place(folder, number, len(parts), identity) for number in range(len(parts))]
         _build_parts(parts, places, markers, missing, workers)
         if read_about(folder) != about:
             raise ValueError(f"Another dataset was begun in {folder} meanwhile; build each into a folder of its own.")
-        with ThreadPoolExecutor(_AT_ONCE) as threads:  # other hosts may have finished theirs
-            others = [i for i, marker in enumerate(markers) if marker is None]
-            for i, marker in zip(others, threads.map(lambda i: read_marker(places[i]), others), strict=True):
-                markers[i] = marker
+        if None in markers:  # other hosts may have finished theirs
+            markers = read_markers(folder, len(parts), identity)
     finished = [marker for marker in markers if marker is not None]
     _check_broken([line for marker in finished for line in marker.broken], max_broken)
     if len(finished) < len(parts):
@@ -100,6 +95,14 @@ def check_empty_or_dataset(folder: "AnyPath") -> None:
     if others:
         raise ValueError(f"{folder} holds no dataset, but {others[0]!r} and perhaps more: choose a new or an empty "
                          "folder for the dataset.")
+
+
+def check_outside(folder: str, source: str) -> None:
+    """Raises ValueError where a dataset would be written into the folder that it is made of."""
+    if is_bucket(folder) == is_bucket(source):
+        inner, outer = (path if is_bucket(path) else os.path.abspath(path) for path in (folder, source))
+        if (inner + "/").startswith(outer.rstrip("/") + "/"):
+            raise ValueError(f"The dataset cannot be written into its own pictures: {folder} lies in {source}.")
 
 
 def _claim(folder: "AnyPath", about: About) -> About:

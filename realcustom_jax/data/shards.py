@@ -12,6 +12,7 @@ import json
 import os
 import zipfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 # One record in a group, so that a row is read alone; pictures are compressed already.
 _OPTIONS = "group_size:1,uncompressed"
+_AT_ONCE = 16
 _VERSIONS = "generation", "etag", "ETag", "md5Hash"
 
 
@@ -133,6 +135,12 @@ def read_marker(place: Place) -> Marker | None:
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
         return None
     return Marker(index, about["size"], tuple(about["broken"]))
+
+
+def read_markers(folder: "AnyPath", shards: int, identity: str) -> list[Marker | None]:
+    """`read_marker` of every shard of a dataset. Several are read at once, as each takes requests to a bucket."""
+    with ThreadPoolExecutor(_AT_ONCE) as threads:
+        return list(threads.map(read_marker, (Place(folder, number, shards, identity) for number in range(shards))))
 
 
 def _record(row: Any) -> tuple[bytes, Entry] | str:
