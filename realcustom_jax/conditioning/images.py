@@ -1,7 +1,10 @@
 """Pictures in and out: files, bytes and arrays as numbers, and numbers as pictures.
 
-Two ranges are in use: [0, 1] for references (the encoders normalise further), [-1, 1] for the autoencoder.
+Two ranges are in use: [0, 1] for references (the encoders normalise further), [-1, 1] for the autoencoder. JAX is
+imported only where it is used, because worker processes read pictures with this module and nothing else of the model.
 """
+
+from __future__ import annotations
 
 import io
 import os
@@ -10,15 +13,16 @@ import warnings
 import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, Union
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from PIL import Image, JpegImagePlugin, UnidentifiedImageError
 from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, SAMPLEFORMAT
 
-ImageSource = str | os.PathLike | bytes | BinaryIO | Image.Image | np.ndarray | jax.Array
+if TYPE_CHECKING:
+    import jax
+
+ImageSource = Union[str, os.PathLike, bytes, BinaryIO, Image.Image, np.ndarray, "jax.Array"]  # noqa: UP007
 """A picture: a file (its path, its content, or opened in binary mode), an image of Pillow, or an array."""
 
 _EXPECTED = "a file (its path, its content as bytes, or opened in binary mode), a PIL image or an array [H, W, 3]"
@@ -82,6 +86,8 @@ def listed(images: ImageSource | Iterable[ImageSource]) -> list[ImageSource]:
 
 def from_uint8(images: jax.Array | np.ndarray) -> jax.Array:
     """uint8 pictures of any shape to the autoencoder's range: float32 in [-1, 1]."""
+    import jax.numpy as jnp
+
     return jnp.asarray(images, jnp.float32) / 127.5 - 1
 
 
@@ -293,6 +299,8 @@ def _from_array(array: np.ndarray) -> np.ndarray:
 
 def _parts_of_white(numbers: np.ndarray) -> np.ndarray:
     """float32 in [0, 1] of numbers whose kind and size tell what white is, see `load_image`."""
+    import jax.numpy as jnp  # which knows the floats that numpy does not have
+
     whole = jnp.issubdtype(numbers.dtype, jnp.integer)
     if not whole and not jnp.issubdtype(numbers.dtype, jnp.floating):
         raise _Unusable(f"holds numbers of the type {numbers.dtype}; expected whole numbers or floats.")

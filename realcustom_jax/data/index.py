@@ -64,10 +64,10 @@ class Index:
                 together[name] = np.concatenate(arrays)
         return cls(**together)
 
-    def to_bytes(self) -> bytes:
-        """The content of an .npz file."""
+    def to_bytes(self, **others: np.ndarray) -> bytes:
+        """The content of an .npz file, with other arrays besides."""
         buffer = io.BytesIO()
-        np.savez(buffer, **{field.name: getattr(self, field.name) for field in dataclasses.fields(self)})
+        np.savez(buffer, **{field.name: getattr(self, field.name) for field in dataclasses.fields(self)}, **others)
         return buffer.getvalue()
 
     @classmethod

@@ -14,7 +14,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from realcustom_jax.conditioning.images import load_image
-from realcustom_jax.conditioning.targets import word_spans
+from realcustom_jax.conditioning.words import word_spans
 from realcustom_jax.data.rows import Row
 from realcustom_jax.files import png
 
@@ -24,6 +24,7 @@ from 0 on are pictures of the row."""
 _PICTURE = tfds.features.Image(shape=(None, None, 3), encoding_format="png")
 FEATURES = tfds.features.FeaturesDict({
     "where": tfds.features.Text(),
+    "identity": tfds.features.Text(),
     "pictures": tfds.features.Sequence(_PICTURE),
     "targets": tfds.features.Scalar(np.int32),
     "captions": tfds.features.Sequence(tfds.features.Text()),
@@ -65,6 +66,7 @@ class Record:
     """A record, its pictures and masks not decoded; masks and boxes by subject."""
 
     where: str
+    identity: str
     pictures: list[bytes]
     targets: int
     captions: list[str]
@@ -91,7 +93,8 @@ def write_record(row: Row) -> tuple[bytes, Entry]:
         boxes[i] = _within(box, sizes[0])
     views = [(i, picture) for i, subject in enumerate(row.subjects) for picture in subject.views]
     record = FEATURES.serialize_example(FEATURES.encode_example({
-        "where": row.where, "pictures": contents, "targets": row.targets, "captions": list(row.captions),
+        "where": row.where, "identity": row.identity, "pictures": contents, "targets": row.targets,
+        "captions": list(row.captions),
         "words": [subject.word for subject in row.subjects], "views": np.array(views, np.int32).reshape(-1, 2),
         "masks": [png(Image.fromarray(mask)) for mask in masks.values()], "masked": list(masks),
         "boxes": np.array(list(boxes.values()), np.float32).reshape(-1, 4), "boxed": list(boxes),
@@ -108,8 +111,8 @@ def read_record(content: bytes) -> Record:
     found = FEATURES.deserialize_example_np(content, decoders=_UNDECODED)
     texts = {name: [text.decode() for text in found[name]] for name in ("captions", "words")}
     return Record(
-        where=found["where"].decode(), pictures=list(found["pictures"]), targets=int(found["targets"]),
-        views=np.asarray(found["views"], np.int32).reshape(-1, 2),
+        where=found["where"].decode(), identity=found["identity"].decode(), pictures=list(found["pictures"]),
+        targets=int(found["targets"]), views=np.asarray(found["views"], np.int32).reshape(-1, 2),
         masks=dict(zip(np.asarray(found["masked"]).tolist(), found["masks"], strict=True)),
         boxes=dict(zip(np.asarray(found["boxed"]).tolist(), np.asarray(found["boxes"]), strict=True)),
         score=float(found["score"]), **texts)
