@@ -66,6 +66,7 @@ class BucketBatches:
         """The shapes that there may be, (width, height)."""
         self.order = Order(self.index, self.sizes, batch_size, seed, weights)
         self.examples = np.arange(batch_size) if examples is None else np.asarray(examples)
+        self.parts = len(self.examples)
         self._seed, self._batch_size, self._placing = seed, batch_size, placing
         self._curriculum, self._steps = curriculum, steps
 
@@ -84,18 +85,22 @@ class BucketBatches:
 
     def chosen(self, step: int) -> Chosen:
         """What the examples of a batch show."""
+        drawn = [self.choose(step, part) for part in range(self.parts)]
+        shapes, *columns = np.array(drawn, int).reshape(-1, 5).T
+        return Chosen(int(shapes[0]), *columns)
+
+    def choose(self, step: int, part: int) -> tuple[int, int, int, int, int]:
+        """(shape, row, target, choice, caption) of one example, as `Chosen` has them."""
         number, batch = divmod(step, len(self))
-        epoch = self.order.epoch(number)
-        rows, targets = epoch.rows[batch][self.examples], epoch.targets[batch][self.examples]
-        drawn = [self._draw(*of, step) for of in zip(rows, targets, self.examples, strict=True)]
-        return Chosen(int(epoch.shapes[batch]), rows, targets, *np.array(drawn, int).reshape(-1, 2).T)
+        epoch, example = self.order.epoch(number), int(self.examples[part])
+        row, target = int(epoch.rows[batch, example]), int(epoch.targets[batch, example])
+        return int(epoch.shapes[batch]), row, target, *self._draw(row, target, example, step)
 
-    def read(self, chosen: Chosen, number: int) -> Example:
-        """One example of a batch. Raises ValueError: a picture is damaged; names the row."""
-        row, choice = int(chosen.rows[number]), int(chosen.choices[number])
-        return self.read_row(row, int(chosen.targets[number]), choice, int(chosen.captions[number]), chosen.shape)
+    def read(self, step: int, part: int) -> Example:
+        """One of the examples that are served. Raises ValueError: a picture is damaged; names the row."""
+        return self.read_row(*self.choose(step, part))
 
-    def read_row(self, row: int, target: int, choice: int, caption: int, shape: int) -> Example:
+    def read_row(self, shape: int, row: int, target: int, choice: int, caption: int) -> Example:
         """A row with these of its targets, of the index's references and of its captions, in a shape."""
         subject, reference = self.index.choice[self.index.choices[row] + choice].tolist()
         rng = np.random.default_rng((self._placing, row, subject))
@@ -105,8 +110,13 @@ class BucketBatches:
     def __getitem__(self, step: int) -> Batch:
         """target uint8 [B, H, W, 3]; caption, word: B texts; original_size, crop_top_left int32 [B, 2] (vertical
         first); reference uint8 [B, S, S, 3]."""
-        chosen = self.chosen(step)
-        return join([self.read(chosen, i) for i in range(len(self.examples))])
+        return self.join([self.read(step, part) for part in range(self.parts)])
+
+    def join(self, examples: Sequence[Example]) -> Batch:
+        """The batch of its examples."""
+        fields = {field.name: [getattr(example, field.name) for example in examples]
+                  for field in dataclasses.fields(Example)}
+        return {name: values if name in ("caption", "word") else np.stack(values) for name, values in fields.items()}
 
     def _draw(self, row: int, target: int, example: int, step: int) -> tuple[int, int]:
         """(choice, caption)."""
@@ -116,10 +126,3 @@ class BucketBatches:
         able = able[subjects[able] == rng.choice(np.unique(subjects[able]))]
         weights = self._curriculum.weights(step, self._steps, difficulties(references[able]))
         return rng.choice(able, p=weights), rng.integers(self.index.captions[row])
-
-
-def join(examples: Sequence[Example]) -> Batch:
-    """Examples of one shape as a batch."""
-    fields = {field.name: [getattr(example, field.name) for example in examples]
-              for field in dataclasses.fields(Example)}
-    return {name: values if name in ("caption", "word") else np.stack(values) for name, values in fields.items()}
