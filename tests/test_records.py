@@ -77,6 +77,7 @@ def test_an_index_is_that_of_its_rows_whole_or_in_parts():
         np.testing.assert_array_equal(getattr(again, name), expected, err_msg=name)
         assert getattr(again, name).dtype == expected.dtype
     assert len(again) == 3 and again.pictures.tolist() == [0, 3, 8, 9] and again.targets.tolist() == [1, 5, 1]
+    assert again.captions.tolist() == [2, 1, 1]
     assert again.choice[again.choices[1]:again.choices[2]].tolist() == [[0, i] for i in range(5)]
 
 

@@ -66,25 +66,14 @@ def load_image(source: ImageSource) -> np.ndarray:
     Raises:
         FileNotFoundError, ValueError: there is no such file, it cannot be read, or this is no picture; says which.
     """
-    try:
-        if _is_array(source):
-            return _from_array(_on_host(source))
-        if isinstance(source, Image.Image):
-            return _from_image(source)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's, of metadata that it skips, and of sizes below its limit
-            return _from_file(_openable(source))
-    except FileNotFoundError:
-        raise
-    except _Unusable as error:
-        raise ValueError(f"The image {_name(source)} {error}") from None
-    except UnidentifiedImageError:
-        reason = "Pillow finds no picture in it"
-    except Exception as error:  # Pillow raises many kinds for a broken file
-        if isinstance(error, OSError) and error.strerror:
-            raise ValueError(f"The image {_name(source)} cannot be read ({error.strerror}).") from None
-        reason = " ".join(str(error).split()) or type(error).__name__
-    raise ValueError(f"The image {_name(source)} cannot be read ({reason}); give an undamaged PNG or JPEG file of it.")
+    return _parts(_load(source))
+
+
+def load_pixels(source: ImageSource) -> np.ndarray:
+    """`load_image` rounded to 8 bits: uint8 [H, W, 3]. Of pictures with 8 bits a channel, as most are, nothing is
+    computed in floats."""
+    pixels = _load(source)
+    return pixels if pixels.dtype == np.uint8 else np.uint8(np.round(pixels * 255))
 
 
 def listed(images: ImageSource | Iterable[ImageSource]) -> list[ImageSource]:
@@ -116,6 +105,38 @@ def grid(images: jax.Array | np.ndarray, columns: int) -> Image.Image:
     sheet[:count] = images
     sheet = sheet.reshape(rows, columns, height, width, channels).swapaxes(1, 2)
     return Image.fromarray(sheet.reshape(rows * height, columns * width, channels))
+
+
+def _parts(pixels: np.ndarray) -> np.ndarray:
+    """float32 in [0, 1] of what `_load` gives."""
+    if pixels.dtype != np.uint8:
+        return pixels
+    parts = pixels.astype(np.float32)
+    parts /= 255
+    return parts
+
+
+def _load(source: ImageSource) -> np.ndarray:
+    """[H, W, 3], float32 in [0, 1] or, of 8 bits a channel, uint8. Raises what `load_image` raises."""
+    try:
+        if _is_array(source):
+            return _from_array(_on_host(source))
+        if isinstance(source, Image.Image):
+            return _from_image(source)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's, of metadata that it skips, and of sizes below its limit
+            return _from_file(_openable(source))
+    except FileNotFoundError:
+        raise
+    except _Unusable as error:
+        raise ValueError(f"The image {_name(source)} {error}") from None
+    except UnidentifiedImageError:
+        reason = "Pillow finds no picture in it"
+    except Exception as error:  # Pillow raises many kinds for a broken file
+        if isinstance(error, OSError) and error.strerror:
+            raise ValueError(f"The image {_name(source)} cannot be read ({error.strerror}).") from None
+        reason = " ".join(str(error).split()) or type(error).__name__
+    raise ValueError(f"The image {_name(source)} cannot be read ({reason}); give an undamaged PNG or JPEG file of it.")
 
 
 def _is_array(source: Any) -> bool:
@@ -231,9 +252,7 @@ def _from_colours(image: Image.Image) -> np.ndarray:
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    pixels = np.array(image.convert("RGB"), np.float32)
-    pixels /= 255
-    return pixels
+    return np.array(image.convert("RGB"))
 
 
 def _from_numbers(image: Image.Image) -> np.ndarray:

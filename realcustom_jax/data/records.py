@@ -56,6 +56,7 @@ class Entry:
 
     sizes: list[tuple[int, int]]
     targets: int
+    captions: int
     choices: list[tuple[int, int]]
     identity: int
     score: float
@@ -105,7 +106,7 @@ def write_record(row: Row) -> tuple[bytes, Entry]:
     named = row.identity.encode() if row.identity else b"\0".join(contents[:row.targets])
     identity = int.from_bytes(hashlib.blake2b(named, digest_size=8).digest(), "little")
     score = math.nan if row.score is None else row.score
-    return record, Entry(sizes, row.targets, views + made, identity, score)
+    return record, Entry(sizes, row.targets, len(row.captions), views + made, identity, score)
 
 
 def read_record(content: bytes) -> Record:
