@@ -99,7 +99,7 @@ for pixels, tokens, heads, size in eval(sys.argv[1]):
 
 @pytest.mark.slow
 def test_published_shapes_compile_for_a_tpu():
-    """Forward and two backward kernels on each chip's part of batch and heads, and no array of weights: SDXL's two sizes
+    """Forward and two backward kernels on each chip's part of batch and heads, no array of weights: SDXL's two sizes
     of self-attention, SD-1.5's, with its head size of 40 and 80, pictures that are not square, and visual tokens."""
     pytest.importorskip("libtpu")
     shapes = [(4096, 4096, 10, 64), (1024, 1024, 20, 64), (4032, 4032, 10, 64), (4096, 4096, 8, 40),

@@ -75,8 +75,9 @@ def in_its_own_process(name: str) -> tuple[dict[str, float], dict[str, int]]:
     """`compile_one` of this kernel, and the instructions of each Pallas kernel; libtpu reads its options only once."""
     with tempfile.TemporaryDirectory() as folder:
         asks = f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true"
-        done = subprocess.run([sys.executable, "-m", "benchmarks.compiling.tpu_attention", *sys.argv[1:], "--kernel", name],
-                              env=os.environ | {"LIBTPU_INIT_ARGS": asks}, capture_output=True, text=True, check=True)
+        command = [sys.executable, "-m", "benchmarks.compiling.tpu_attention", *sys.argv[1:], "--kernel", name]
+        done = subprocess.run(command, env=os.environ | {"LIBTPU_INIT_ARGS": asks}, capture_output=True, text=True,
+                              check=True)
         instructions = {}
         for file in Path(folder).glob("*-schedule-analysis_final_bundles.txt"):
             text = file.read_text()
