@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from realcustom_jax.conditioning.images import grid
 from realcustom_jax.data.pictures import folder
 from realcustom_jax.data.pictures.bucketed import BucketBatches
 from realcustom_jax.devices.ahead_of_time import AdapterStep
 from realcustom_jax.model_files import bundle
-from realcustom_jax.model_files.adapter import scaled_tokens
+from realcustom_jax.model_files.adapter import find_adapter, scaled_tokens
 from realcustom_jax.model_files.source import FolderSource
 from realcustom_jax.model_files.tensors import read_tensors
 from realcustom_jax.model_files.weights import read_config
@@ -61,6 +62,7 @@ def get_config(kind: str, model: Path, pictures: Path):
     train.model, train.vision, train.adapter, train.side, train.dtype = str(model), "", "", 128, "float32"
     train.data.folder = str(pictures)
     train.preset.pooled = "projected" if kind == "sdxl" else "unprojected"
+    train.preset.update(scope=0.6, guidance_scale=2.0, normalize="min_max_norm", solver="ddim", steps=6)
     train.fresh.update(dim_head=8)
     train.fresh.vision_settings.update(size=SIDE, encoder_size=ENCODER_SIDE, siglip_layers=[0, 1], dino_layers=[0, 1])
     train.mesh.update(data=-1, fsdp=1)
@@ -96,6 +98,41 @@ def test_an_adapter_is_used_with_the_conditioning_that_it_was_trained_with(run):
     preset = Pipeline.load(model, workdir / "adapter", preset=PRESETS["released_pipeline"]).preset
     trained = {"local": None, "pooled": config.train.preset.pooled, "size_order": "height_first"}
     assert preset == dataclasses.replace(PRESETS["released_pipeline"], **trained)
+
+
+def test_a_reloaded_adapter_makes_the_pictures_that_its_training_showed(run):
+    """To the byte, with nothing said of a preset; a preset that is given goes first."""
+    _, model, config, workdir = run
+    data = next(path.parent for path in (workdir / "data").rglob("dataset_info.json"))
+    batch = BucketBatches(data, batch_size=2, seed=0, curriculum=Curriculum(), steps=3)[0]
+    pipeline = dataclasses.replace(Pipeline.load(model, workdir / "adapter"), vocabulary=None)
+    references = [Image.fromarray(x) for x in batch["reference"]]
+
+    def pictures(pipeline):
+        made = [pipeline(*row).images[0] for row in zip(references, batch["caption"], batch["word"], strict=True)]
+        shown = [x.resize((SIDE, SIDE)) for x in references] + made
+        return np.asarray(grid(np.stack([np.asarray(x) for x in shown]) / 127.5 - 1.0, columns=2))
+
+    shown = np.asarray(Image.open(workdir / "samples" / "000003.png"))
+    np.testing.assert_array_equal(pictures(pipeline), shown)
+    assert (pipeline.preset.scope, pipeline.preset.steps, pipeline.preset.solver) == (0.6, 6, "ddim")
+    other = Pipeline.load(model, workdir / "adapter", preset="default")
+    assert (other.preset.scope, other.preset.steps, other.preset.solver) == (0.25, 25, None)
+    assert not np.array_equal(pictures(dataclasses.replace(other, vocabulary=None)), shown)
+    some = Pipeline.load(model, workdir / "adapter", preset={"scope": 0.1}).preset
+    assert some == dataclasses.replace(pipeline.preset, scope=0.1)
+
+
+@pytest.mark.parametrize("sampling, words", [
+    ({"scop": 0.5}, "Unknown choice of sampling 'scop'"), ({"pooled": "projected"}, "Unknown choice of sampling"),
+    ({"scope": 3}, "scope is 3"), ([1], "sampling is \\[1\\]; expected choices of a preset")])
+def test_choices_that_an_adapter_cannot_bring_are_named(mini_folder, tmp_path, sampling, words):
+    adapter = shutil.copytree(mini_folder / "adapter", tmp_path / "adapter")
+    config = read_config(adapter / "config.json")
+    (adapter / "config.json").write_text(json.dumps({**config, "sampling": sampling}))
+    with pytest.raises(ValueError, match=words) as caught:
+        find_adapter(adapter)
+    assert str(adapter / "config.json") in str(caught.value)
 
 
 @pytest.mark.parametrize("run", ["sdxl"], indirect=True)
@@ -199,7 +236,7 @@ def test_stored_features_are_those_of_the_step(run, tmp_path, monkeypatch):
     batches = BucketBatches(data, batch_size=2, seed=0, curriculum=Curriculum(), steps=8)
     encoders = features.Encoders(pipeline)
     stored = features.compute_features(encoders, data, batches, tmp_path)
-    assert (stored.folder / "pooled.npy").is_file() == (kind == "sdxl")
+    assert (stored.folder / "empty-pooled.npy").is_file() == (kind == "sdxl")
     for step in range(8):
         whole, read = batches[step], stored.batch(*batches.chosen(step))
         expected = {**encoders.text(encoders.params, encoders.ids(whole["caption"])),

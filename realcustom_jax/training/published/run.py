@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
@@ -27,7 +28,13 @@ from realcustom_jax.devices import sharding
 from realcustom_jax.devices.compilation import enable_compilation_cache
 from realcustom_jax.devices.shared_disk import on_first_process
 from realcustom_jax.model_files import bundle
-from realcustom_jax.model_files.adapter import adapter_tensors, find_adapter, merge_unet, split_unet
+from realcustom_jax.model_files.adapter import (
+    adapter_tensors,
+    find_adapter,
+    merge_unet,
+    remembered_choices,
+    split_unet,
+)
 from realcustom_jax.model_files.network import Network
 from realcustom_jax.model_files.source import ModelSource
 from realcustom_jax.pipeline import Pipeline
@@ -85,10 +92,7 @@ def train_adapter(config: ConfigDict, workdir: Path) -> None:
                             examples=sharding.examples_here(shares, settings.batch_size))
     task = _task(pipeline, data, batches, workdir, train)
     params = fit("adapter", task, settings, workdir, mesh=mesh, run=identity)
-    # "local" is None, because the adapter's own vision settings say it, as the preset may have changed them.
-    preset = pipeline.preset
-    conditioning = {"local": None, "pooled": preset.pooled, "size_order": preset.size_order}
-    adapter = {"image_prompt_settings": find_adapter(start).settings, "conditioning": conditioning,
+    adapter = {"image_prompt_settings": find_adapter(start).settings, **remembered_choices(pipeline.preset),
                "vision_settings": dataclasses.asdict(pipeline.vision_settings)}
     tensors = bundle.to_half(adapter_tensors(params["projector"], params["vision"]))
     on_first_process(lambda: bundle.save_part(workdir, "adapter", adapter, tensors))
@@ -118,9 +122,8 @@ def _task(pipeline: Pipeline, data: Path, batches: BucketBatches, workdir: Path,
     limit = train.snr_limit or None
     if not train.precomputed:
         return PublishedTask(pipeline, batches, limit)
-    found = functools.partial(features.compute_features, Encoders(pipeline), data, batches, workdir / "features")
-    on_first_process(found)
-    return PrecomputedTask(pipeline, batches, found(), limit)
+    found = features.compute_features(Encoders(pipeline), data, batches, workdir / "features")
+    return PrecomputedTask(pipeline, batches, found, limit)
 
 
 class PublishedTask:
@@ -164,7 +167,10 @@ class PublishedTask:
         return self._loss.denoising(params, frozen["unet"], known, noise_key), {}
 
     def preview(self, params) -> Image.Image:
-        """References (above) and what is made of them (below) with the captions of the first batch."""
+        """References (above) and what is made of them (below) with the captions of the first batch: as a pipeline makes
+        them that loads the adapter, whose weights are then of half precision, with the preset of the training."""
+        dtype = self._pipeline.unet.module.dtype
+        params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float16).astype(dtype), params)
         pipeline = dataclasses.replace(
             self._pipeline, vocabulary=None,
             unet=Network(self._pipeline.unet.module, merge_unet(params["vision"], self.frozen["unet"])),
@@ -177,7 +183,7 @@ class PublishedTask:
                 break
             reference = Image.fromarray(picture)
             try:
-                made.append(pipeline(reference, caption, word, steps=20).images[0])
+                made.append(pipeline(reference, caption, word).images[0])
             except ValueError as error:  # as of a word that a long caption loses; training goes on
                 tqdm.write(f"no sample of {caption!r}: {error}")
                 made.append(Image.new("RGB", (side, side), "grey"))
