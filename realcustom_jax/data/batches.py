@@ -26,6 +26,9 @@ class Rows(Protocol):
 
     index: Index
 
+    def __len__(self) -> int:
+        """How many."""
+
     def record(self, row: int) -> Record:
         """The record of a row, its pictures not decoded."""
 

@@ -154,7 +154,8 @@ def compute_features(encoders: Encoders, data: str, batches: BucketBatches, pare
     float16, or another process failed.
     """
     shapes = batches.order.shapes
-    read = fingerprint.of_values(batches.sizes, fingerprint.of_tensors({"": shapes}), batches.reference_side, batches.placing)
+    read = fingerprint.of_values(
+        batches.sizes, fingerprint.of_tensors({"": shapes}), batches.reference_side, batches.placing)
     folder = parent / f"{data[:16]}_{read}_{encoders.fingerprint()}_parts"
     of_shapes = [np.flatnonzero(shapes == shape) for shape in np.unique(shapes)]
     parts = [rows[start:start + _ROWS] for rows in of_shapes for start in range(0, len(rows), _ROWS)]
