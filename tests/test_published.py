@@ -115,8 +115,7 @@ def test_an_adapter_is_used_with_the_conditioning_that_it_was_trained_with(run):
 def test_a_reloaded_adapter_makes_the_pictures_that_its_training_showed(run):
     """To the byte, with nothing said of a preset; a preset that is given goes first."""
     _, model, config, workdir = run
-    data = next(path.parent for path in (workdir / "data").rglob("dataset_info.json"))
-    batch = BucketBatches(data, batch_size=2, seed=0, curriculum=Curriculum(), steps=3)[0]
+    batch = batches_of(dataset_of(workdir), steps=3)[0]
     pipeline = dataclasses.replace(Pipeline.load(model, workdir / "adapter"), vocabulary=None)
     references = [Image.fromarray(x) for x in batch["reference"]]
 

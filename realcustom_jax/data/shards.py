@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 # One record in a group, so that a row is read alone; pictures are compressed already.
 _OPTIONS = "group_size:1,uncompressed"
 _AT_ONCE = 16
+_ENTRIES = 4096  # of the index as objects, which take ten times the memory of its arrays
 _VERSIONS = "generation", "etag", "ETag", "md5Hash"
 
 
@@ -77,7 +78,7 @@ def write_part(part: "Part", place: Place, scratch: Path, on_row: Callable[[], N
     Raises:
         OSError: the shard cannot be written, as the disk is full. Neither it nor its marker is there then.
     """
-    entries, broken = [], []
+    index, entries, broken = [Index.of([])], [], []
     temporary = scratch / place.shard.name
     with _writing(place):
         writer = ArrayRecordWriter(str(temporary), _OPTIONS)
@@ -90,6 +91,9 @@ def write_part(part: "Part", place: Place, scratch: Path, on_row: Callable[[], N
                 with _writing(place):
                     writer.write(made[0])
                 entries.append(made[1])
+                if len(entries) == _ENTRIES:
+                    index.append(Index.of(entries))
+                    entries.clear()
             on_row()
         with _writing(place):
             writer.close()
@@ -103,7 +107,8 @@ def write_part(part: "Part", place: Place, scratch: Path, on_row: Callable[[], N
             else:
                 place.shard.parent.mkdir(parents=True, exist_ok=True)
                 os.replace(temporary, place.shard)
-            _write_marker(place, Index.of(entries), {"size": size, "hash": digest, "broken": broken})
+            whole = Index.concatenate([*index, Index.of(entries)])
+            _write_marker(place, whole, {"size": size, "hash": digest, "broken": broken})
     finally:
         with contextlib.suppress(RuntimeError):  # of a disk that was full before
             if writer.is_open():
