@@ -137,7 +137,8 @@ def test_parquet_as_hugging_face_writes_it(tmp_path):
 
 
 def test_columns_of_other_names_plain_bytes_masks_and_classes(tmp_path):
-    names = json.dumps({"info": {"features": {"label": {"names": ["n02084071-dog", "red_car"], "_type": "ClassLabel"}}}})
+    label = {"names": ["n02084071-dog", "red_car"], "_type": "ClassLabel"}
+    names = json.dumps({"info": {"features": {"label": label}}})
     write_parquet(tmp_path / "a.parquet", {"jpg": [picture(), picture()], "label": [0, 1]},
                   metadata={"huggingface": names})
     (one, two), broken = opened(tmp_path / "a.parquet")
@@ -249,7 +250,8 @@ def test_what_is_no_source_says_what_to_do(tmp_path):
     assert "text is no training data: it has 'a.txt'" in said("text")
     assert "is no training data" in said("text/a.txt") and "is a picture" in said("bare/a.jpg")
     assert "did not come to its end" in said("half") and "no dataset" in said("foreign")
-    assert "no pair of a picture and what it shows" in said("pairless.tar") and "KEY.doc, KEY.jpg" in said("pairless.tar")
+    assert "no pair of a picture and what it shows: expected KEY.jpg with KEY.json" in said("pairless.tar")
+    assert "found KEY.doc, KEY.jpg" in said("pairless.tar")
     assert "found no files" in said("none.tar") and "is no plain tar" in said("no.tar")
     assert "compressed tar" in said("a.tar.gz") and "There is no file" in said("x-{00..02}.tar")
     assert "There is no file" in said("*.parquet") and "more than" in said("{0..1000000}.tar")
@@ -302,7 +304,8 @@ def write_dataset(folder, features, rows, **options):
 
 def test_a_dataset_of_tfds_with_pictures_and_texts(tmp_path):
     tfds = pytest.importorskip("tensorflow_datasets")
-    rows = [{"image": picture(), "text": "a red car", "label": 1, "id": 3, "bbox": tfds.features.BBox(0.25, 0.5, 1, 1),
+    box = tfds.features.BBox(0.25, 0.5, 1.0, 1.0)
+    rows = [{"image": picture(), "text": "a red car", "label": 1, "id": 3, "bbox": box,
              "references": [picture(colour="blue")] * 2}]
     folder = write_dataset(tmp_path / "d", {
         "image": tfds.features.Image(encoding_format="jpeg"), "text": tfds.features.Text(), "id": np.int64,

@@ -30,6 +30,7 @@ class Shard:
     """One shard of a dataset that was built here."""
 
     file: epath.Path
+    count: int
 
     @property
     def name(self) -> str:
@@ -39,8 +40,10 @@ class Shard:
         """See `Part.rows`."""
         try:
             reader = ArrayRecordReader(str(local_copy(self.file)))
-            for start in range(0, reader.num_records(), _AT_ONCE):
-                for content in reader.read(list(range(start, min(start + _AT_ONCE, reader.num_records())))):
+            if reader.num_records() != self.count:
+                raise ValueError(f"it holds {reader.num_records()} of {self.count} rows")
+            for start in range(0, self.count, _AT_ONCE):
+                for content in reader.read(list(range(start, min(start + _AT_ONCE, self.count)))):
                     yield _row(read_record(content))
         except (RuntimeError, ValueError, IndexError) as error:
             raise ValueError(f"{self.file} is damaged ({str(error)[:200]}): copy it again, or build it anew.") from None
@@ -92,7 +95,7 @@ class Dataset:
     def parts(self) -> Sequence[Shard | Examples]:
         """See `Source.parts`."""
         if self._built():
-            return [Shard(file) for file in self._files()]
+            return [Shard(*pair) for pair in zip(self._files(), self._split().shard_lengths, strict=True)]
         split, table = self._split(), self._table()
         count = part_count(split.num_bytes, split.num_examples)
         cuts = np.linspace(0, split.num_examples, count + 1).round().astype(int).tolist()

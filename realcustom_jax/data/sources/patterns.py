@@ -1,5 +1,6 @@
 """Paths that stand for several files: train-{000..012}.tar, {a,b}.parquet, part-*.jsonl."""
 
+import itertools
 import os
 import re
 from collections.abc import Iterator
@@ -25,10 +26,11 @@ def matching(path: str) -> list[epath.Path]:
         FileNotFoundError: one that braces name is not there, or stars match nothing. ValueError: braces are of too many
             files, or stars stand in a folder's name.
     """
+    unfolded = list(itertools.islice(_unfolded(path), _MOST + 1))
+    if len(unfolded) > _MOST:
+        raise ValueError(f"{path} stands for more than {_MOST:,} files; give several patterns as sources.")
     found = []
-    for number, one in enumerate(_unfolded(path)):
-        if number >= _MOST:
-            raise ValueError(f"{path} stands for more than {_MOST:,} files; give several patterns as sources.")
+    for one in unfolded:
         folder, _, name = one.rpartition("/")
         if any(letter in folder for letter in "*?["):
             raise ValueError(f"{path} has a star in a folder's name; only the file's own name may have one.")
