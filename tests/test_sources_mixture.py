@@ -17,6 +17,8 @@ def test_a_mixture_is_a_list_or_a_file_with_one(tmp_path):
     first, second = read_mixture(LIST)
     assert first == MixtureEntry("a", 2.0)
     assert second == MixtureEntry("gs://b/c", 1.0, (("caption", "text"),), "dog")
+    usual = read_mixture(LIST, columns={"target": "photo"}, word="cat")
+    assert usual == (MixtureEntry("a", 2.0, (("target", "photo"),), "cat"), second)
     (tmp_path / "m.json").write_text(json.dumps(LIST))
     (tmp_path / "m.py").write_text(f"sources = {LIST!r}")
     for name in ("m.json", "m.py"):

@@ -2,16 +2,19 @@
 builds nothing anew."""
 
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from realcustom_jax.data.index import Index
 from realcustom_jax.errors import check_choice
+
+if TYPE_CHECKING:  # configurations check filters, and need not wait for what reads records
+    from realcustom_jax.data.index import Index
 
 SPLITS = ("train", "held_out")
 
 
-def select(index: Index, *, min_side: int = 0, max_aspect: float = math.inf, min_score: float = -math.inf,
+def select(index: "Index", *, min_side: int = 0, max_aspect: float = math.inf, min_score: float = -math.inf,
            held_out: float = 0.0, split: str = "train") -> np.ndarray:
     """The numbers of the rows that are shown, int64, ascending.
 
@@ -46,7 +49,7 @@ def select(index: Index, *, min_side: int = 0, max_aspect: float = math.inf, min
     return np.flatnonzero(kept)
 
 
-def is_held_out(index: Index, share: float) -> np.ndarray:
+def is_held_out(index: "Index", share: float) -> np.ndarray:
     """bool [N]: whether a row's subject is held out. Identities are hashes, spread evenly over 64 bits."""
     return index.identity < np.float64(share) * 2.0**64
 

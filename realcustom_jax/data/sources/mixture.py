@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from realcustom_jax.data.sources import Source, open_source
 from realcustom_jax.data.sources.schema import Naming
 from realcustom_jax.errors import check_choice, quoted
 from realcustom_jax.paths import as_path
@@ -22,29 +23,37 @@ from realcustom_jax.paths import as_path
 
 @dataclasses.dataclass(frozen=True)
 class MixtureEntry:
-    """One source of a mixture: `open_source(path, columns=…, word=…)`, with its weight."""
+    """One source of a mixture, with its weight."""
 
     path: str
     weight: float = 1.0
     columns: tuple[tuple[str, str], ...] = ()
     word: str = ""
 
+    def source(self) -> Source:
+        """See `open_source`."""
+        return open_source(self.path, columns=dict(self.columns), word=self.word)
 
-def read_mixture(given: str | os.PathLike | Sequence[Mapping[str, Any]]) -> tuple[MixtureEntry, ...]:
+
+def read_mixture(given: str | os.PathLike | Sequence[Mapping[str, Any]], *, columns: Mapping[str, str] | None = None,
+                 word: str = "") -> tuple[MixtureEntry, ...]:
     """The sources of a mixture.
 
     Args:
         given: a list of {"path", "weight"?, "columns"?, "word"?}; or a .json file with such a list, or a .py file that
             sets `sources` to one, in which paths are relative to the file's folder; or one source's path.
+        columns, word: of the sources that say none of their own.
     Raises:
         FileNotFoundError: there is no such file. ValueError: it is no such list; says what is wrong.
     """
+    naming = Naming.of(columns or {}, word)
     if not isinstance(given, str | os.PathLike):
-        return _entries(given, "sources")
+        return _entries(given, "sources", naming)
     path = os.fspath(given)
     if not path.endswith((".json", ".py")):
-        return (MixtureEntry(path),)
-    return tuple(dataclasses.replace(entry, path=_below(path, entry.path)) for entry in _entries(_listed(path), path))
+        return (MixtureEntry(path, 1.0, naming.columns, naming.word),)
+    entries = _entries(_listed(path), path, naming)
+    return tuple(dataclasses.replace(entry, path=_below(path, entry.path)) for entry in entries)
 
 
 def shown_rows(counts: Sequence[int], weights: Sequence[float], seed: int, epoch: int) -> np.ndarray:
@@ -83,13 +92,13 @@ def _listed(path: str) -> Any:
         raise ValueError(f"{path} is not JSON ({error}).") from None
 
 
-def _entries(given: Any, where: str) -> tuple[MixtureEntry, ...]:
+def _entries(given: Any, where: str, naming: Naming) -> tuple[MixtureEntry, ...]:
     if isinstance(given, str | bytes) or not isinstance(given, Sequence) or not given:
         raise ValueError(f"{where} is {quoted(given)}; expected a list of {{\"path\": …, \"weight\": …}}.")
-    return tuple(_entry(one, f"{where}[{number}]") for number, one in enumerate(given))
+    return tuple(_entry(one, f"{where}[{number}]", naming) for number, one in enumerate(given))
 
 
-def _entry(given: Any, where: str) -> MixtureEntry:
+def _entry(given: Any, where: str, usual: Naming) -> MixtureEntry:
     known = [field.name for field in dataclasses.fields(MixtureEntry)]
     if not isinstance(given, Mapping):
         raise ValueError(f"{where} is {quoted(given)}; expected an object with {', '.join(known)}.")
@@ -101,7 +110,7 @@ def _entry(given: Any, where: str) -> MixtureEntry:
     if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < math.inf:
         raise ValueError(f"{where}.weight is {quoted(weight)}; expected a number above 0: how often its rows are shown "
                          "in an epoch.")
-    naming = Naming.of(given.get("columns", {}), given.get("word", ""))
+    naming = Naming.of(given.get("columns", dict(usual.columns)), given.get("word", usual.word))
     return MixtureEntry(path, float(weight), naming.columns, naming.word)
 
 

@@ -61,7 +61,7 @@ def train_adapter(config: ConfigDict, workdir: Path) -> None:
     on_first_process(functools.partial(_find_parts, train))  # before the pictures take their hours
     vision = find_adapter(train.adapter).vision if train.adapter else train.fresh.vision_settings
     sizes = {"side": train.side, "reference_side": vision.size}
-    pictures = dataclasses.asdict(train.data)
+    pictures = {name: getattr(train.data, name) for name in ("folder", "max_broken", "seed")}
     on_first_process(lambda: folder.make_dataset(data_dir=workdir / "data", **sizes, **pictures))
     data = folder.make_dataset(data_dir=workdir / "data", **sizes, **pictures)
     start = Path(train.adapter) if train.adapter else workdir / "fresh" / "adapter"
