@@ -283,6 +283,12 @@ def test_a_run_goes_on_when_its_files_were_moved_and_not_on_another_base(run, tm
     published.train_adapter(config, workdir)
     assert len(list((workdir / "data").rglob("dataset_info.json"))) == 1
     assert times == [path.stat().st_mtime_ns for path in (fresh, next((workdir / "data").rglob("dataset_info.json")))]
+    lines = (pictures / "manifest.jsonl").read_text()
+    (pictures / "manifest.jsonl").write_text(lines.partition("\n")[2])
+    with pytest.raises(ValueError, match="belongs to another run: data is "):
+        published.train_adapter(config, workdir)
+    assert len(list((workdir / "data").rglob("identity.json"))) == 1, "before another dataset is begun"
+    (pictures / "manifest.jsonl").write_text(lines)
     train_anew(moved, "vae")
     with pytest.raises(ValueError, match="belongs to another run: the content of the autoencoder in float32 is '"):
         published.train_adapter(config, workdir)

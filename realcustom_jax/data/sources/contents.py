@@ -5,7 +5,7 @@ import hashlib
 import io
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import BinaryIO
 
 import numpy as np
@@ -13,6 +13,7 @@ from etils import epath
 from tqdm import tqdm
 
 from realcustom_jax.files import write_file
+from realcustom_jax.paths import as_path, is_bucket, reaching
 
 _SETTLED = 2 * 10**9  # nanoseconds; some file systems count whole seconds
 _WHOLE = 64 * 2**20  # bytes; of a larger file, as a tar, samples are read, because a terabyte cannot be read at a start
@@ -35,6 +36,13 @@ def digest(root: epath.Path, names: Iterable[str], seen: epath.Path) -> str:
     found = np.concatenate(found) if found else np.zeros(0, _KNOWN)
     _keep(found, known, seen)
     return hashlib.sha256(found["content"].tobytes()).hexdigest()
+
+
+def digest_of_files(files: Sequence[epath.Path], seen: epath.Path) -> str:
+    """The same of files that are named by their whole paths."""
+    paths = [os.fspath(file) for file in files]
+    root = os.path.commonprefix(paths).rpartition("/")[0]
+    return digest(as_path(root or "/"), (path[len(root) + 1:] for path in paths), seen)
 
 
 def stored_size(root: epath.Path, name: str) -> int:
@@ -61,7 +69,7 @@ def _looked_at(root: str, block: list[tuple[int, str]], known: np.ndarray) -> np
     paths = [os.path.join(root, name) for _, name in block]
     found = np.zeros(len(block), _KNOWN)
     found["name"] = [key for key, _ in block]
-    if "://" in root:
+    if is_bucket(root):
         with concurrent.futures.ThreadPoolExecutor(4 * _READERS) as pool:
             states = list(pool.map(_state, paths))
     else:
@@ -80,18 +88,23 @@ def _looked_at(root: str, block: list[tuple[int, str]], known: np.ndarray) -> np
 def _state(path: str) -> tuple[int, int, int]:
     """(bytes, when it was written, when it was changed); −1 bytes where there is no such file."""
     try:
-        if "://" in path:
-            remote = epath.Path(path).stat()
+        if is_bucket(path):
+            with reaching(as_path(path)):
+                remote = as_path(path).stat()
             return (remote.length, int(remote.mtime * 10**9), 0) if not remote.is_directory else (-1, 0, 0)
         local = os.stat(path)
-        return local.st_size, local.st_mtime_ns, local.st_ctime_ns
-    except (OSError, ValueError):
+    except FileNotFoundError:
         return -1, 0, 0
+    except (OSError, ValueError):  # a name that no file can have
+        if is_bucket(path):
+            raise
+        return -1, 0, 0
+    return local.st_size, local.st_mtime_ns, local.st_ctime_ns
 
 
 def _content(path: str, size: int) -> bytes:
     try:
-        with epath.Path(path).open("rb") as file:
+        with as_path(path).open("rb") as file:
             return _hashed(file, size)
     except OSError:  # which the row that names it will say
         return b"unreadable"

@@ -24,6 +24,7 @@ from realcustom_jax.data.rows import Row, Stored, StoredFile
 from realcustom_jax.data.sources.contents import digest, stored_size
 from realcustom_jax.data.sources.parts import BrokenRow, part_count
 from realcustom_jax.data.sources.schema import Naming, named_pictures, row_of
+from realcustom_jax.paths import as_path, is_bucket, listing
 
 _SAMPLED = 64  # rows by whose pictures the size of all is guessed
 _BLOCK = 2**24
@@ -58,7 +59,7 @@ class Lines:
 class Manifest:
     """One manifest, or several that follow each other."""
 
-    files: tuple[epath.Path, ...]
+    files: tuple[...]
     naming: Naming = Naming()
 
     def parts(self) -> Sequence[Lines]:
@@ -89,6 +90,11 @@ class Manifest:
                     yield from named_pictures(self.naming.renamed(_parsed(line)))
                 except ValueError:  # a broken row, which its part will say
                     continue
+
+
+def manifests(folder: epath.Path) -> list[epath.Path]:
+    """The manifest of a folder, or those that it is cut into."""
+    return listing(folder, "manifest.jsonl") or listing(folder, "manifest-*.jsonl")
 
 
 def _lines(file: epath.Path, start: int, number: int, count: int | None) -> Iterator[tuple[int, bytes]]:
@@ -135,7 +141,7 @@ def _parsed(line: bytes) -> Any:
 
 
 def _find(folder: epath.Path, name: str) -> Stored:
-    path = os.path.join(os.fspath(folder), name)
-    if not (os.path.isfile(path) if "://" not in path else epath.Path(path).exists()):
+    path = as_path(os.path.join(os.fspath(folder), name))
+    if not (path.exists() if is_bucket(path) else os.path.isfile(path)):
         raise ValueError(f"the file {path} does not exist")
-    return StoredFile(epath.Path(path))
+    return StoredFile(path)
