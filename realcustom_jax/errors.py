@@ -3,6 +3,7 @@
 What a user can mend is raised as `ValueError` or `OSError` with a sentence that says what was given and what was
 expected. A command then ends with 2, after that sentence. Every other exception means that our code failed: the command
 ends with 1, after a sentence that admits it and does not blame the user's input, and `--debug` shows where it happened.
+What is stopped from outside is no error: it ends with 75 after SIGTERM and with 130 after Ctrl-C, each with a sentence.
 """
 
 import contextlib
@@ -13,6 +14,8 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
+
+from realcustom_jax.interruption import EXIT_CODE, Preempted
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _LONGEST_QUOTE, _LONGEST_SENTENCE = 160, 4000  # characters
@@ -121,6 +124,12 @@ def exit_code(work: Callable[[], int | None], *, debug: bool = False, report: Ca
     """
     try:
         return work() or 0
+    except Preempted as stopped:
+        report(sentence(stopped))
+        return EXIT_CODE
+    except KeyboardInterrupt:
+        report("stopped (Ctrl-C); what was finished is kept.")
+        return 130  # as shells say it: 128 and the number of the signal
     except Exception as error:
         if debug:
             report("".join(traceback.format_exception(error)).rstrip())

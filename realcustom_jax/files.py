@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and folders that have one user at a time."""
+"""Files that are written whole or not at all, and folders that have one user at a time; on disks and in buckets."""
 
 import contextlib
 import io
@@ -7,9 +7,14 @@ import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
+
+from realcustom_jax.paths import file_system, is_bucket, reaching
+
+if TYPE_CHECKING:
+    from realcustom_jax.paths import AnyPath
 
 try:
     import fcntl
@@ -17,8 +22,15 @@ except ImportError:  # Windows
     fcntl = None
 
 
-def write_file(path: Path, content: bytes, *, mode: int = 0o644) -> None:
-    """Writes a file whole or not at all: to a temporary name beside it, then renamed. `mode`: who may read it."""
+def write_file(path: "AnyPath", content: bytes, *, mode: int = 0o644) -> None:
+    """Writes a file whole or not at all: to a temporary name beside it, then renamed. `mode`: who may read it.
+
+    In a bucket, where an object appears only when all of it has come, it is written under its own name.
+    """
+    if is_bucket(path):
+        with reaching(path):
+            file_system(path).pipe_file(os.fspath(path), content)
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -31,19 +43,19 @@ def write_file(path: Path, content: bytes, *, mode: int = 0o644) -> None:
         raise
 
 
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
+def write_json(path: "AnyPath", value: Mapping[str, Any]) -> None:
     """Writes indented JSON, whole or not at all."""
     write_file(path, (json.dumps(value, indent=2) + "\n").encode())
 
 
 @contextlib.contextmanager
-def sole_user(folder: Path):
+def sole_user(folder: "AnyPath"):
     """Holds the folder for this process; raises BlockingIOError that names it if another one does.
 
     It is the operating system's lock on the folder itself: it ends with its process, however that ends, and leaves no
-    file behind. Where there are no such locks (Windows, some network file systems) it does nothing.
+    file behind. Where there are no such locks (Windows, some network file systems, buckets) it does nothing.
     """
-    if fcntl is None:
+    if fcntl is None or is_bucket(folder):
         yield
         return
     handle = os.open(folder, os.O_RDONLY)

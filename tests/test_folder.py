@@ -12,9 +12,9 @@ from PIL import Image
 
 from realcustom_jax.conditioning.images import load_image
 from realcustom_jax.conditioning.references import square_reference
+from realcustom_jax.data.cutouts import cut_out_subject, recontextualised
 from realcustom_jax.data.loader import Split
 from realcustom_jax.data.pictures import manifest
-from realcustom_jax.data.pictures.cutouts import cut_out_subject, recontextualised
 from realcustom_jax.data.pictures.folder import (
     AUGMENTED,
     OTHER_VIEW,

@@ -12,7 +12,8 @@ from PIL import Image
 
 from realcustom_jax import batch
 from realcustom_jax.conditioning.prompts import build_tokenizer, encode_prompt
-from realcustom_jax.conditioning.targets import mark_targets, target_tokens, word_spans
+from realcustom_jax.conditioning.targets import mark_targets, target_tokens
+from realcustom_jax.conditioning.words import word_spans
 
 LENGTH = 24
 # What people's texts are made of, and what comes of it on the way: marks, joiners, halved emoji, all kinds of spaces.

@@ -53,6 +53,7 @@ def test_a_record_holds_the_row_and_the_bytes_of_its_pictures():
     assert found.pictures == [stored.content for stored in TWO.pictures]
     assert found.captions == list(TWO.captions) and found.words == ["dog", "red car"] and found.where == "line 1"
     assert found.views.tolist() == [[0, 1], [0, 2]] and found.targets == 1 and found.score == 0.5
+    assert found.identity == "Rex"
     marked = np.asarray(Image.open(io.BytesIO(found.masks[1])))
     np.testing.assert_array_equal(marked, TWO.subjects[1].mask.pixels((40, 30)))
     assert entry.sizes == [(40, 30), (10, 20), (9, 9)]  # the first as its EXIF turns it
@@ -76,6 +77,7 @@ def test_an_index_is_that_of_its_rows_whole_or_in_parts():
         np.testing.assert_array_equal(getattr(again, name), expected, err_msg=name)
         assert getattr(again, name).dtype == expected.dtype
     assert len(again) == 3 and again.pictures.tolist() == [0, 3, 8, 9] and again.targets.tolist() == [1, 5, 1]
+    assert again.captions.tolist() == [2, 1, 1]
     assert again.choice[again.choices[1]:again.choices[2]].tolist() == [[0, i] for i in range(5)]
 
 

@@ -9,7 +9,8 @@ from transformers import CLIPTokenizer
 
 import realcustom_jax as rc
 from realcustom_jax.conditioning.prompts import build_tokenizer, encode_prompt
-from realcustom_jax.conditioning.targets import mark_targets, target_phrase, word_spans
+from realcustom_jax.conditioning.targets import mark_targets, target_phrase
+from realcustom_jax.conditioning.words import word_spans
 
 WORDS = ("a an and now snow no on one in the dog dogs cat beach beaches toy jungle jungles café "
          "elephant red n now").split()

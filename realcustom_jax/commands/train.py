@@ -23,6 +23,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import ConfigDict, config_flags
 
+from realcustom_jax import interruption
 from realcustom_jax.commands.program import program, say_nothing_of_accelerators
 from realcustom_jax.errors import exit_code, needs_extra
 
@@ -71,7 +72,9 @@ def _work() -> None:
         (config.train if "train" in config else config).on_existing = "resume" if _RESUME.value else "overwrite"
     config.lock()
     _join()
-    _run(config)
+    # Only now, because a process that waits for others in `_join` would not hear of the signal.
+    with interruption.raised():
+        _run(config)
 
 
 def _cpu_devices(config: ConfigDict) -> int:

@@ -1,7 +1,10 @@
 """Pictures in and out: files, bytes and arrays as numbers, and numbers as pictures.
 
-Two ranges are in use: [0, 1] for references (the encoders normalise further), [-1, 1] for the autoencoder.
+Two ranges are in use: [0, 1] for references (the encoders normalise further), [-1, 1] for the autoencoder. JAX is
+imported only where it is used, because worker processes read pictures with this module and nothing else of the model.
 """
+
+from __future__ import annotations
 
 import io
 import os
@@ -10,15 +13,16 @@ import warnings
 import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, Union
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from PIL import Image, JpegImagePlugin, UnidentifiedImageError
 from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, SAMPLEFORMAT
 
-ImageSource = str | os.PathLike | bytes | BinaryIO | Image.Image | np.ndarray | jax.Array
+if TYPE_CHECKING:
+    import jax
+
+ImageSource = Union[str, os.PathLike, bytes, BinaryIO, Image.Image, np.ndarray, "jax.Array"]  # noqa: UP007
 """A picture: a file (its path, its content, or opened in binary mode), an image of Pillow, or an array."""
 
 _EXPECTED = "a file (its path, its content as bytes, or opened in binary mode), a PIL image or an array [H, W, 3]"
@@ -62,6 +66,58 @@ def load_image(source: ImageSource) -> np.ndarray:
     Raises:
         FileNotFoundError, ValueError: there is no such file, it cannot be read, or this is no picture; says which.
     """
+    return _parts(_load(source))
+
+
+def load_pixels(source: ImageSource) -> np.ndarray:
+    """`load_image` rounded to 8 bits: uint8 [H, W, 3]. Of pictures with 8 bits a channel, as most are, nothing is
+    computed in floats."""
+    pixels = _load(source)
+    return pixels if pixels.dtype == np.uint8 else np.uint8(np.round(pixels * 255))
+
+
+def listed(images: ImageSource | Iterable[ImageSource]) -> list[ImageSource]:
+    """One picture, several, or an array of them [N, H, W, C], as a list. `load_image` says which of them it reads."""
+    if _is_array(images):
+        return list(images) if np.ndim(images) == 4 else [images]
+    one = isinstance(images, str | os.PathLike | _BYTES | Image.Image | Mapping) or hasattr(images, "read")
+    return [images] if one or not isinstance(images, Iterable) else list(images)
+
+
+def from_uint8(images: jax.Array | np.ndarray) -> jax.Array:
+    """uint8 pictures of any shape to the autoencoder's range: float32 in [-1, 1]."""
+    import jax.numpy as jnp
+
+    return jnp.asarray(images, jnp.float32) / 127.5 - 1
+
+
+def to_uint8(images: jax.Array | np.ndarray) -> np.ndarray:
+    """The autoencoder's output, about [-1, 1], clipped and rounded to uint8."""
+    return np.round((np.clip(np.asarray(images, np.float32), -1, 1) + 1) * 127.5).astype(np.uint8)
+
+
+def grid(images: jax.Array | np.ndarray, columns: int) -> Image.Image:
+    """One picture of many: [N, H, W, 3] in [-1, 1], rows first; places left over are white."""
+    images = to_uint8(images)
+    count, height, width, channels = images.shape
+    rows = -(-count // columns)
+    sheet = np.full((rows * columns, height, width, channels), 255, np.uint8)
+    sheet[:count] = images
+    sheet = sheet.reshape(rows, columns, height, width, channels).swapaxes(1, 2)
+    return Image.fromarray(sheet.reshape(rows * height, columns * width, channels))
+
+
+def _parts(pixels: np.ndarray) -> np.ndarray:
+    """float32 in [0, 1] of what `_load` gives."""
+    if pixels.dtype != np.uint8:
+        return pixels
+    parts = pixels.astype(np.float32)
+    parts /= 255
+    return parts
+
+
+def _load(source: ImageSource) -> np.ndarray:
+    """[H, W, 3], float32 in [0, 1] or, of 8 bits a channel, uint8. Raises what `load_image` raises."""
     try:
         if _is_array(source):
             return _from_array(_on_host(source))
@@ -81,35 +137,6 @@ def load_image(source: ImageSource) -> np.ndarray:
             raise ValueError(f"The image {_name(source)} cannot be read ({error.strerror}).") from None
         reason = " ".join(str(error).split()) or type(error).__name__
     raise ValueError(f"The image {_name(source)} cannot be read ({reason}); give an undamaged PNG or JPEG file of it.")
-
-
-def listed(images: ImageSource | Iterable[ImageSource]) -> list[ImageSource]:
-    """One picture, several, or an array of them [N, H, W, C], as a list. `load_image` says which of them it reads."""
-    if _is_array(images):
-        return list(images) if np.ndim(images) == 4 else [images]
-    one = isinstance(images, str | os.PathLike | _BYTES | Image.Image | Mapping) or hasattr(images, "read")
-    return [images] if one or not isinstance(images, Iterable) else list(images)
-
-
-def from_uint8(images: jax.Array | np.ndarray) -> jax.Array:
-    """uint8 pictures of any shape to the autoencoder's range: float32 in [-1, 1]."""
-    return jnp.asarray(images, jnp.float32) / 127.5 - 1
-
-
-def to_uint8(images: jax.Array | np.ndarray) -> np.ndarray:
-    """The autoencoder's output, about [-1, 1], clipped and rounded to uint8."""
-    return np.round((np.clip(np.asarray(images, np.float32), -1, 1) + 1) * 127.5).astype(np.uint8)
-
-
-def grid(images: jax.Array | np.ndarray, columns: int) -> Image.Image:
-    """One picture of many: [N, H, W, 3] in [-1, 1], rows first; places left over are white."""
-    images = to_uint8(images)
-    count, height, width, channels = images.shape
-    rows = -(-count // columns)
-    sheet = np.full((rows * columns, height, width, channels), 255, np.uint8)
-    sheet[:count] = images
-    sheet = sheet.reshape(rows, columns, height, width, channels).swapaxes(1, 2)
-    return Image.fromarray(sheet.reshape(rows * height, columns * width, channels))
 
 
 def _is_array(source: Any) -> bool:
@@ -225,9 +252,7 @@ def _from_colours(image: Image.Image) -> np.ndarray:
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    pixels = np.array(image.convert("RGB"), np.float32)
-    pixels /= 255
-    return pixels
+    return np.array(image.convert("RGB"))
 
 
 def _from_numbers(image: Image.Image) -> np.ndarray:
@@ -274,6 +299,8 @@ def _from_array(array: np.ndarray) -> np.ndarray:
 
 def _parts_of_white(numbers: np.ndarray) -> np.ndarray:
     """float32 in [0, 1] of numbers whose kind and size tell what white is, see `load_image`."""
+    import jax.numpy as jnp  # which knows the floats that numpy does not have
+
     whole = jnp.issubdtype(numbers.dtype, jnp.integer)
     if not whole and not jnp.issubdtype(numbers.dtype, jnp.floating):
         raise _Unusable(f"holds numbers of the type {numbers.dtype}; expected whole numbers or floats.")

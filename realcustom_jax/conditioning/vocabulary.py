@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from realcustom_jax.conditioning.targets import words_of
+from realcustom_jax.conditioning.words import words_of
 from realcustom_jax.errors import quoted
 
 _NAMED = 10  # unknown words that are named

@@ -22,14 +22,15 @@ class Index:
 
     pictures int64 [N + 1]: row i has the pictures pictures[i] … pictures[i + 1] − 1 of sizes. sizes int32 [P, 2]:
     (height, width) of each picture. targets int32 [N]: from how many of its first pictures a target is drawn.
-    choices int64 [N + 1]: row i has choices[i] … choices[i + 1] − 1 of choice. choice int32 [C, 2]: (subject, picture
-    of the row, or `records.CUT_OUT`, `records.PLACED_ANEW`). identity uint64 [N]: equal for rows of one subject.
-    score float32 [N], NaN where a row has none.
+    captions int32 [N]: how many captions it has. choices int64 [N + 1]: row i has choices[i] … choices[i + 1] − 1 of
+    choice. choice int32 [C, 2]: (subject, picture of the row, or `records.CUT_OUT`, `records.PLACED_ANEW`). identity
+    uint64 [N]: equal for rows of one subject. score float32 [N], NaN where a row has none.
     """
 
     pictures: np.ndarray
     sizes: np.ndarray
     targets: np.ndarray
+    captions: np.ndarray
     choices: np.ndarray
     choice: np.ndarray
     identity: np.ndarray
@@ -45,6 +46,7 @@ class Index:
             pictures=_starts([len(entry.sizes) for entry in entries]),
             sizes=np.array([size for entry in entries for size in entry.sizes], np.int32).reshape(-1, 2),
             targets=np.array([entry.targets for entry in entries], np.int32),
+            captions=np.array([entry.captions for entry in entries], np.int32),
             choices=_starts([len(entry.choices) for entry in entries]),
             choice=np.array([choice for entry in entries for choice in entry.choices], np.int32).reshape(-1, 2),
             identity=np.array([entry.identity for entry in entries], np.uint64),
@@ -62,10 +64,10 @@ class Index:
                 together[name] = np.concatenate(arrays)
         return cls(**together)
 
-    def to_bytes(self) -> bytes:
-        """The content of an .npz file."""
+    def to_bytes(self, **others: np.ndarray) -> bytes:
+        """The content of an .npz file, with other arrays besides."""
         buffer = io.BytesIO()
-        np.savez(buffer, **{field.name: getattr(self, field.name) for field in dataclasses.fields(self)})
+        np.savez(buffer, **{field.name: getattr(self, field.name) for field in dataclasses.fields(self)}, **others)
         return buffer.getvalue()
 
     @classmethod

@@ -12,9 +12,10 @@ import math
 import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
+from tensorflow_datasets.proto import tf_example_pb2
 
 from realcustom_jax.conditioning.images import load_image
-from realcustom_jax.conditioning.targets import word_spans
+from realcustom_jax.conditioning.words import word_spans
 from realcustom_jax.data.rows import Row
 from realcustom_jax.files import png
 
@@ -24,6 +25,7 @@ from 0 on are pictures of the row."""
 _PICTURE = tfds.features.Image(shape=(None, None, 3), encoding_format="png")
 FEATURES = tfds.features.FeaturesDict({
     "where": tfds.features.Text(),
+    "identity": tfds.features.Text(),
     "pictures": tfds.features.Sequence(_PICTURE),
     "targets": tfds.features.Scalar(np.int32),
     "captions": tfds.features.Sequence(tfds.features.Text()),
@@ -38,14 +40,14 @@ FEATURES = tfds.features.FeaturesDict({
 })
 
 
-class _Undecoded(tfds.decode.SkipDecoding):
+class Undecoded(tfds.decode.SkipDecoding):
     """TFDS's own skips single features only, not sequences, when it decodes with NumPy."""
 
     def decode_batch_example_np(self, examples):
         return examples
 
 
-_UNDECODED = {"pictures": _Undecoded(), "masks": _Undecoded()}
+_UNDECODED = {"pictures": Undecoded(), "masks": Undecoded()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +56,7 @@ class Entry:
 
     sizes: list[tuple[int, int]]
     targets: int
+    captions: int
     choices: list[tuple[int, int]]
     identity: int
     score: float
@@ -64,6 +67,7 @@ class Record:
     """A record, its pictures and masks not decoded; masks and boxes by subject."""
 
     where: str
+    identity: str
     pictures: list[bytes]
     targets: int
     captions: list[str]
@@ -83,23 +87,26 @@ def write_record(row: Row) -> tuple[bytes, Entry]:
     """
     _check(row)
     contents = [picture.read() for picture in row.pictures]
-    sizes = [_size(content, picture.name) for content, picture in zip(contents, row.pictures, strict=True)]
+    sizes = [size_of(content, picture.name) for content, picture in zip(contents, row.pictures, strict=True)]
     masks = {i: subject.mask.pixels(sizes[0]) for i, subject in enumerate(row.subjects) if subject.mask is not None}
     boxes = {i: subject.box for i, subject in enumerate(row.subjects) if subject.box is not None}
     for i, box in boxes.items():
         boxes[i] = _within(box, sizes[0])
     views = [(i, picture) for i, subject in enumerate(row.subjects) for picture in subject.views]
     record = FEATURES.serialize_example(FEATURES.encode_example({
-        "where": row.where, "pictures": contents, "targets": row.targets, "captions": list(row.captions),
+        "where": row.where, "identity": row.identity, "pictures": contents, "targets": row.targets,
+        "captions": list(row.captions),
         "words": [subject.word for subject in row.subjects], "views": np.array(views, np.int32).reshape(-1, 2),
         "masks": [png(Image.fromarray(mask)) for mask in masks.values()], "masked": list(masks),
         "boxes": np.array(list(boxes.values()), np.float32).reshape(-1, 4), "boxed": list(boxes),
         "score": math.nan if row.score is None else row.score}))
+    # A message orders its features as it likes; in one order, the same row has the same bytes wherever it is written.
+    record = tf_example_pb2.Example.FromString(record).SerializeToString(deterministic=True)
     made = [(i, CUT_OUT) for i in sorted(masks.keys() | boxes.keys())] + [(i, PLACED_ANEW) for i in masks]
     named = row.identity.encode() if row.identity else b"\0".join(contents[:row.targets])
     identity = int.from_bytes(hashlib.blake2b(named, digest_size=8).digest(), "little")
     score = math.nan if row.score is None else row.score
-    return record, Entry(sizes, row.targets, views + made, identity, score)
+    return record, Entry(sizes, row.targets, len(row.captions), views + made, identity, score)
 
 
 def read_record(content: bytes) -> Record:
@@ -107,11 +114,23 @@ def read_record(content: bytes) -> Record:
     found = FEATURES.deserialize_example_np(content, decoders=_UNDECODED)
     texts = {name: [text.decode() for text in found[name]] for name in ("captions", "words")}
     return Record(
-        where=found["where"].decode(), pictures=list(found["pictures"]), targets=int(found["targets"]),
-        views=np.asarray(found["views"], np.int32).reshape(-1, 2),
+        where=found["where"].decode(), identity=found["identity"].decode(), pictures=list(found["pictures"]),
+        targets=int(found["targets"]), views=np.asarray(found["views"], np.int32).reshape(-1, 2),
         masks=dict(zip(np.asarray(found["masked"]).tolist(), found["masks"], strict=True)),
         boxes=dict(zip(np.asarray(found["boxed"]).tolist(), np.asarray(found["boxes"]), strict=True)),
         score=float(found["score"]), **texts)
+
+
+def size_of(content: bytes, name: str) -> tuple[int, int]:
+    """(height, width) as the picture is meant to be seen; `name` is for messages. Raises ValueError.
+
+    The whole picture is decoded, because a damaged one has to be noticed now rather than in the middle of the training.
+    """
+    try:
+        height, width = load_image(io.BytesIO(content)).shape[:2]
+    except ValueError as error:
+        raise ValueError(str(error).replace("given as BytesIO", name)) from None
+    return height, width
 
 
 def _check(row: Row) -> None:
@@ -128,16 +147,6 @@ def _check(row: Row) -> None:
         others = [view for view in subject.views if view > 0 or row.targets > 1]
         if subject.mask is None and subject.box is None and len(others) <= (row.targets > 1):
             raise ValueError("it has none of 'reference', 'mask' and 'box': there is no picture of the subject")
-
-
-def _size(content: bytes, name: str) -> tuple[int, int]:
-    """(height, width) as the picture is meant to be seen. The whole picture is decoded, because a damaged one has to be
-    noticed now rather than in the middle of the training."""
-    try:
-        height, width = load_image(io.BytesIO(content)).shape[:2]
-    except ValueError as error:
-        raise ValueError(str(error).replace("given as BytesIO", name)) from None
-    return height, width
 
 
 def _within(box: tuple[float, float, float, float], size: tuple[int, int]) -> tuple[float, float, float, float]:

@@ -21,10 +21,12 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse_with_config(parser, arguments)
     say_nothing_of_accelerators()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # asked to end, as Ctrl-C does, so that the folder goes
-    try:
-        return errors.exit_code(lambda: _serve(options, parser), debug=options.debug)
-    except KeyboardInterrupt:
-        return 0
+
+    def work() -> None:
+        with contextlib.suppress(KeyboardInterrupt):  # the usual end of a page
+            _serve(options, parser)
+
+    return errors.exit_code(work, debug=options.debug)
 
 
 def _serve(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:

@@ -9,7 +9,8 @@ import dataclasses
 from collections.abc import Sequence
 from itertools import pairwise
 
-from realcustom_jax.conditioning.targets import phrase_spans, same_words, word_places
+from realcustom_jax.conditioning.targets import phrase_spans
+from realcustom_jax.conditioning.words import same_words, word_places
 from realcustom_jax.errors import quoted
 
 LONGEST_PROMPT = 1000

@@ -6,24 +6,37 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from realcustom_jax.interruption import Preempted
+
 
 def on_first_process(change: Callable[[], object]) -> None:
     """A change of the shared disk: the first process makes it once all are here, the others wait until it is made.
 
-    What it raises, the first process raises; the others then raise a ValueError that points to it.
+    What it raises, the first process raises; the others then raise a ValueError that points to it, or, where the first
+    was asked to stop, Preempted as it does.
     """
     multihost_utils.sync_global_devices("before a change of the disk")
+    on_every_process(change if jax.process_index() == 0 else lambda: None)
+
+
+def on_every_process(change: Callable[[], object]) -> None:
+    """What every process does with its own part of the disk; each waits until all have done theirs.
+
+    What it raises in a process, that one raises; the others then raise a ValueError that points to it, or, where it was
+    asked to stop, Preempted as it does.
+    """
     error = None
-    if jax.process_index() == 0:
-        try:
-            change()
-        except Exception as caught:
-            error = caught
-    fine = all_agree(error is None)
+    try:
+        change()
+    except (Exception, Preempted) as caught:
+        error = caught
+    fine, stays = all_agree(error is None), all_agree(not isinstance(error, Preempted))
     if error is not None:
         raise error
+    if not stays:
+        raise Preempted
     if not fine:
-        raise ValueError("the first process could not write what all need; its message says why.")
+        raise ValueError("another process could not write what all need; its message says why.")
 
 
 def all_agree(fine: bool) -> bool:

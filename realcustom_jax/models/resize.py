@@ -22,9 +22,18 @@ def resize_bilinear(x: jax.Array, size: tuple[int, int]) -> jax.Array:
 def resize_bilinear_on_host(x: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """`resize_bilinear` of arrays of numpy, which compiles nothing: for pictures that are all of different sizes."""
     for axis, length in zip((1, 2), size, strict=True):
-        places = (np.arange(length) + 0.5) * x.shape[axis] / length - 0.5
-        x = _lerp_along(x, axis, np.clip(places, 0, x.shape[axis] - 1))
+        x = _lerp_along(x, axis, *bilinear_places(x.shape[axis], length))
     return x
+
+
+def bilinear_places(length: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(low, high, weight of high) [size]: between which of `length` pixels `resize_bilinear` finds each of its own."""
+    return _between(np.clip((np.arange(size) + 0.5) * length / size - 0.5, 0, length - 1), length)
+
+
+def lerp(low, high, weight):
+    """Between two arrays of the same type, of numpy or of JAX."""
+    return low * (1 - weight) + high * weight
 
 
 def resize_align_corners(x: jax.Array, size: tuple[int, int]) -> jax.Array:
@@ -33,7 +42,7 @@ def resize_align_corners(x: jax.Array, size: tuple[int, int]) -> jax.Array:
     An output axis of one pixel takes the first input pixel, as torch does.
     """
     for axis, length in zip((1, 2), size, strict=True):
-        x = _lerp_along(x, axis, np.linspace(0, x.shape[axis] - 1, length))
+        x = _lerp_along(x, axis, *_between(np.linspace(0, x.shape[axis] - 1, length), x.shape[axis]))
     return x
 
 
@@ -47,11 +56,13 @@ def average_pixels(x, size: tuple[int, int]):
     return x.reshape(*lead, h, height // h, w, width // w).mean((-3, -1))
 
 
-def _lerp_along(x, axis: int, positions: np.ndarray):
-    """x, an array of numpy or of JAX, between its pixels along an axis."""
+def _between(positions: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     low = np.floor(positions).astype(np.int32)
-    high = np.minimum(low + 1, x.shape[axis] - 1)
+    return low, np.minimum(low + 1, length - 1), positions - low
+
+
+def _lerp_along(x, axis: int, low: np.ndarray, high: np.ndarray, weight: np.ndarray):
+    """x, an array of numpy or of JAX, between its pixels along an axis."""
     weight_shape = [1] * x.ndim
     weight_shape[axis] = -1
-    weight = (positions - low).astype(x.dtype).reshape(weight_shape)
-    return x.take(low, axis) * (1 - weight) + x.take(high, axis) * weight
+    return lerp(x.take(low, axis), x.take(high, axis), weight.astype(x.dtype).reshape(weight_shape))

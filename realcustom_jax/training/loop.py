@@ -8,9 +8,6 @@ same numbers.
 import contextlib
 import dataclasses
 import functools
-import signal
-import sys
-import threading
 from collections.abc import Callable, Mapping
 from numbers import Integral, Real
 from pathlib import Path
@@ -21,7 +18,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax.contrib
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from optax.contrib import MuonDimensionNumbers
 from PIL import Image
@@ -32,7 +28,10 @@ from realcustom_jax.devices.jaxprs import flops
 from realcustom_jax.devices.platform import Platform
 from realcustom_jax.devices.sharding import AxisRules
 from realcustom_jax.errors import check_choice
+from realcustom_jax.interruption import Preempted
 from realcustom_jax.training.checkpoints import ON_EXISTING, Checkpoints
+from realcustom_jax.training.identity import RunIdentity
+from realcustom_jax.training.interruption import Interruption
 from realcustom_jax.training.log import Log
 
 Params = Any
@@ -208,17 +207,18 @@ def fit(name: str, task: Task, settings: TrainSettings, workdir: Path, *, mesh: 
 
     On `mesh` (by default all devices, along `data`) arrays lie as `rules` say. Writes to `workdir`: `checkpoints/`
     (Orbax), what `log.Log` writes, `samples/STEP.png`. On SIGTERM, as a machine that goes away sends, it saves and
-    exits. `run` says what the run is about: checkpoints of another one are not continued.
+    stops. `run` says what the run is about: checkpoints of another one are not continued.
 
     Raises:
         FloatingPointError: the loss is not finite; names the step. The last checkpoint before it is intact.
         ValueError: the batch or a parameter cannot be divided over the devices; the checkpoints are another run's.
-        SystemExit: with code 0, after SIGTERM; the same command continues.
+        Preempted: after SIGTERM, saved; a process that it ends has the exit code 75, and the same command continues.
     """
     mesh = sharding.make_mesh() if mesh is None else mesh
     shares = sharding.batch_sharding(mesh, settings.batch_size // settings.accumulate, rules)
     with Checkpoints(workdir / "checkpoints", keep=settings.keep, keep_every=settings.keep_every,
-                     on_existing=settings.on_existing, run=run) as checkpoints, Interruption() as interruption:
+                     on_existing=settings.on_existing, run=RunIdentity.of(run, settings)) as checkpoints, \
+            Interruption() as interruption:
         begin = functools.partial(init_state, settings=settings)
         key = jax.random.key(settings.seed)
         fresh = jax.eval_shape(begin, jax.eval_shape(task.init, key))
@@ -264,9 +264,8 @@ def fit(name: str, task: Task, settings: TrainSettings, workdir: Path, *, mesh: 
                         log.pause()
                 if stop:
                     checkpoints.wait()
-                    print(f"\n{name}: stopped after step {done} of {settings.steps} as asked, and saved; the same "
-                          "command continues.", file=sys.stderr)
-                    sys.exit(0)
+                    raise Preempted(f"{name}: stopped after step {done} of {settings.steps} as asked, and saved; the "
+                                    "same command continues.")
                 if settings.sample_every and (done % settings.sample_every == 0 or done == settings.steps):
                     averaged = sharding.collect(state.ema, mesh)
                     if first:
@@ -281,32 +280,6 @@ def choose_shardings(tree, mesh: Mesh, rules: AxisRules):
     if mesh.shape["fsdp"] * mesh.shape["tensor"] == 1:
         return jax.tree.map(lambda _: sharding.replicated(mesh), tree)
     return sharding.shardings(tree, mesh, rules)
-
-
-class Interruption:
-    """Notes SIGTERM instead of dying of it, within a `with` block of the main thread."""
-
-    _came = False
-
-    def __enter__(self):
-        # Where there are several processes, JAX's own service notes the signal and lets all stop after the same step.
-        self._listens = jax.process_count() == 1 and threading.current_thread() is threading.main_thread()
-        if self._listens:
-            self._before = signal.signal(signal.SIGTERM, self._note)
-        return self
-
-    def __exit__(self, kind, *exception):
-        if self._listens:
-            signal.signal(signal.SIGTERM, self._before)
-            if self._came and kind is None:
-                signal.raise_signal(signal.SIGTERM)  # it came too late for the loop to act on
-
-    def asks(self, step: int) -> bool:
-        """Whether to stop after this step; the same answer in every process."""
-        return multihost_utils.reached_preemption_sync_point(step) if jax.process_count() > 1 else self._came
-
-    def _note(self, *_):
-        self._came = True
 
 
 def _report(step: int, metrics: dict[str, jax.Array], settings: TrainSettings, bar: tqdm, log: Log | None) -> None:

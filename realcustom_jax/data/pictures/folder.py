@@ -18,42 +18,13 @@ from tqdm import tqdm
 
 from realcustom_jax.conditioning.images import load_image
 from realcustom_jax.conditioning.references import square_reference
-from realcustom_jax.data.pictures.cutouts import cut_out_subject, recontextualised
+from realcustom_jax.data.cutouts import cut_out_subject, recontextualised
 from realcustom_jax.data.pictures.manifest import ManifestRow, fingerprint, read_manifest
+from realcustom_jax.data.shapes import bucket_of, buckets, cover
 from realcustom_jax.files import png
 
 RECONSTRUCTION, AUGMENTED, OTHER_VIEW = 0.0, 0.5, 1.0
 """Difficulties of the references: cut out of the target, the same changed, and another picture of the subject."""
-_STEP, _WIDEST = 64, 2.0
-
-
-def buckets(side: int) -> list[tuple[int, int]]:
-    """Sizes (width, height) in multiples of 64, none larger than side² nor wider or taller than 2 : 1."""
-    if side < _STEP or side % _STEP:
-        raise ValueError(f"The side is {side}; expected a multiple of {_STEP}.")
-    lengths = range(_STEP, int(side * _WIDEST) + 1, _STEP)
-    sizes = [(width, max(h for h in lengths if h * width <= side * side)) for width in lengths if width <= side * 1.5]
-    sizes += [(height, width) for width, height in sizes]
-    return sorted({(w, h) for w, h in sizes if max(w, h) <= _WIDEST * min(w, h) and w * h > 0.8 * side * side})
-
-
-def bucket_of(width: int, height: int, sizes: list[tuple[int, int]]) -> int:
-    """The number of the size whose shape is nearest to a picture's."""
-    return int(np.argmin([abs(np.log(width / height) - np.log(w / h)) for w, h in sizes]))
-
-
-def cover(
-    picture: Image.Image, size: tuple[int, int], focus: tuple[float, float]
-) -> tuple[Image.Image, tuple[int, int]]:
-    """(the picture scaled to cover `size` and cropped to it, the crop's top and left in the scaled picture); `focus`
-    (x, y in pixels of the picture) is as near to the middle as the picture allows."""
-    scale = max(size[0] / picture.width, size[1] / picture.height)
-    whole = tuple(max(round(length * scale), s) for length, s in zip(picture.size, size, strict=True))
-    left, top = (int(np.clip(at * scale - s / 2, 0, w - s)) for at, s, w in zip(focus, size, whole, strict=True))
-    # Only the crop is computed: the whole of a picture that is very long would not fit the memory.
-    x, y = (length / w for length, w in zip(picture.size, whole, strict=True))
-    box = left * x, top * y, (left + size[0]) * x, (top + size[1]) * y
-    return picture.resize(size, Image.Resampling.LANCZOS, box), (top, left)
 
 
 @dataclasses.dataclass(kw_only=True)

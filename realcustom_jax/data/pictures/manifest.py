@@ -22,7 +22,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from realcustom_jax.conditioning.targets import word_spans
+from realcustom_jax.conditioning.words import word_spans
 from realcustom_jax.files import write_file
 
 _SETTLED = 2 * 10**9  # nanoseconds; some file systems count whole seconds

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from realcustom_jax import interruption
 from realcustom_jax.data.sprites.world import (
     FRAME,
     NOUNS,
@@ -165,5 +166,8 @@ def _map(function: Callable, count: int, what: str):
         yield from bar(map(function, range(count)))
         return
     # JAX's threads do not survive a fork.
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=interruption.ignored)
+    try:
         yield from bar(pool.map(function, range(count), chunksize=20))
+    finally:
+        pool.shutdown(cancel_futures=True)

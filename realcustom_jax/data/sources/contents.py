@@ -1,0 +1,139 @@
+"""What files hold, as a hash of each: read once, and again only when their size or one of their times has changed."""
+
+import concurrent.futures
+import hashlib
+import io
+import os
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from typing import BinaryIO
+
+import numpy as np
+from etils import epath
+from tqdm import tqdm
+
+from realcustom_jax.files import write_file
+from realcustom_jax.paths import as_path, is_bucket, reaching
+
+_SETTLED = 2 * 10**9  # nanoseconds; some file systems count whole seconds
+_WHOLE = 64 * 2**20  # bytes; of a larger file, as a tar, samples are read, because a terabyte cannot be read at a start
+_SAMPLES, _SAMPLE = 128, 2**18
+_BLOCK = 2**15  # files that are looked at together
+_READERS = 8
+_KNOWN = np.dtype([("name", "<u8"), ("size", "<i8"), ("modified", "<i8"), ("changed", "<i8"), ("content", "S32")])
+
+
+def digest(root: epath.Path, names: Iterable[str], seen: epath.Path) -> str:
+    """A hash of the content of all files with these names, relative to `root`; where they lie does not matter.
+
+    A file that is not there counts as such. Of files above 64 MiB, samples are read: their size, both ends and 126
+    pieces between. `seen` is a file that keeps what was read, so that a file that is known costs one look at its times.
+    """
+    known = _read(seen)
+    found = []
+    for block in _blocks(names):
+        found.append(_looked_at(os.fspath(root), block, known))
+    found = np.concatenate(found) if found else np.zeros(0, _KNOWN)
+    _keep(found, known, seen)
+    return hashlib.sha256(found["content"].tobytes()).hexdigest()
+
+
+def digest_of_files(files: Sequence[epath.Path], seen: epath.Path) -> str:
+    """The same of files that are named by their whole paths."""
+    paths = [os.fspath(file) for file in files]
+    root = os.path.commonprefix(paths).rpartition("/")[0]
+    return digest(as_path(root or "/"), (path[len(root) + 1:] for path in paths), seen)
+
+
+def stored_size(root: epath.Path, name: str) -> int:
+    """Bytes of a file, 0 where it is not there."""
+    return max(_state(os.path.join(os.fspath(root), name))[0], 0)
+
+
+def _blocks(names: Iterable[str]) -> Iterator[list[tuple[int, str]]]:
+    """(hash of its name, name) of the different files, in their order."""
+    block, met = [], set()
+    for name in tqdm(names, desc="looking at pictures", unit="file", leave=False, mininterval=1):
+        if hash(name) not in met:  # the names themselves would take much memory
+            met.add(hash(name))
+            content = hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+            block.append((int.from_bytes(content, "little"), name))
+            if len(block) == _BLOCK:
+                yield block
+                block = []
+    if block:
+        yield block
+
+
+def _looked_at(root: str, block: list[tuple[int, str]], known: np.ndarray) -> np.ndarray:
+    paths = [os.path.join(root, name) for _, name in block]
+    found = np.zeros(len(block), _KNOWN)
+    found["name"] = [key for key, _ in block]
+    if is_bucket(root):
+        with concurrent.futures.ThreadPoolExecutor(4 * _READERS) as pool:
+            states = list(pool.map(_state, paths))
+    else:
+        states = list(map(_state, paths))
+    found["size"], found["modified"], found["changed"] = np.array(states, np.int64).T
+    if len(known):
+        at = np.minimum(np.searchsorted(known["name"], found["name"]), len(known) - 1)
+        same = np.all([known[name][at] == found[name] for name in ("name", "size", "modified", "changed")], axis=0)
+        found["content"][same] = known["content"][at[same]]
+    unread = np.flatnonzero((found["content"] == b"") & (found["size"] >= 0))
+    with concurrent.futures.ThreadPoolExecutor(_READERS) as pool:
+        found["content"][unread] = list(pool.map(_content, [paths[i] for i in unread], found["size"][unread].tolist()))
+    return found
+
+
+def _state(path: str) -> tuple[int, int, int]:
+    """(bytes, when it was written, when it was changed); −1 bytes where there is no such file."""
+    try:
+        if is_bucket(path):
+            with reaching(as_path(path)):
+                remote = as_path(path).stat()
+            return (remote.length, int(remote.mtime * 10**9), 0) if not remote.is_directory else (-1, 0, 0)
+        local = os.stat(path)
+    except FileNotFoundError:
+        return -1, 0, 0
+    except (OSError, ValueError):  # a name that no file can have
+        if is_bucket(path):
+            raise
+        return -1, 0, 0
+    return local.st_size, local.st_mtime_ns, local.st_ctime_ns
+
+
+def _content(path: str, size: int) -> bytes:
+    try:
+        with as_path(path).open("rb") as file:
+            return _hashed(file, size)
+    except OSError:  # which the row that names it will say
+        return b"unreadable"
+
+
+def _hashed(file: BinaryIO, size: int) -> bytes:
+    if size <= _WHOLE:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:32].encode()
+    digest = hashlib.sha256(str(size).encode())
+    for start in np.linspace(0, size - _SAMPLE, _SAMPLES).astype(int).tolist():
+        file.seek(start)
+        digest.update(file.read(_SAMPLE))
+    return digest.hexdigest()[:32].encode()
+
+
+def _read(seen: epath.Path) -> np.ndarray:
+    """What is known, sorted by name; nothing where the file is not there, or damaged."""
+    try:
+        known = np.load(io.BytesIO(seen.read_bytes()), allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return np.zeros(0, _KNOWN)
+    return known if known.dtype == _KNOWN and known.ndim == 1 else np.zeros(0, _KNOWN)
+
+
+def _keep(found: np.ndarray, known: np.ndarray, seen: epath.Path) -> None:
+    # A file that was written a moment ago may change once more without another time.
+    settled = time.time_ns() - np.maximum(found["modified"], found["changed"]) > _SETTLED
+    kept = np.sort(found[settled & (found["size"] >= 0) & (found["content"] != b"unreadable")], order="name")
+    if not np.array_equal(kept, known):
+        buffer = io.BytesIO()
+        np.save(buffer, kept)
+        write_file(seen, buffer.getvalue())

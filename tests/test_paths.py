@@ -1,0 +1,144 @@
+"""Paths of disks and buckets: what is taken for which, and what is said of the others. Whole runs in buckets are in
+test_buckets.py, with emulators."""
+
+import builtins
+import os
+from pathlib import Path
+
+import pytest
+
+from realcustom_jax import files, paths
+
+
+@pytest.mark.parametrize("text", ["run", "/data/run", "./a:b", "a:b", "C:\\data", "c:/data", "gs", "~/run", "x/gs://b"])
+def test_paths_of_the_disk_stay_the_systems(text):
+    assert paths.as_path(text) == Path(text) and type(paths.as_path(text)) is type(Path())
+
+
+@pytest.mark.parametrize("text", [
+    "gs:/bucket/run", "s3:/bucket", "s3:bucket", "gs:bucket/run", "gs://", "s3:///run", "GS://bucket/run",
+    "gs:////bucket", "gs://Bucket/run"])
+def test_a_bucket_that_is_written_otherwise_is_told_how(text, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    scheme = text[:2].lower()
+    with pytest.raises(ValueError, match=f"is no path in a bucket: write {scheme}://bucket/folder"):
+        paths.as_path(text)
+    assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["http://x.org/run", "https://x.org", "az://bucket/run", "hf://owner/model", "file:///x",
+                                  "memory://x", "abfs:/x"])
+def test_other_schemes_are_one_sentence(text):
+    with pytest.raises(ValueError, match=r"is not supported: a path is .* gs://bucket/… or s3://bucket/…\.$"):
+        paths.as_path(text)
+
+
+def test_a_file_of_the_disk_may_be_called_like_a_scheme(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "ab:").mkdir()
+    (tmp_path / "ab:" / "x").touch()
+    assert paths.as_path("ab:/x") == Path("ab:/x")
+
+
+@pytest.mark.parametrize("scheme, package, extra", [
+    ("gs", "gcsfs", "gcs"), ("s3", "s3fs", "s3"), ("gs", "etils", "gcs")])
+def test_a_missing_package_is_named_with_its_extra(scheme, package, extra, monkeypatch):
+    real = builtins.__import__
+
+    def blocked(name, *arguments, **options):
+        if name.partition(".")[0] == package:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+        return real(name, *arguments, **options)
+
+    monkeypatch.setattr(builtins, "__import__", blocked)
+    with pytest.raises(ValueError, match=rf"begins with {scheme}:// needs the package {package}.*\[{extra}\]"):
+        paths.as_path(f"{scheme}://bucket/run")
+
+
+@pytest.fixture
+def bucket(monkeypatch, tmp_path):
+    """A folder of a bucket that fsspec keeps in memory."""
+    fsspec = pytest.importorskip("fsspec")
+    epath = pytest.importorskip("etils.epath")
+    memory = fsspec.filesystem("memory")
+    memory.store.clear()
+
+    class Bucket(type(memory)):
+        protocol, cachable = "s3", False
+
+        @classmethod
+        def _strip_protocol(cls, path):
+            return super()._strip_protocol(path.replace("s3://", "memory://"))
+
+        # Buckets' names begin without a slash, and an object has a version.
+        def ls(self, path, detail=True, **options):
+            found = super().ls(path, detail=detail, **options)
+            return found if detail else [name.lstrip("/") for name in found]
+
+        def find(self, path, **options):
+            found = super().find(path, **options)
+            return {name.lstrip("/"): self.info(name) for name in found}
+
+        def info(self, path, **options):
+            found = super().info(path, **options)
+            return found | {"ETag": hash(self.cat_file(path))} if found["type"] == "file" else found
+
+    monkeypatch.setattr(paths, "file_system", lambda path: Bucket())
+    monkeypatch.setattr(files, "file_system", lambda path: Bucket())
+    monkeypatch.setenv(paths.CACHE_VARIABLE, str(tmp_path / "cache"))
+    yield epath.Path("s3://bucket/run")
+    memory.store.clear()
+
+
+def test_objects_are_written_listed_and_removed(bucket, tmp_path):
+    files.write_json(bucket / "config.json", {"a": 1})
+    files.write_file(bucket / "samples" / "1.png", b"one")
+    assert paths.listing(bucket) == [bucket / "config.json", bucket / "samples"]
+    assert paths.listing(bucket, "*.json") == [bucket / "config.json"]
+    assert paths.listing(bucket / "none") == []
+    paths.remove_tree(bucket / "samples")
+    paths.remove_tree(bucket / "samples")
+    assert paths.listing(bucket) == [bucket / "config.json"]
+    assert paths.absolute(bucket) is bucket
+    with files.sole_user(bucket), files.sole_user(bucket):  # buckets have no locks
+        pass
+    assert not (Path.cwd() / "s3:").exists()
+
+
+def test_a_local_copy_follows_its_object(bucket):
+    files.write_file(bucket / "data" / "part.npy", b"old")
+    copy = paths.local_copy(bucket / "data" / "part.npy")
+    assert copy.name == "part.npy" and copy.read_bytes() == b"old"
+    assert paths.local_copy(bucket / "data" / "part.npy") == copy
+    files.write_file(bucket / "data" / "part.npy", b"new")
+    assert paths.local_copy(bucket / "data" / "part.npy").read_bytes() == b"new"
+    assert copy.read_bytes() == b"old"  # whoever reads it goes on reading it
+    with pytest.raises(FileNotFoundError, match=r"s3://bucket/run/data/none does not exist\."):
+        paths.local_copy(bucket / "data" / "none")
+
+
+def test_a_local_folder_holds_what_is_wanted(bucket):
+    for name in ("config.json", "unet/model.safetensors", "unet/model.bin"):
+        files.write_file(bucket / name, name.encode())
+    copy = paths.local_folder(bucket, lambda name: not name.endswith(".bin"))
+    assert sorted(str(path.relative_to(copy)) for path in copy.rglob("*.*")) == [
+        "config.json", "unet/model.safetensors"]
+    assert (copy / "unet" / "model.safetensors").read_bytes() == b"unet/model.safetensors"
+
+
+def test_a_copy_that_was_interrupted_goes_on(bucket, monkeypatch):
+    for name in ("a", "b"):
+        files.write_file(bucket / name, name.encode())
+    copied, real = [], paths._download
+
+    def broken(path, *rest):
+        if path.name == "b":
+            raise KeyboardInterrupt
+        real(path, *rest)
+
+    monkeypatch.setattr(paths, "_download", broken)
+    with pytest.raises(KeyboardInterrupt):
+        paths.local_folder(bucket)
+    monkeypatch.setattr(paths, "_download", lambda path, *rest: (copied.append(path.name), real(path, *rest)))
+    copy = paths.local_folder(bucket)
+    assert copied == ["b"] and sorted(path.name for path in copy.iterdir()) == ["a", "b"]
