@@ -153,7 +153,8 @@ class Pipeline:
             few_steps: whether to load the form in which few steps suffice, where the model brings one (`few_steps/`);
                 its steps, solver and guidance then go before the preset's.
             preset: a `Preset`, the name of one, or choices by their names; None: as the model's `preset.json` says, or
-                the default. The local, pooled and size_order that an adapter was trained with go first.
+                the default. What an adapter that was trained here remembers of its training goes before the default
+                and `preset.json`, and its local, pooled and size_order before everything.
             dtype: of parameters and computation: float32, bfloat16 or float16. Softmax, norms and the solver's state
                 are float32 always, and the autoencoder is where `dtype` is float16, which SDXL's overflows. The CPU
                 has no float16.
@@ -180,7 +181,8 @@ class Pipeline:
         words, encoders = (ModelSource.open(other) if other else model for other in (tokenizer, vision))
         tokenizers = [words.tokenizer(i, positions=model.text_positions(i)) for i in range(len(model.text_encoders))]
         encoders.check("image_encoder_siglip", "image_encoder_dinov2")
-        preset = model.preset() if preset is None else find_preset(preset)
+        preset = (dataclasses.replace(model.preset(), **given.sampling) if preset is None else
+                  find_preset(preset, base=dataclasses.replace(PRESETS["default"], **given.sampling)))
         preset = dataclasses.replace(preset, **(few[1] if few else {}) | given.conditioning)
         betas, prediction = model.schedule(prediction)
 

@@ -42,7 +42,8 @@ _VALUES = {
 class Preset:
     """The choices; each can be replaced alone (`dataclasses.replace`).
 
-    An adapter that says which local, pooled and size_order it was trained with is used with those.
+    An adapter that says which local, pooled and size_order it was trained with is used with those. What it says of the
+    other choices is what stands where none is given.
 
     Attributes:
         local: how the reference's local views are cut: "phases" (released), "tiles" (paper), None: as the adapter says.
@@ -129,12 +130,13 @@ PRESETS: dict[str, Preset] = {
 }
 
 
-def find_preset(preset: str | Preset | Mapping[str, Any]) -> Preset:
-    """A preset given by itself, by its name or by its choices. Raises ValueError for an unknown name or choice."""
+def find_preset(preset: str | Preset | Mapping[str, Any], *, base: Preset = PRESETS["default"]) -> Preset:
+    """A preset given by itself, by its name or by its choices, where the others are those of `base`. Raises ValueError
+    for an unknown name or choice."""
     if isinstance(preset, Preset):
         return preset
     if isinstance(preset, Mapping):
-        return replace_choices(Preset(), preset)
+        return replace_choices(base, preset)
     check_choice("preset", preset, PRESETS)
     return PRESETS[preset]
 

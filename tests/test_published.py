@@ -13,11 +13,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from realcustom_jax.data.pictures import folder
-from realcustom_jax.data.pictures.bucketed import BucketBatches
+from realcustom_jax.conditioning.images import grid
+from realcustom_jax.data.batches import BucketBatches
+from realcustom_jax.data.build import build
+from realcustom_jax.data.dataset import Dataset
+from realcustom_jax.data.sources import open_source
 from realcustom_jax.devices.ahead_of_time import AdapterStep
 from realcustom_jax.model_files import bundle
-from realcustom_jax.model_files.adapter import scaled_tokens
+from realcustom_jax.model_files.adapter import find_adapter, scaled_tokens
 from realcustom_jax.model_files.source import FolderSource
 from realcustom_jax.model_files.tensors import read_tensors
 from realcustom_jax.model_files.weights import read_config
@@ -61,12 +64,23 @@ def get_config(kind: str, model: Path, pictures: Path):
     train.model, train.vision, train.adapter, train.side, train.dtype = str(model), "", "", 128, "float32"
     train.data.folder = str(pictures)
     train.preset.pooled = "projected" if kind == "sdxl" else "unprojected"
+    train.preset.update(scope=0.6, guidance_scale=2.0, normalize="min_max_norm", solver="ddim", steps=6)
     train.fresh.update(dim_head=8)
     train.fresh.vision_settings.update(size=SIDE, encoder_size=ENCODER_SIDE, siglip_layers=[0, 1], dino_layers=[0, 1])
     train.mesh.update(data=-1, fsdp=1)
     train.optimization.update(steps=3, batch_size=2, warmup=1, learning_rate=1e-3, save_every=2, sample_every=3,
                                      log_every=1)
     return config
+
+
+def batches_of(dataset, reference_side=SIDE, **options):
+    """Of rows as `get_config` trains on them, two at a time."""
+    options = {"side": 128, "batch_size": 2, "seed": 0, "curriculum": Curriculum(), "steps": 8} | options
+    return BucketBatches(dataset, reference_side=reference_side, **options)
+
+
+def dataset_of(workdir):
+    return Dataset(next(path.parent for path in (workdir / "data").rglob("dataset_info.json")))
 
 
 @pytest.fixture(scope="module", params=[pytest.param(kind, marks=pytest.mark.slow) for kind in ("sdxl", "sd15")])
@@ -98,13 +112,46 @@ def test_an_adapter_is_used_with_the_conditioning_that_it_was_trained_with(run):
     assert preset == dataclasses.replace(PRESETS["released_pipeline"], **trained)
 
 
+def test_a_reloaded_adapter_makes_the_pictures_that_its_training_showed(run):
+    """To the byte, with nothing said of a preset; a preset that is given goes first."""
+    _, model, config, workdir = run
+    data = next(path.parent for path in (workdir / "data").rglob("dataset_info.json"))
+    batch = BucketBatches(data, batch_size=2, seed=0, curriculum=Curriculum(), steps=3)[0]
+    pipeline = dataclasses.replace(Pipeline.load(model, workdir / "adapter"), vocabulary=None)
+    references = [Image.fromarray(x) for x in batch["reference"]]
+
+    def pictures(pipeline):
+        made = [pipeline(*row).images[0] for row in zip(references, batch["caption"], batch["word"], strict=True)]
+        shown = [x.resize((SIDE, SIDE)) for x in references] + made
+        return np.asarray(grid(np.stack([np.asarray(x) for x in shown]) / 127.5 - 1.0, columns=2))
+
+    shown = np.asarray(Image.open(workdir / "samples" / "000003.png"))
+    np.testing.assert_array_equal(pictures(pipeline), shown)
+    assert (pipeline.preset.scope, pipeline.preset.steps, pipeline.preset.solver) == (0.6, 6, "ddim")
+    other = Pipeline.load(model, workdir / "adapter", preset="default")
+    assert (other.preset.scope, other.preset.steps, other.preset.solver) == (0.25, 25, None)
+    assert not np.array_equal(pictures(dataclasses.replace(other, vocabulary=None)), shown)
+    some = Pipeline.load(model, workdir / "adapter", preset={"scope": 0.1}).preset
+    assert some == dataclasses.replace(pipeline.preset, scope=0.1)
+
+
+@pytest.mark.parametrize("sampling, words", [
+    ({"scop": 0.5}, "Unknown choice of sampling 'scop'"), ({"pooled": "projected"}, "Unknown choice of sampling"),
+    ({"scope": 3}, "scope is 3"), ([1], "sampling is \\[1\\]; expected choices of a preset")])
+def test_choices_that_an_adapter_cannot_bring_are_named(mini_folder, tmp_path, sampling, words):
+    adapter = shutil.copytree(mini_folder / "adapter", tmp_path / "adapter")
+    config = read_config(adapter / "config.json")
+    (adapter / "config.json").write_text(json.dumps({**config, "sampling": sampling}))
+    with pytest.raises(ValueError, match=words) as caught:
+        find_adapter(adapter)
+    assert str(adapter / "config.json") in str(caught.value)
+
+
 @pytest.mark.parametrize("run", ["sdxl"], indirect=True)
 @pytest.mark.slow
 def test_a_caption_that_cannot_be_sampled_stays_grey(run, monkeypatch, capsys):
     _, model, _, workdir = run
-    data = next(path.parent for path in (workdir / "data").rglob("dataset_info.json"))
-    task = published.PublishedTask(Pipeline.load(model, workdir / "adapter"), BucketBatches(
-        data, batch_size=2, seed=0, curriculum=Curriculum(), steps=3))
+    task = published.PublishedTask(Pipeline.load(model, workdir / "adapter"), batches_of(dataset_of(workdir), steps=3))
 
     def fail(*_, **__):
         raise ValueError("the word is cut off")
@@ -195,13 +242,12 @@ def test_stored_features_are_those_of_the_step(run, tmp_path, monkeypatch):
     kind, model, config, workdir = run
     monkeypatch.setattr(features, "_AT_ONCE", 2)
     pipeline = Pipeline.load(model, workdir / "fresh/adapter", preset=config.train.preset.to_dict())
-    data = next(path.parent for path in (workdir / "data").rglob("dataset_info.json"))
-    batches = BucketBatches(data, batch_size=2, seed=0, curriculum=Curriculum(), steps=8)
+    batches = batches_of(dataset_of(workdir))
     encoders = features.Encoders(pipeline)
-    stored = features.compute_features(encoders, data, batches, tmp_path)
-    assert (stored.folder / "pooled.npy").is_file() == (kind == "sdxl")
+    stored = features.compute_features(encoders, "rows", batches, tmp_path)
+    assert (stored.folder / "empty-pooled.npy").is_file() == (kind == "sdxl")
     for step in range(8):
-        whole, read = batches[step], stored.batch(*batches.chosen(step))
+        whole, read = batches[step], stored.batch(batches.chosen(step))
         expected = {**encoders.text(encoders.params, encoders.ids(whole["caption"])),
                     "features": encoders.references(encoders.params, whole["reference"] / 255.0),
                     "targets": encoders.targets(encoders.params, whole["target"])}
@@ -211,7 +257,7 @@ def test_stored_features_are_those_of_the_step(run, tmp_path, monkeypatch):
         assert read.keys() == expected.keys()
         jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=4e-3, rtol=4e-3), read, expected)
     time = stored.folder.stat().st_mtime_ns
-    again = features.compute_features(encoders, data, batches, tmp_path)
+    again = features.compute_features(encoders, "rows", batches, tmp_path)
     assert again.folder.stat().st_mtime_ns == time, "it was found"
 
 
@@ -288,13 +334,12 @@ def test_the_step_compiled_ahead_for_a_tpu_is_the_one_that_runs_there(run, tmp_p
     train = config.train.to_dict() | {"precomputed": precomputed, "dtype": "bfloat16"}
     pipeline = Pipeline.load(model, workdir / "fresh/adapter", preset=train["preset"], dtype=train["dtype"],
                              scan_layers=True, platform="tpu")
-    data = next(path.parent for path in (workdir / "data").rglob("dataset_info.json"))
-    batches = BucketBatches(data, batch_size=2, seed=0, curriculum=Curriculum(), steps=8)
+    batches = batches_of(dataset_of(workdir))
     square = next(i for i in range(8) if batches[i]["target"].shape[1:3] == (128, 128))
     task = published.PublishedTask(pipeline, batches)
     if precomputed:
         encoders = features.Encoders(pipeline)
-        stored = features.compute_features(encoders, data, batches, tmp_path)
+        stored = features.compute_features(encoders, "rows", batches, tmp_path)
         task = published.PrecomputedTask(pipeline, batches, stored)
     settings = TrainSettings(**train["optimization"])
     state, batch = init_state(task.init(None), settings), task.batch(square)
@@ -325,24 +370,23 @@ def test_features_that_the_disk_cannot_hold_are_refused_before_they_are_computed
 
 
 def test_a_part_of_the_examples_is_read_and_drawn_like_the_whole(pictures, tmp_path):
-    dataset = folder.make_dataset(pictures, tmp_path / "data", side=256, reference_side=16)
-    settings = {"batch_size": 4, "seed": 0, "curriculum": Curriculum(), "steps": 10}
-    whole = BucketBatches(dataset, **settings)
-    part = BucketBatches(dataset, examples=np.array([1, 3]), **settings)
+    dataset = build(open_source(str(pictures)), tmp_path / "data")
+    whole = batches_of(dataset, 16, batch_size=4)
+    part = batches_of(dataset, 16, batch_size=4, examples=np.array([1, 3]))
     for step in range(6):
         for name, value in whole[step].items():
             np.testing.assert_array_equal(part[step][name], np.asarray(value)[[1, 3]], err_msg=name)
 
 
 def test_an_epoch_shows_every_row_in_batches_of_one_size(pictures, tmp_path):
-    dataset = folder.make_dataset(pictures, tmp_path / "data", side=256, reference_side=16)
-    batches = BucketBatches(dataset, batch_size=2, seed=0, curriculum=Curriculum(), steps=10)
+    dataset = build(open_source(str(pictures)), tmp_path / "data")
+    batches = batches_of(dataset, 16, side=256)
     assert len(batches) == 4  # 3 wide rows and 4 square ones
     seen = [batches[step] for step in range(len(batches))]
     assert len({batch["target"].shape for batch in seen}) == 2
     targets = {row.tobytes() for batch in seen for row in batch["target"]}
     assert len(targets) == ROWS
-    again = BucketBatches(dataset, batch_size=2, seed=0, curriculum=Curriculum(), steps=10)
+    again = batches_of(dataset, 16, side=256)
     for step in (5, 2, 9):
         jax.tree.map(np.testing.assert_array_equal, again[step], batches[step])
 
@@ -351,8 +395,7 @@ def test_an_epoch_shows_every_row_in_batches_of_one_size(pictures, tmp_path):
 @pytest.mark.slow
 def test_size_conditioning_is_ordered_as_the_preset_says(run):
     _, model, _, workdir = run
-    data = next(path.parent for path in (workdir / "data").rglob("dataset_info.json"))
-    batches = BucketBatches(data, batch_size=2, seed=0, curriculum=Curriculum(), steps=3)
+    batches = batches_of(dataset_of(workdir), steps=3)
     ids = {}
     for order in ("width_first", "height_first"):
         pipeline = Pipeline.load(model, workdir / "fresh/adapter", preset={"size_order": order})

@@ -266,7 +266,7 @@ def test_when_nothing_can_be_read_nothing_is_begun(tmp_path):
     for file in (tmp_path / "checkpoints" / "12").rglob("*"):
         if file.is_file():
             file.write_bytes(b"")
-    with pytest.warns(UserWarning), pytest.raises(ValueError, match="None of the checkpoints .* can be read"):
+    with pytest.warns(UserWarning), pytest.raises(ValueError, match="None of the checkpoints .* can be used"):
         fit("again", Regression(), SETTINGS, tmp_path)
 
 

@@ -26,6 +26,9 @@ class Rows(Protocol):
 
     index: Index
 
+    def __len__(self) -> int:
+        """How many."""
+
     def record(self, row: int) -> Record:
         """The record of a row, its pictures not decoded."""
 
@@ -67,7 +70,7 @@ class BucketBatches:
         self.order = Order(self.index, self.sizes, batch_size, seed, weights)
         self.examples = np.arange(batch_size) if examples is None else np.asarray(examples)
         self.parts = len(self.examples)
-        self._seed, self._batch_size, self._placing = seed, batch_size, placing
+        self._seed, self._batch_size, self.placing = seed, batch_size, placing
         self._curriculum, self._steps = curriculum, steps
 
     def __len__(self) -> int:
@@ -103,7 +106,7 @@ class BucketBatches:
     def read_row(self, shape: int, row: int, target: int, choice: int, caption: int) -> Example:
         """A row with these of its targets, of the index's references and of its captions, in a shape."""
         subject, reference = self.index.choice[self.index.choices[row] + choice].tolist()
-        rng = np.random.default_rng((self._placing, row, subject))
+        rng = np.random.default_rng((self.placing, row, subject))
         return read_example(self.rows.record(row), Drawn(target, subject, reference, caption), self.sizes[shape],
                             self.reference_side, rng)
 

@@ -80,9 +80,6 @@ def build(source: "Source", folder: "str | os.PathLike | AnyPath", *, identity: 
         return None
     if not sum(len(marker.index) for marker in finished):
         raise ValueError("The source has no row that can be used; give at least one.")
-    if not missing:
-        with contextlib.suppress(OSError, ValueError):
-            return Dataset(folder)
     _finish(folder, finished)
     return Dataset(folder)
 
@@ -160,11 +157,21 @@ def _in_worker(part: "Part", place: Place, scratch: Path) -> None:
 @contextlib.contextmanager
 def _progress(parts: Sequence["Part"], markers: Sequence[Marker | None], missing: Sequence[int]
               ) -> Iterator[Callable[[int], None]]:
-    """A bar over the rows that are built here; gives what has to be told how many were built so far."""
-    lengths = [getattr(parts[i], "length", None) for i in missing]
-    total = None if None in lengths else sum(lengths)
-    with tqdm(desc="building the dataset", unit="row", total=total, mininterval=0.5) as bar:
-        yield lambda rows: bar.update(rows - bar.n)
+    """A bar over the rows that are built here; gives what has to be told how many were built so far.
+
+    Where a source does not know how many rows a part has, what is left is guessed by the parts before.
+    """
+    counts = [getattr(parts[i], "count", None) for i in missing]
+    known = all(isinstance(count, int) for count in counts)
+    with tqdm(desc="building the dataset", unit="row", total=sum(counts) if known else None, mininterval=0.5) as bar:
+        def on_rows(rows: int) -> None:
+            done = [markers[i] for i in missing if markers[i] is not None]
+            if not known and done:
+                each = sum(len(marker.index) + len(marker.broken) for marker in done) / len(done)
+                bar.total = max(rows, round(each * len(missing)))
+            bar.update(rows - bar.n)
+
+        yield on_rows
 
 
 def _check_broken(broken: Sequence[str], limit: int) -> None:
@@ -175,7 +182,8 @@ def _check_broken(broken: Sequence[str], limit: int) -> None:
 
 
 def _finish(folder: "AnyPath", markers: Sequence[Marker]) -> None:
-    """Writes what a finished dataset has besides its shards; the index last, which says that it is finished."""
+    """Writes what a finished dataset has besides its shards, where it is not there or damaged; the index last, which
+    says that the dataset is finished."""
     rows, sizes = [len(marker.index) for marker in markers], [marker.size for marker in markers]
     with tempfile.TemporaryDirectory() as temporary:
         template = tfds.core.ShardedFileTemplate(temporary, dataset_name="realcustom", split="train",
@@ -186,10 +194,16 @@ def _finish(folder: "AnyPath", markers: Sequence[Marker]) -> None:
         tfds.folder_dataset.write_metadata(
             data_dir=temporary, features=FEATURES, split_infos=[split], version="1.0.0", check_data=False,
             description="Pictures, captions, and subjects that words of the captions name (realcustom_jax).")
-        for name in ("features.json", "dataset_info.json"):
-            write_file(folder / name, (Path(temporary) / name).read_bytes())
+        files = {name: (Path(temporary) / name).read_bytes() for name in ("features.json", "dataset_info.json")}
     index = Index.concatenate([marker.index for marker in markers])
-    write_file(folder / "index.npz", index.to_bytes(shard_rows=np.array(rows), shard_sizes=np.array(sizes)))
+    files["index.npz"] = index.to_bytes(shard_rows=np.array(rows), shard_sizes=np.array(sizes))
+    for name, content in files.items():
+        try:
+            there = (folder / name).read_bytes()
+        except FileNotFoundError:
+            there = None
+        if there != content:
+            write_file(folder / name, content)
 
 
 def _processors() -> int:

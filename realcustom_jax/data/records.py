@@ -12,6 +12,7 @@ import math
 import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
+from tensorflow_datasets.proto import tf_example_pb2
 
 from realcustom_jax.conditioning.images import load_image
 from realcustom_jax.conditioning.words import word_spans
@@ -99,6 +100,8 @@ def write_record(row: Row) -> tuple[bytes, Entry]:
         "masks": [png(Image.fromarray(mask)) for mask in masks.values()], "masked": list(masks),
         "boxes": np.array(list(boxes.values()), np.float32).reshape(-1, 4), "boxed": list(boxes),
         "score": math.nan if row.score is None else row.score}))
+    # A message orders its features as it likes; in one order, the same row has the same bytes wherever it is written.
+    record = tf_example_pb2.Example.FromString(record).SerializeToString(deterministic=True)
     made = [(i, CUT_OUT) for i in sorted(masks.keys() | boxes.keys())] + [(i, PLACED_ANEW) for i in masks]
     named = row.identity.encode() if row.identity else b"\0".join(contents[:row.targets])
     identity = int.from_bytes(hashlib.blake2b(named, digest_size=8).digest(), "little")

@@ -16,19 +16,27 @@ def on_first_process(change: Callable[[], object]) -> None:
     was asked to stop, Preempted as it does.
     """
     multihost_utils.sync_global_devices("before a change of the disk")
+    on_every_process(change if jax.process_index() == 0 else lambda: None)
+
+
+def on_every_process(change: Callable[[], object]) -> None:
+    """What every process does with its own part of the disk; each waits until all have done theirs.
+
+    What it raises in a process, that one raises; the others then raise a ValueError that points to it, or, where it was
+    asked to stop, Preempted as it does.
+    """
     error = None
-    if jax.process_index() == 0:
-        try:
-            change()
-        except (Exception, Preempted) as caught:
-            error = caught
+    try:
+        change()
+    except (Exception, Preempted) as caught:
+        error = caught
     fine, stays = all_agree(error is None), all_agree(not isinstance(error, Preempted))
     if error is not None:
         raise error
     if not stays:
         raise Preempted
     if not fine:
-        raise ValueError("the first process could not write what all need; its message says why.")
+        raise ValueError("another process could not write what all need; its message says why.")
 
 
 def all_agree(fine: bool) -> bool:

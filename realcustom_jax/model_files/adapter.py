@@ -19,9 +19,12 @@ from realcustom_jax.model_files.kinds import advice, identify
 from realcustom_jax.model_files.tensors import LazyTensors, read_tensors
 from realcustom_jax.models.projector import ProjectorConfig
 from realcustom_jax.models.unet import UNetConfig
+from realcustom_jax.presets import Preset, replace_choices
 
 CONDITIONING = ("local", "pooled", "size_order")
 """The choices of a preset that an adapter is trained with, and has to be used with."""
+SAMPLING = tuple(field.name for field in dataclasses.fields(Preset) if field.name not in CONDITIONING)
+"""The others, which an adapter may bring defaults of: those that the pictures of its training were made with."""
 
 _LAYERS = {"to_k_vision", "to_v_vision"}
 # The blocks that the released variants read, from shallow to deep (configs/realcustom_sigdino_highres*.json).
@@ -36,8 +39,8 @@ class Adapter:
     """An adapter that is not loaded yet.
 
     settings: the released JSON's `image_prompt_settings`. vision: how references are read. tensors: torch-named;
-    a released file also holds UNet weights. where: the file or folder, for errors. conditioning: the choices of
-    `CONDITIONING` that it was trained with, by name, where it says so.
+    a released file also holds UNet weights. where: the file or folder, for errors. conditioning, sampling: the choices
+    of `CONDITIONING` that it was trained with, and of `SAMPLING` that it is best used with, by name, where it says so.
     """
 
     settings: Mapping[str, Any]
@@ -45,6 +48,7 @@ class Adapter:
     tensors: LazyTensors
     where: Path
     conditioning: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    sampling: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def find_adapter(path: str | Path) -> Adapter:
@@ -83,10 +87,21 @@ def find_adapter(path: str | Path) -> Adapter:
         ours = "vision_settings" in mapping
         vision = (VisionSettings.from_config(mapping["vision_settings"]) if ours else
                   VisionSettings.from_released(mapping))
-        conditioning = mapping.get("conditioning", {})
-        for name in conditioning:
-            check_choice("choice of conditioning", name, CONDITIONING)
-    return Adapter(settings, vision, tensors, path, conditioning)
+        choices = {kind: mapping.get(kind, {}) for kind in ("conditioning", "sampling")}
+        for (kind, given), known in zip(choices.items(), (CONDITIONING, SAMPLING), strict=True):
+            if not isinstance(given, Mapping):
+                raise ValueError(f"{kind} is {given!r}; expected choices of a preset by their names.")
+            for name in given:
+                check_choice(f"choice of {kind}", name, known)
+            replace_choices(Preset(), given)
+    return Adapter(settings, vision, tensors, path, **choices)
+
+
+def remembered_choices(preset: Preset) -> dict[str, dict[str, Any]]:
+    """What an adapter's configuration says of the preset that it was trained with. "local" is None, because the
+    adapter's own vision settings say it, as the preset may have changed them."""
+    conditioning = {name: getattr(preset, name) for name in CONDITIONING} | {"local": None}
+    return {"conditioning": conditioning, "sampling": {name: getattr(preset, name) for name in SAMPLING}}
 
 
 def _no_adapter(file: Path, tensors: LazyTensors) -> str:

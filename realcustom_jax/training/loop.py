@@ -30,6 +30,7 @@ from realcustom_jax.devices.sharding import AxisRules
 from realcustom_jax.errors import check_choice
 from realcustom_jax.interruption import Preempted
 from realcustom_jax.training.checkpoints import ON_EXISTING, Checkpoints
+from realcustom_jax.training.identity import RunIdentity
 from realcustom_jax.training.interruption import Interruption
 from realcustom_jax.training.log import Log
 
@@ -216,7 +217,8 @@ def fit(name: str, task: Task, settings: TrainSettings, workdir: Path, *, mesh: 
     mesh = sharding.make_mesh() if mesh is None else mesh
     shares = sharding.batch_sharding(mesh, settings.batch_size // settings.accumulate, rules)
     with Checkpoints(workdir / "checkpoints", keep=settings.keep, keep_every=settings.keep_every,
-                     on_existing=settings.on_existing, run=run) as checkpoints, Interruption() as interruption:
+                     on_existing=settings.on_existing, run=RunIdentity.of(run, settings)) as checkpoints, \
+            Interruption() as interruption:
         begin = functools.partial(init_state, settings=settings)
         key = jax.random.key(settings.seed)
         fresh = jax.eval_shape(begin, jax.eval_shape(task.init, key))

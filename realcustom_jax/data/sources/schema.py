@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from realcustom_jax.conditioning.targets import word_spans
+from realcustom_jax.conditioning.words import word_spans
 from realcustom_jax.data.rows import Mask, MaskPicture, Row, Stored, Subject
 from realcustom_jax.data.sources.masks import mask_of_numbers
 from realcustom_jax.errors import check_text, quoted

@@ -1,25 +1,28 @@
 """What a published model's frozen encoders make of pictures and captions: in every step, or once, kept on disk.
 
 On disk are, as float16 in plain .npy files that are read row by row: the autoencoder's mean and log-variance of each
-target, a file for each bucket; the text encoders' states and pooled text of each caption; the image encoders' features
-of each reference, all layers and parts one after the other (SDXL's `paper` projector reads 25 MB of a reference).
+target; the text encoders' states and pooled text of each caption; the image encoders' features of each reference, all
+layers and parts one after the other (SDXL's `paper` projector reads 25 MB of a reference). Some rows of one shape are
+a part, a folder of such files.
 """
 
 import dataclasses
 import functools
+import itertools
 import json
 import math
-import operator
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
 from realcustom_jax.conditioning.images import from_uint8
@@ -27,14 +30,15 @@ from realcustom_jax.conditioning.prompts import encode_prompt
 from realcustom_jax.conditioning.references import reference_features
 from realcustom_jax.conditioning.size import time_ids
 from realcustom_jax.conditioning.text_states import text_states
-from realcustom_jax.data.loader import Split
-from realcustom_jax.data.pictures.bucketed import BucketBatches
-from realcustom_jax.data.pictures.folder import dataset_name
+from realcustom_jax.data.batches import BucketBatches, Chosen
+from realcustom_jax.data.examples import Example
+from realcustom_jax.devices.shared_disk import on_every_process, on_first_process
 from realcustom_jax.files import write_json
 from realcustom_jax.model_files import fingerprint
 from realcustom_jax.pipeline import Pipeline
 
-_AT_ONCE = 8  # rows that are read together, references and captions that are encoded together
+_AT_ONCE = 8  # rows that are read together, references and captions that a device encodes together
+_ROWS = 256  # of a part; a process that is killed loses at most so many
 
 
 class Encoders:
@@ -97,14 +101,16 @@ class StoredFeatures:
 
     folder: Path
 
-    def batch(self, rows: np.ndarray, references: np.ndarray) -> dict[str, Any]:
-        """targets [B, 2, h, w, C], text, pooled, time_ids, features (a tuple) of rows of one bucket, with one reference
-        each."""
-        index = self._read("index")[rows]
-        wide = self._read("features")[index[:, 2] + references]
-        names = ("text", "pooled", "time_ids") if self._has("pooled") else ("text",)
-        stored = {name: self._read(name)[rows] for name in names}
-        return {"targets": self._read(f"targets-{index[0, 0]}")[index[:, 1]], "features": self._layers(wide), **stored}
+    def batch(self, chosen: Chosen) -> dict[str, Any]:
+        """targets [B, 2, h, w, C], text, pooled, time_ids, features (a tuple) of what a batch shows."""
+        parts, *firsts = _opened(self.folder / "index.npy")[chosen.rows].T
+        places = dict(zip(("target", "caption", "reference"), np.array(firsts) + np.stack(
+            [chosen.targets, chosen.captions, chosen.choices]), strict=True))
+        kinds = {"targets": "target", "text": "caption", "features": "reference"}
+        kinds |= {"pooled": "caption", "time_ids": "target"} if self._has("empty-pooled") else {}
+        stored = {name: np.stack([self._part(part, name)[place] for part, place in zip(
+            parts, places[kind], strict=True)]) for name, kind in kinds.items()}
+        return {**stored, "features": self._layers(stored["features"])}
 
     def dropped(self) -> dict[str, Any]:
         """What replaces a dropped condition, without batch axis: `empty` {text, pooled} and `no_image`."""
@@ -119,92 +125,186 @@ class StoredFeatures:
         return (self.folder / f"{name}.npy").is_file()
 
     def _read(self, name: str) -> np.ndarray:
-        return np.load(self.folder / f"{name}.npy", mmap_mode="r")
+        return _opened(self.folder / f"{name}.npy")
+
+    def _part(self, number: int, name: str) -> np.ndarray:
+        return _opened(self.folder / part_name(number) / f"{name}.npy")
 
 
-def compute_features(encoders: Encoders, data: Path, batches: BucketBatches, parent: Path) -> StoredFeatures:
-    """Computes the features of every row of the dataset `data`, which `batches` serve, or finds them computed, in a
-    folder within `parent`.
+def part_name(number: int) -> str:
+    """The folder of a part, within that of all."""
+    return f"part-{number:06}"
+
+
+@functools.lru_cache(maxsize=4096)
+def _opened(file: Path) -> np.ndarray:
+    """A file that is read row by row. As many stay open as the parts of some 100,000 rows have."""
+    return np.load(file, mmap_mode="r")
+
+
+def compute_features(encoders: Encoders, data: str, batches: BucketBatches, parent: Path) -> StoredFeatures:
+    """Computes the features of every row that `batches` serve, or finds them computed, in a folder within `parent`.
+    `data` is the identity of the rows. All processes call it, and share the work, each on all of its devices.
+
+    A part of `_ROWS` rows is a folder of its own, which gets its name when it is whole: what was finished before a run
+    was killed is kept. The numbers do not depend on how many processes and devices there are, because every device
+    always computes as many rows at once.
 
     Raises OSError: the disk has not enough room, said before much is computed; ValueError: a feature does not fit
-    float16.
+    float16, or another process failed.
     """
-    folder = parent / f"{dataset_name(data)}_{encoders.fingerprint()}"
-    if not folder.is_dir():
-        partial = folder.with_name(folder.name + ".partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        try:
-            _fill(partial, encoders, Split(data, "train"), batches)
-        except BaseException:
-            shutil.rmtree(partial)
-            raise
-        partial.rename(folder)
+    shapes = batches.order.shapes
+    read = fingerprint.of_values(
+        batches.sizes, fingerprint.of_tensors({"": shapes}), batches.reference_side, batches.placing)
+    folder = parent / f"{data[:16]}_{read}_{encoders.fingerprint()}_parts"
+    of_shapes = [np.flatnonzero(shapes == shape) for shape in np.unique(shapes)]
+    parts = [rows[start:start + _ROWS] for rows in of_shapes for start in range(0, len(rows), _ROWS)]
+    missing = np.array([not (folder / part_name(number)).is_dir() for number in range(len(parts))])
+    # The first process decides, because a disk may show a new folder to some processes later than to others.
+    missing = np.flatnonzero(multihost_utils.broadcast_one_to_all(missing))
+    if len(missing):
+        devices = _Devices(encoders)
+        on_first_process(lambda: _begin(folder, devices, parts, missing, batches))
+        own = missing[jax.process_index()::jax.process_count()]
+        on_every_process(lambda: _fill(folder, devices, parts, own, batches))
     return StoredFeatures(folder)
 
 
-def _fill(folder: Path, encoders: Encoders, rows: Split, batches: BucketBatches) -> None:
-    params = jax.device_put(jax.device_get(encoders.params), jax.local_devices()[0])
-    text, references, targets = (functools.partial(jax.jit(function), params) for function in (
-        encoders.text, encoders.references, encoders.targets))
+class _Devices:
+    """The encoders on all devices of this process. Each function takes pictures or texts, a chunk for each device at a
+    time, and gives float16 in the host's memory."""
 
-    def features(pictures):
-        return jnp.concatenate(references(pictures / 255.0), axis=1)
+    def __init__(self, encoders: Encoders):
+        self.encoders, devices = encoders, jax.local_devices()
+        self.count, mesh = len(devices), Mesh(np.array(devices), ("rows",))
+        whole, self._divided = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), ("rows",)))
+        params = jax.device_put(jax.device_get(encoders.params), whole)
 
-    no_image = references(jnp.zeros((1, *rows[0]["references"].shape[1:])))
-    nothing = {"no_image": _half("no_image", jnp.concatenate(no_image, axis=1))[0]}
-    nothing |= {f"empty-{name}": _half(name, value)[0] for name, value in text(encoders.ids([""])).items()}
-    shapes = {"features": (int(batches.references.sum()), *nothing["no_image"].shape)}
-    shapes |= {name: (len(rows), *nothing[f"empty-{name}"].shape) for name in ("text", "pooled")
-               if f"empty-{name}" in nothing}
-    for bucket, own in enumerate(batches.buckets):
-        shapes[f"targets-{bucket}"] = (len(own), *jax.eval_shape(targets, rows[int(own[0])]["target"][None]).shape[1:])
-    _check_room(folder, len(rows), shapes)
+        def features(params, pictures):
+            return jnp.concatenate(encoders.references(params, pictures / 255.0), axis=1)
 
-    def new(name, shape, dtype=np.float16):
-        file = folder / f"{name}.npy"
-        array = np.lib.format.open_memmap(file, "w+", dtype, shape)
-        if hasattr(os, "posix_fallocate"):  # a full disk would otherwise kill the process when a page is written
-            with open(file, "r+b") as opened:
-                os.posix_fallocate(opened.fileno(), 0, file.stat().st_size)
-        return array
+        def jitted(function):
+            return functools.partial(jax.jit(jax.shard_map(
+                function, mesh=mesh, in_specs=(whole.spec, self._divided.spec), out_specs=self._divided.spec,
+                check_vma=False)), params)
 
-    write_json(folder / "layers.json", {"lengths": [x.shape[1] for x in no_image]})
-    for name, value in nothing.items():
-        new(name, value.shape)[...] = value
-    stored = {name: new(name, shape) for name, shape in shapes.items()}
-    stored["index"] = new("index", (len(rows), 3), np.int64)  # bucket, place within it, place of the first reference
-    stored["index"][:, 2] = np.cumsum(batches.references) - batches.references
-    stored["time_ids"] = new("time_ids", (len(rows), 6), np.float32)
-    with tqdm(total=len(rows), desc="computing features", unit="row") as bar:
-        for bucket, start in ((b, s) for b, own in enumerate(batches.buckets) for s in range(0, len(own), _AT_ONCE)):
-            numbers = batches.buckets[bucket][start:start + _AT_ONCE]
-            places = np.arange(start, start + len(numbers))
-            read = [rows[int(i)] for i in numbers]
-            stored["index"][numbers, 0], stored["index"][numbers, 1] = bucket, places
-            # Targets are encoded one at a time, because the autoencoder's attention takes 2 GB for a picture of 1024².
-            stored[f"targets-{bucket}"][places] = _in_chunks("targets", targets, [row["target"] for row in read], 1)
-            at = [stored["index"][i, 2] + np.arange(batches.references[i]) for i in numbers]
-            stored["features"][np.concatenate(at)] = _in_chunks(
-                "features", features, [picture for row in read for picture in row["references"]])
-            ids = encoders.ids([str(row["caption"]) for row in read])
-            for name, found in _in_chunks("texts", text, ids).items():
-                stored[name][numbers] = found
-            original, corner = (np.stack([row[name] for row in read]) for name in ("original_size", "crop_top_left"))
-            stored["time_ids"][numbers] = encoders.time_ids(original, corner, read[0]["target"].shape[:2])
-            bar.update(len(numbers))
-    for array in stored.values():
+        # Targets are encoded one at a time, because the autoencoder's attention takes 2 GB for a picture of 1024².
+        self._functions = {"targets": (jitted(encoders.targets), 1), "features": (jitted(features), _AT_ONCE),
+                           "texts": (jitted(encoders.text), _AT_ONCE)}
+
+    def __call__(self, name: str, groups: Sequence[Sequence[np.ndarray]]) -> Any:
+        """The function of the items of all groups, one after the other: an array or a dict of them. A chunk holds items
+        of one group, and is filled up by repeating them, so that each device's program is compiled once."""
+        function, size = self._functions[name]
+        chunks = [group[start:start + size] for group in groups for start in range(0, len(group), size)]
+        made = []
+        for start in range(0, len(chunks), self.count):
+            some = chunks[start:start + self.count]
+            given = [np.resize(np.stack(chunk), (size, *np.shape(chunk[0]))) for chunk in some]
+            given += given[:1] * (self.count - len(some))
+            found = function(jax.device_put(np.concatenate(given), self._divided))
+            kept = np.concatenate([size * i + np.arange(len(chunk)) for i, chunk in enumerate(some)])
+            made.append(jax.tree.map(lambda x, kept=kept: _half(name, x)[kept], found))
+        return jax.tree.map(lambda *parts: np.concatenate(parts), *made)
+
+    def shape(self, name: str, item: np.ndarray) -> tuple[int, ...]:
+        """Of what the function makes of an item."""
+        function, size = self._functions[name]
+        items = jax.ShapeDtypeStruct((size * self.count, *item.shape), item.dtype)
+        return jax.eval_shape(function, items).shape[1:]
+
+
+def _begin(folder: Path, devices: _Devices, parts: Sequence[np.ndarray], missing: np.ndarray,
+           batches: BucketBatches) -> None:
+    """Writes what all parts share: where each row is, and what replaces a condition that is dropped."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for left in folder.glob("*.partial"):  # of a run that was killed
+        shutil.rmtree(left)
+    black = np.zeros((batches.reference_side, batches.reference_side, 3), np.uint8)
+    layers = jax.eval_shape(devices.encoders.references, devices.encoders.params, black[None] / np.float32(255))
+    nothing = {"no_image": devices("features", [[black]])[0]}
+    nothing |= {f"empty-{name}": value[0] for name, value in devices("texts", [devices.encoders.ids([""])]).items()}
+    targets, captions, references = (counts := _counts(batches)).T
+    texts = sum(value.size for name, value in nothing.items() if name != "no_image")
+    numbers = np.concatenate([parts[i] for i in missing])
+    needed = captions[numbers].sum() * texts + references[numbers].sum() * nothing["no_image"].size
+    for own in (parts[i] for i in missing):
+        width, height = batches.sizes[batches.order.shapes[own[0]]]
+        needed += targets[own].sum() * math.prod(devices.shape("targets", np.zeros((height, width, 3), np.uint8)))
+    _check_room(folder, len(numbers), int(references[numbers].sum()), 2 * int(needed))
+    index = np.zeros((len(targets), 4), np.int64)  # part, place of the first target, caption and reference within it
+    for number, own in enumerate(parts):
+        places = np.cumsum(counts[own], axis=0) - counts[own]
+        index[own] = np.concatenate([np.full((len(own), 1), number), places], axis=1)
+    write_json(folder / "layers.json", {"lengths": [x.shape[1] for x in layers]})
+    for name, value in {**nothing, "index": index}.items():
+        np.save(folder / f"{name}.npy", value)
+
+
+def _counts(batches: BucketBatches) -> np.ndarray:
+    """How many targets, captions and references each row has: int [N, 3]."""
+    index = batches.index
+    return np.stack([index.targets, index.captions, np.diff(index.choices)], axis=1).astype(np.int64)
+
+
+def _fill(folder: Path, devices: _Devices, parts: Sequence[np.ndarray], own: np.ndarray,
+          batches: BucketBatches) -> None:
+    """Computes the parts of these numbers."""
+    title = f"computing features, process {jax.process_index() + 1} of {jax.process_count()}"
+    with tqdm(total=sum(len(parts[i]) for i in own), desc=title, unit="row", disable=jax.process_index() > 0) as bar:
+        for number in own:
+            partial = folder / f"{part_name(number)}.partial"
+            partial.mkdir(exist_ok=True)
+            try:
+                _fill_part(partial, devices, parts[number], batches, bar)
+            except BaseException:
+                shutil.rmtree(partial)
+                raise
+            partial.rename(folder / part_name(number))
+
+
+def _fill_part(folder: Path, devices: _Devices, numbers: np.ndarray, batches: BucketBatches, bar: tqdm) -> None:
+    counts, arrays, encoders = _counts(batches)[numbers], {}, devices.encoders
+    lengths, places = counts.sum(axis=0), np.zeros(3, int)
+    for start in range(0, len(numbers), _AT_ONCE * devices.count):
+        some = numbers[start:start + _AT_ONCE * devices.count]
+        shown = list(map(functools.partial(_shown, batches), some, counts[start:start + len(some)]))
+        groups = [shown[at:at + _AT_ONCE] for at in range(0, len(shown), _AT_ONCE)]
+        targets, captions, references = ([[x for row in group for x in row[i]] for group in groups] for i in range(3))
+        read = list(itertools.chain(*targets))
+        original, corner = (np.stack([getattr(x, name) for x in read]) for name in ("original_size", "crop_top_left"))
+        found = {
+            "targets": (0, devices("targets", [[x.target for x in group] for group in targets])),
+            "time_ids": (0, encoders.time_ids(original, corner, read[0].target.shape[:2]).astype(np.float32)),
+            **{name: (1, value) for name, value in devices("texts", [encoders.ids(x) for x in captions]).items()},
+            "features": (2, devices("features", references))}
+        for name, (kind, value) in found.items():
+            if name not in arrays:
+                arrays[name] = _new(folder / f"{name}.npy", value.dtype, (int(lengths[kind]), *value.shape[1:]))
+            arrays[name][places[kind]:places[kind] + len(value)] = value
+        places += [len(read), len(found["text"][1]), len(found["features"][1])]
+        bar.update(len(some))
+    for array in arrays.values():
         array.flush()
 
 
-def _in_chunks(name: str, function: Callable, items: Sequence[np.ndarray], size: int | None = None) -> Any:
-    """The function of all items, arrays or a dict of them, computed `size` (`_AT_ONCE`) at a time: it compiles once."""
-    made, size = [], size or _AT_ONCE
-    for start in range(0, len(items), size):
-        part = np.stack(items[start:start + size])
-        found = jax.tree.map(functools.partial(_half, name), function(np.resize(part, (size, *part.shape[1:]))))
-        made.append(jax.tree.map(operator.itemgetter(slice(len(part))), found))
-    return jax.tree.map(lambda *parts: np.concatenate(parts), *made)
+def _shown(batches: BucketBatches, row: int, counts: np.ndarray
+           ) -> tuple[list[Example], list[str], list[np.ndarray]]:
+    """All that may be shown of a row: an example with each of its targets, its captions, its references."""
+    read = []
+    for number in range(counts.max()):
+        target, caption, reference = np.minimum(number, counts - 1).tolist()
+        read.append(batches.read_row(int(batches.order.shapes[row]), int(row), target, reference, caption))
+    targets, captions, references = (read[:count] for count in counts)
+    return targets, [x.caption for x in captions], [x.reference for x in references]
+
+
+def _new(file: Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.memmap:
+    array = np.lib.format.open_memmap(file, "w+", dtype, shape)
+    if hasattr(os, "posix_fallocate"):  # a full disk would otherwise kill the process when a page is written
+        with open(file, "r+b") as opened:
+            os.posix_fallocate(opened.fileno(), 0, file.stat().st_size)
+    return array
 
 
 def _half(name: str, values: jax.Array) -> np.ndarray:
@@ -214,9 +314,9 @@ def _half(name: str, values: jax.Array) -> np.ndarray:
     return found
 
 
-def _check_room(folder: Path, rows: int, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    needed, free = sum(2 * math.prod(shape) for shape in shapes.values()), shutil.disk_usage(folder).free
+def _check_room(folder: Path, rows: int, references: int, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
     if needed > free:
-        raise OSError(f"The features of {rows} rows and {shapes['features'][0]} references take {needed / 1e9:.1f} GB, "
+        raise OSError(f"The features of {rows} rows and {references} references take {needed / 1e9:.1f} GB, "
                       f"and the disk of {folder.parent} has {free / 1e9:.1f} GB free: make room, or train with "
                       "precomputed=False.")

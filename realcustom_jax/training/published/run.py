@@ -9,46 +9,57 @@ the end `adapter/`, for `sample.py --adapter`.
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from PIL import Image
 from tqdm import tqdm
 
 from realcustom_jax.conditioning.images import grid
-from realcustom_jax.data.loader import Split
-from realcustom_jax.data.pictures import folder
-from realcustom_jax.data.pictures.bucketed import BucketBatches
+from realcustom_jax.data.batches import BucketBatches
 from realcustom_jax.devices import sharding
 from realcustom_jax.devices.compilation import enable_compilation_cache
 from realcustom_jax.devices.shared_disk import on_first_process
+from realcustom_jax.files import sole_user
 from realcustom_jax.model_files import bundle
-from realcustom_jax.model_files.adapter import adapter_tensors, find_adapter, merge_unet, split_unet
+from realcustom_jax.model_files.adapter import (
+    adapter_tensors,
+    find_adapter,
+    merge_unet,
+    remembered_choices,
+    split_unet,
+)
 from realcustom_jax.model_files.network import Network
 from realcustom_jax.model_files.source import ModelSource
 from realcustom_jax.pipeline import Pipeline
-from realcustom_jax.training.checkpoints import check_run
 from realcustom_jax.training.dropout import draw_dropped, replace_dropped
+from realcustom_jax.training.identity import RunIdentity, has_checkpoints
 from realcustom_jax.training.loop import fit
 from realcustom_jax.training.published import features
 from realcustom_jax.training.published.config import PublishedConfig
 from realcustom_jax.training.published.features import Encoders, StoredFeatures
 from realcustom_jax.training.published.initial_adapter import with_tokens_like_text, write_fresh_adapter
 from realcustom_jax.training.published.loss import AdapterLoss
+from realcustom_jax.training.published.pictures import find_pictures
 
 _PREVIEWS, _LOOKED_AT = 4, 4
-_THE_RUN = ("kind", "side", "preset", "fresh", "curriculum", "snr_limit")
+_THE_RUN = ("kind", "side", "preset", "fresh", "curriculum", "snr_limit", "dtype")
 """What of a configuration may not change while its run goes on; nor may the content of what its paths name."""
 
 
 def train_adapter(config: ConfigDict, workdir: Path) -> None:
     """Trains `config.train` (see configs/sdxl.py) in `workdir`; the same command resumes.
 
-    Raises FileNotFoundError, ValueError: the pictures, the model or the settings cannot be used; names which.
+    Raises:
+        FileNotFoundError, ValueError: the pictures, the model or the settings cannot be used, or the checkpoints in
+            `workdir` are of another run; names which. As far as it can be known, this is said before anything is built.
+        BlockingIOError: another process trains there.
     """
     enable_compilation_cache()
     plain = config.train.to_dict()
@@ -56,49 +67,60 @@ def train_adapter(config: ConfigDict, workdir: Path) -> None:
     if not train.data.folder:
         raise ValueError("config.train.data.folder is empty: the folder of your pictures and their manifest.jsonl, "
                          "see docs/training/own_pictures.md.")
-    settings = train.optimization
     mesh = sharding.make_mesh(**dataclasses.asdict(train.mesh))
     on_first_process(functools.partial(_find_parts, train))  # before the pictures take their hours
-    vision = find_adapter(train.adapter).vision if train.adapter else train.fresh.vision_settings
-    sizes = {"side": train.side, "reference_side": vision.size}
-    pictures = dataclasses.asdict(train.data)
-    on_first_process(lambda: folder.make_dataset(data_dir=workdir / "data", **sizes, **pictures))
-    data = folder.make_dataset(data_dir=workdir / "data", **sizes, **pictures)
+    with contextlib.ExitStack() as alone:
+        on_first_process(lambda: alone.enter_context(_sole_user(workdir)))
+        _train(train, plain, mesh, workdir)
+
+
+def _train(train: PublishedConfig, plain: Mapping[str, Any], mesh: Mesh, workdir: Path) -> None:
+    settings, checkpoints = train.optimization, workdir / "checkpoints"
+    continued = find_adapter(train.adapter) if train.adapter else None
+    vision = continued.vision if continued else train.fresh.vision_settings
+    pictures = find_pictures(train.data, workdir / "data", train.side)
+    identity = {name: plain[name] for name in _THE_RUN} | {
+        "data": {"content": pictures.identity, "seed": train.data.seed},
+        "adapter": {"settings": continued.settings, "vision": dataclasses.asdict(vision)} if continued else "fresh"}
+    RunIdentity.of(identity, settings).check(checkpoints, settings.on_existing)
+    shares = sharding.batch_sharding(mesh, settings.batch_size // settings.accumulate)
+    batches = BucketBatches(
+        pictures.dataset(), side=train.side, reference_side=vision.size, batch_size=settings.batch_size,
+        seed=settings.seed, steps=settings.steps, curriculum=train.curriculum, placing=train.data.seed,
+        examples=sharding.examples_here(shares, settings.batch_size))
     start = Path(train.adapter) if train.adapter else workdir / "fresh" / "adapter"
-    if not train.adapter:
+    # What a run began with stays as it is while the run goes on, also where the model turns out to be another one.
+    begun = settings.on_existing == "resume" and has_checkpoints(checkpoints) and (start / "config.json").is_file()
+    if not (train.adapter or begun):
         on_first_process(lambda: write_fresh_adapter(start, train.model, train.vision, train.fresh))
     # The parts lie in the host's memory until `fit` shares them out, so that no single chip has to hold all of them.
     with jax.default_device(jax.local_devices(backend="cpu")[0]) if _has_cpu() else contextlib.nullcontext():
         pipeline = Pipeline.load(train.model, start, vision=train.vision or None, tokenizer=train.tokenizer or None,
                                  preset=train.preset, dtype=train.dtype, offload=True, scan_layers=True)
-        identity = _identity(plain, pipeline, data)
-        if train.on_existing == "resume":
-            check_run(workdir / "checkpoints", identity)  # before features take their hours
+        identity |= _contents(train.dtype, pipeline)
+        RunIdentity.of(identity, settings).check(checkpoints, settings.on_existing)  # before features take their hours
         if not train.adapter:
-            rows = Split(data, "train", fields=("references", "caption"))
-            rows = [rows[i] for i in range(min(len(rows), _LOOKED_AT))]
-            pipeline = with_tokens_like_text(
-                pipeline, [row["references"][0] for row in rows], [str(row["caption"]) for row in rows])
-    shares = sharding.batch_sharding(mesh, settings.batch_size // settings.accumulate)
-    batches = BucketBatches(data, batch_size=settings.batch_size, seed=settings.seed, steps=settings.steps,
-                            curriculum=train.curriculum,
-                            examples=sharding.examples_here(shares, settings.batch_size))
-    task = _task(pipeline, data, batches, workdir, train)
+            rows = [batches.read_row(0, row, 0, 0, 0) for row in range(min(len(batches.rows), _LOOKED_AT))]
+            pipeline = with_tokens_like_text(pipeline, [row.reference for row in rows], [row.caption for row in rows])
+    task = _task(pipeline, pictures.identity, batches, workdir, train)
     params = fit("adapter", task, settings, workdir, mesh=mesh, run=identity)
-    # "local" is None, because the adapter's own vision settings say it, as the preset may have changed them.
-    preset = pipeline.preset
-    conditioning = {"local": None, "pooled": preset.pooled, "size_order": preset.size_order}
-    adapter = {"image_prompt_settings": find_adapter(start).settings, "conditioning": conditioning,
+    adapter = {"image_prompt_settings": find_adapter(start).settings, **remembered_choices(pipeline.preset),
                "vision_settings": dataclasses.asdict(pipeline.vision_settings)}
     tensors = bundle.to_half(adapter_tensors(params["projector"], params["vision"]))
     on_first_process(lambda: bundle.save_part(workdir, "adapter", adapter, tensors))
 
 
-def _identity(train: Mapping[str, Any], pipeline: Pipeline, data: Path) -> dict[str, Any]:
-    """What the run is about. Paths are not: a model may be trained anew at its path, or moved. The precision stands
-    beside a part's name, as the same files give other numbers in another precision."""
-    parts = {f"the content of the {name} in {train['dtype']}": found for name, found in pipeline.fingerprints().items()}
-    return {name: train[name] for name in _THE_RUN} | parts | {"the content of the pictures": folder.dataset_name(data)}
+def _contents(dtype: str, pipeline: Pipeline) -> dict[str, Any]:
+    """What the model's files hold. Paths are not compared: a model may be trained anew at its path, or moved. The
+    precision stands beside a part's name, as the same files give other numbers in another precision."""
+    return {f"the content of the {name} in {dtype}": found for name, found in pipeline.fingerprints().items()}
+
+
+@contextlib.contextmanager
+def _sole_user(workdir: Path) -> Iterator[None]:
+    workdir.mkdir(parents=True, exist_ok=True)
+    with sole_user(workdir):
+        yield
 
 
 def _find_parts(train: PublishedConfig) -> None:
@@ -113,14 +135,13 @@ def _find_parts(train: PublishedConfig) -> None:
         find_adapter(train.adapter)
 
 
-def _task(pipeline: Pipeline, data: Path, batches: BucketBatches, workdir: Path,
+def _task(pipeline: Pipeline, data: str, batches: BucketBatches, workdir: Path,
           train: PublishedConfig) -> "PublishedTask":
     limit = train.snr_limit or None
     if not train.precomputed:
         return PublishedTask(pipeline, batches, limit)
-    found = functools.partial(features.compute_features, Encoders(pipeline), data, batches, workdir / "features")
-    on_first_process(found)
-    return PrecomputedTask(pipeline, batches, found(), limit)
+    found = features.compute_features(Encoders(pipeline), data, batches, workdir / "features")
+    return PrecomputedTask(pipeline, batches, found, limit)
 
 
 class PublishedTask:
@@ -164,7 +185,10 @@ class PublishedTask:
         return self._loss.denoising(params, frozen["unet"], known, noise_key), {}
 
     def preview(self, params) -> Image.Image:
-        """References (above) and what is made of them (below) with the captions of the first batch."""
+        """References (above) and what is made of them (below) with the captions of the first batch: as a pipeline makes
+        them that loads the adapter, whose weights are then of half precision, with the preset of the training."""
+        dtype = self._pipeline.unet.module.dtype
+        params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float16).astype(dtype), params)
         pipeline = dataclasses.replace(
             self._pipeline, vocabulary=None,
             unet=Network(self._pipeline.unet.module, merge_unet(params["vision"], self.frozen["unet"])),
@@ -177,7 +201,7 @@ class PublishedTask:
                 break
             reference = Image.fromarray(picture)
             try:
-                made.append(pipeline(reference, caption, word, steps=20).images[0])
+                made.append(pipeline(reference, caption, word).images[0])
             except ValueError as error:  # as of a word that a long caption loses; training goes on
                 tqdm.write(f"no sample of {caption!r}: {error}")
                 made.append(Image.new("RGB", (side, side), "grey"))
@@ -197,7 +221,7 @@ class PrecomputedTask(PublishedTask):
 
     def batch(self, step):
         """targets, text, pooled, time_ids and features, see `StoredFeatures.batch`."""
-        return self._stored.batch(*self._batches.chosen(step))
+        return self._stored.batch(self._batches.chosen(step))
 
     def loss(self, params, frozen, batch, key):
         text_key, image_key, latents_key, noise_key = jax.random.split(key, 4)

@@ -1,0 +1,527 @@
+"""Building datasets: what stops it keeps what is finished, damage is mended alone, and a start reads no record."""
+
+import contextlib
+import dataclasses
+import io
+import json
+import multiprocessing
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from realcustom_jax.data import build as building
+from realcustom_jax.data import dataset as datasets
+from realcustom_jax.data import shards, workers
+from realcustom_jax.data.__main__ import main
+from realcustom_jax.data.build import build
+from realcustom_jax.data.dataset import Dataset
+from realcustom_jax.data.rows import Row, Subject
+from realcustom_jax.data.sources import BrokenRow, open_source
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """A picture of one colour."""
+
+    colour: int
+    name: str = "picture"
+
+    def read(self):
+        buffer = io.BytesIO()
+        Image.new("RGB", (16, 12), (self.colour % 256, self.colour // 256, 0)).save(buffer, "PNG")
+        return buffer.getvalue()
+
+
+@dataclasses.dataclass(frozen=True)
+class FakePart:
+    """Rows numbered from `start` on; `broken` ones are BrokenRow. `does`: what happens at its second row."""
+
+    start: int
+    number: int
+    broken: tuple[int, ...] = ()
+    does: str = ""
+
+    @property
+    def name(self):
+        return f"rows from {self.start}"
+
+    def rows(self):
+        for i in range(self.start, self.start + self.number):
+            if i == self.start + 1:
+                self._happen()
+            if i in self.broken:
+                yield BrokenRow(f"line {i + 1}", "it makes no sense")
+            else:
+                yield Row(f"line {i + 1}", (Picture(i), Picture(i + 1)), ("a dog",), (Subject("dog", views=(1,)),))
+
+    def _happen(self):
+        if self.does == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        elif self.does == "fails":
+            raise OSError("The disk with the pictures is gone.")
+        elif self.does == "slow":
+            time.sleep(60)
+        elif self.does == "interrupted":
+            raise KeyboardInterrupt
+
+
+class FakeSource:
+    """Eight rows in parts of two."""
+
+    def __init__(self, *, broken=(), does=None, name="fake"):
+        self._parts = [FakePart(i, 2, tuple(broken), (does or {}).get(i // 2, "")) for i in range(0, 8, 2)]
+        self._name = name
+
+    def parts(self):
+        return self._parts
+
+    def identity(self, seen):
+        return self._name
+
+
+def state(folder):
+    """What would change if a shard was written anew."""
+    return {path.name: (path.stat().st_mtime_ns, path.stat().st_ino, path.read_bytes())
+            for path in folder.glob("*array_record*")}
+
+
+def hidden(folder):
+    return [path.name for path in folder.rglob(".*")]
+
+
+def wheres(dataset):
+    return [dataset.record(i).where for i in range(len(dataset))]
+
+
+LINES = [f"line {i + 1}" for i in range(8)]
+
+
+def test_a_dataset_is_its_rows_in_their_order_and_is_found_again(tmp_path):
+    built = build(FakeSource(), tmp_path / "made", workers=1, side=512)
+    assert wheres(built) == LINES and len(built.index) == 8 and built.side == 512 and built.identity == "fake"
+    assert built.record(5).pictures == [Picture(5).read(), Picture(6).read()]
+    before = state(tmp_path / "made")
+    assert len(before) == 4 and not hidden(tmp_path / "made")
+    assert wheres(build(FakeSource(), tmp_path / "made", workers=1)) == LINES
+    assert state(tmp_path / "made") == before
+    with pytest.raises(IndexError):
+        built.record(8)
+    with pytest.raises(IndexError):
+        built.record(-1)
+
+
+def test_tfds_reads_it(tmp_path):
+    import tensorflow_datasets as tfds
+
+    build(FakeSource(broken=(0, 1)), tmp_path, workers=1, max_broken=2)  # one of the shards is empty
+    read = tfds.builder_from_directory(tmp_path).as_data_source("train")
+    assert [read[i]["where"].decode() for i in range(len(read))] == LINES[2:]
+    assert [picture.shape for picture in read[3]["pictures"]] == [(12, 16, 3)] * 2
+    assert "tensorflow" not in sys.modules
+
+
+@pytest.mark.slow
+def test_two_workers_build_what_one_does_and_import_no_jax(tmp_path):
+    one = build(FakeSource(), tmp_path / "one", workers=1)
+    two = build(FakeSource(), tmp_path / "two", workers=2)
+    assert wheres(one) == wheres(two)
+    assert {name: content for name, (*_, content) in state(tmp_path / "one").items()} == {
+        name: content for name, (*_, content) in state(tmp_path / "two").items()}
+    assert not hidden(tmp_path / "two") and not multiprocessing.active_children()
+    code = ("import sys, realcustom_jax.data.build, realcustom_jax.data.sources, realcustom_jax.data.workers\n"
+            "print(sorted({'jax', 'transformers', 'tensorflow', 'torch'} & set(sys.modules)))")
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
+
+
+def test_broken_rows_cost_themselves_and_allowing_them_builds_nothing_again(tmp_path, capsys):
+    source, before = FakeSource(broken=(2, 7)), None
+    for allowed in (0, 1):
+        with pytest.raises(ValueError, match=(
+                rf"^2 broken row\(s\), and max_broken is {allowed}: line 3: it makes no sense; line 8: it makes no "
+                r"sense. Mend them or raise max_broken.$")):
+            build(source, tmp_path, workers=1, max_broken=allowed)
+        before = before or state(tmp_path)
+        assert state(tmp_path) == before
+    assert "skipped, line 3: it makes no sense" in capsys.readouterr().out
+    with pytest.raises(FileNotFoundError, match="not finished"):
+        Dataset(tmp_path)
+    built = build(source, tmp_path, workers=1, max_broken=2)
+    assert wheres(built) == [LINES[i] for i in (0, 1, 3, 4, 5, 6)] and state(tmp_path) == before
+    with pytest.raises(ValueError, match="2 broken"):
+        build(source, tmp_path, workers=1, max_broken=1)
+
+
+def test_many_broken_rows_are_counted_and_some_are_named(tmp_path, capsys):
+    class Long(FakeSource):
+        def parts(self):
+            return [FakePart(0, 40, tuple(range(1, 40)))]
+
+    with pytest.raises(ValueError, match=r"^39 broken row\(s\), .*; line 11: [^;]*; …. Mend"):
+        build(Long(), tmp_path, workers=1)
+    assert capsys.readouterr().out.count("skipped, line") == 10
+
+
+def test_a_source_without_a_good_row_is_one_sentence(tmp_path):
+    with pytest.raises(ValueError, match="no row that can be used"):
+        build(FakeSource(broken=range(8)), tmp_path, workers=1, max_broken=8)
+    with pytest.raises(FileNotFoundError, match="not finished"):
+        Dataset(tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut", "deleted", "empty", "no marker", "marker cut", "marker flipped",
+                                    "of another shard"])
+def test_a_damaged_shard_is_written_again_alone(tmp_path, damage):
+    folder = tmp_path / "made"
+    build(FakeSource(), folder, workers=1)
+    before = state(folder)
+    name, marker = sorted(before)[1], folder / "done" / "00001.npz"
+    (shard, content) = folder / name, bytearray(before[name][2])
+    if damage == "flipped":
+        content[70_000] ^= 1
+        shard.write_bytes(content)
+    elif damage == "cut":
+        shard.write_bytes(content[:65_536])
+    elif damage == "empty":
+        shard.write_bytes(b"")
+    elif damage == "deleted":
+        shard.unlink()
+    elif damage == "of another shard":
+        shard.write_bytes(before[sorted(before)[2]][2])
+    elif damage == "no marker":
+        marker.unlink()
+    else:
+        content = bytearray(marker.read_bytes())
+        content[len(content) // 2] ^= 1
+        marker.write_bytes(content if damage == "marker flipped" else content[:len(content) // 2])
+    assert wheres(build(FakeSource(), folder, workers=1)) == LINES
+    after = state(folder)
+    assert {name for name in before if before[name] != after[name]} <= {name}
+    assert after[name][2] == before[name][2]
+
+
+def test_a_dataset_that_was_copied_is_taken_and_looked_through_once(tmp_path, monkeypatch):
+    build(FakeSource(), tmp_path / "made", workers=1)
+    copy = tmp_path / "copy"
+    shutil.copytree(tmp_path / "made", copy, copy_function=shutil.copyfile)
+    before = state(copy)
+    build(FakeSource(), copy, workers=1)
+    assert state(copy) == before
+    monkeypatch.setattr(shards.hashlib, "file_digest", lambda *_: pytest.fail("read again"))
+    build(FakeSource(), copy, workers=1)
+
+
+@pytest.mark.parametrize("name", ["index.npz", "dataset_info.json", "features.json"])
+@pytest.mark.parametrize("damage", ["deleted", "cut"])
+def test_what_is_written_at_the_end_is_written_again(tmp_path, name, damage):
+    build(FakeSource(), tmp_path, workers=1)
+    before, content = state(tmp_path), (tmp_path / name).read_bytes()
+    (tmp_path / name).unlink()
+    if damage == "cut":
+        (tmp_path / name).write_bytes(content[: len(content) // 2])
+    assert wheres(build(FakeSource(), tmp_path, workers=1)) == LINES
+    assert (tmp_path / name).read_bytes() == content and state(tmp_path) == before
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path):
+    build(FakeSource(), tmp_path / "made", workers=1)
+    before = state(tmp_path / "made")
+    with pytest.raises(ValueError, match="holds the dataset of other content"):
+        build(FakeSource(name="another"), tmp_path / "made", workers=1)
+    assert state(tmp_path / "made") == before
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "holiday.jpg").write_bytes(b"")
+    with pytest.raises(ValueError, match="'holiday.jpg'"):
+        build(FakeSource(), tmp_path / "full", workers=1)
+    assert [path.name for path in (tmp_path / "full").iterdir()] == ["holiday.jpg"]
+    (tmp_path / "made" / "identity.json").write_text("{")
+    with pytest.raises(ValueError, match="identity.json.* damaged"):
+        build(FakeSource(), tmp_path / "made", workers=1)
+    (tmp_path / "made" / "identity.json").write_text('{"format": 99}')
+    with pytest.raises(ValueError, match="has the format 99"):
+        Dataset(tmp_path / "made")
+    (tmp_path / "file").write_text("")
+    with pytest.raises((ValueError, OSError), match="file"):
+        build(FakeSource(), tmp_path / "file", workers=1)
+
+
+def test_a_dataset_is_not_written_into_its_own_pictures():
+    for folder, source in (("a/b", "a"), ("a", "a"), ("gs://x/a/b", "gs://x/a"), ("./a/b", os.path.abspath("a"))):
+        with pytest.raises(ValueError, match="into its own pictures"):
+            building.check_outside(folder, source)
+    for folder, source in (("ab", "a"), ("b", "a"), ("gs://x/a", "x/a")):
+        building.check_outside(folder, source)
+
+
+def test_hosts_build_their_parts_and_the_last_one_finishes(tmp_path):
+    assert build(FakeSource(), tmp_path, workers=1, host=(1, 3)) is None
+    assert len(state(tmp_path)) == 1
+    assert build(FakeSource(), tmp_path, workers=1, host=(0, 3)) is None
+    before = state(tmp_path)
+    assert wheres(build(FakeSource(), tmp_path, workers=1, host=(2, 3))) == LINES
+    assert before.items() <= state(tmp_path).items()
+    for host in ((3, 3), (-1, 3), (0, 0)):
+        with pytest.raises(ValueError, match="ost"):
+            build(FakeSource(), tmp_path, workers=1, host=host)
+
+
+@pytest.mark.parametrize("given", [{"workers": 0}, {"max_broken": -1}])
+def test_numbers_that_make_no_sense_are_named(tmp_path, given):
+    with pytest.raises(ValueError, match=f"{next(iter(given))} is"):
+        build(FakeSource(), tmp_path / "made", **given)
+    assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize("number", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_what_goes_wrong_keeps_the_finished_shards(tmp_path, number):
+    with pytest.raises(OSError, match="pictures is gone"):
+        build(FakeSource(does={2: "fails"}), tmp_path, workers=number)
+    before = state(tmp_path)
+    assert len(before) >= 1 and not hidden(tmp_path) and not multiprocessing.active_children()
+    assert wheres(build(FakeSource(), tmp_path, workers=number)) == LINES
+    assert before.items() <= state(tmp_path).items()
+
+
+@pytest.mark.slow
+def test_a_worker_that_dies_is_one_sentence(tmp_path):
+    with pytest.raises(OSError, match="worker process .* was ended from outside"):
+        build(FakeSource(does={3: "killed"}), tmp_path, workers=2)
+    assert not hidden(tmp_path) and not multiprocessing.active_children()
+    assert wheres(build(FakeSource(), tmp_path, workers=2)) == LINES
+
+
+def test_ctrl_c_leaves_no_temporary_file(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        build(FakeSource(does={1: "interrupted"}), tmp_path, workers=1)
+    assert not hidden(tmp_path) and len(state(tmp_path)) == 1
+
+
+def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch):
+    """A file that cannot grow, as a disk that is full, at the second shard."""
+    real = shards.ArrayRecordWriter
+    monkeypatch.setattr(shards, "ArrayRecordWriter",
+                        lambda path, options: real("/dev/full" if "00002-of" in path else path, options))
+    with pytest.raises(OSError, match="00002-of-00004 cannot be written .*No space left.*is kept: make room"):
+        build(FakeSource(), tmp_path, workers=1)
+    before = state(tmp_path)
+    assert len(before) == 2 and not hidden(tmp_path)
+    monkeypatch.undo()
+    assert wheres(build(FakeSource(), tmp_path, workers=1)) == LINES and before.items() <= state(tmp_path).items()
+
+
+def test_what_a_killed_builder_left_behind_goes_and_what_a_living_one_writes_stays(tmp_path):
+    ended = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    machine = os.uname().nodename
+    dead, alive, elsewhere, old = (tmp_path / f".building@{name}@x" for name in (
+        f"{machine}@{ended.stdout.strip()}", f"{machine}@{os.getppid()}", "other@1", "another@1"))
+    for folder in (dead, alive, elsewhere, old):
+        folder.mkdir()
+        (folder / "shard").write_bytes(b"x")
+    os.utime(old, (0, 0))
+    build(FakeSource(), tmp_path, workers=1)
+    assert {path.name for path in tmp_path.glob(".*")} == {alive.name, elsewhere.name}
+
+
+COMMAND = [sys.executable, "-m", "realcustom_jax.data"]
+
+
+def start(*arguments, **options):
+    return subprocess.Popen([*COMMAND, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                            cwd=Path(__file__).parents[1], **options)
+
+
+@pytest.fixture(scope="module")
+def noise(tmp_path_factory):
+    """(folder, number of rows) of noise, 100 MB in parts of 32 MiB."""
+    folder, rng = tmp_path_factory.mktemp("noise"), np.random.default_rng(0)
+    rows = [{"target": f"{i}.png", "caption": "a dog on a sofa", "word": "dog", "box": [10, 10, 800, 700]}
+            for i in range(66)]
+    for row in rows:
+        Image.fromarray(rng.integers(0, 256, (720, 720, 3), np.uint8)).save(folder / row["target"], compress_level=1)
+    (folder / "manifest.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return folder, len(rows)
+
+
+def wait_for(condition, seconds=60):
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
+def children(process):
+    with contextlib.suppress(FileNotFoundError):
+        return [int(i) for i in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+    return []
+
+
+def running(process):
+    with contextlib.suppress(FileNotFoundError):
+        return "\nState:\tZ" not in Path(f"/proc/{process}/status").read_text()
+    return False
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("by", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_build_that_is_stopped_keeps_its_finished_shards(noise, tmp_path, by):
+    folder, rows = noise
+    process = start("build", folder, "--out", tmp_path / "made", "--workers", 2)
+    wait_for(lambda: len(list((tmp_path / "made").glob("done/*"))) >= 2)
+    pids = children(process.pid)
+    process.send_signal(by)
+    _, said = process.communicate(timeout=20)
+    wait_for(lambda: not any(map(running, pids)), 10)
+    assert process.returncode == {signal.SIGKILL: -9, signal.SIGTERM: 75, signal.SIGINT: 130}[by]
+    assert "Traceback" not in said
+    if by != signal.SIGKILL:
+        assert not hidden(tmp_path / "made")
+    before = {name: about for name, about in state(tmp_path / "made").items()}
+    assert len(before) >= 2
+    again = start("build", folder, "--out", tmp_path / "made", "--workers", 1)
+    said = again.communicate(timeout=120)
+    assert again.returncode == 0, said
+    after = state(tmp_path / "made")
+    assert len(after) == 4 and not hidden(tmp_path / "made")
+    marked = sum(before[name] == after[name] for name in before)
+    assert marked >= 2, "those with markers were kept"
+    assert len(Dataset(tmp_path / "made")) == rows
+
+
+@pytest.mark.slow
+def test_two_builders_of_one_dataset_do_not_harm_each_other(noise, tmp_path):
+    folder, rows = noise
+    both = [start("build", folder, "--out", tmp_path / "made", "--workers", 1) for _ in range(2)]
+    for process in both:
+        said = process.communicate(timeout=120)
+        assert process.returncode == 0, said
+    dataset = Dataset(tmp_path / "made")
+    assert len(dataset) == rows and not hidden(tmp_path / "made")
+    assert dataset.record(rows - 1).pictures[0] == (folder / f"{rows - 1}.png").read_bytes()
+
+
+@pytest.mark.slow
+def test_memory_stays_flat(noise, tmp_path):
+    """Also that of workers: 100 MB of pictures, of which one row at a time is held."""
+    code = """
+import resource, sys
+from realcustom_jax.data import shards, sources
+from realcustom_jax.data.build import build
+import tensorflow_datasets.core.folder_dataset
+def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+before = peak()
+build(sources.open_source(sys.argv[1]), sys.argv[2], workers=1)
+print(peak() - before, "tensorflow" in sys.modules)
+"""
+    found = subprocess.run([sys.executable, "-c", code, str(noise[0]), str(tmp_path)], capture_output=True, text=True,
+                           check=True, cwd=Path(__file__).parents[1])
+    grown, tensorflow = found.stdout.split()
+    assert float(grown) < 90 and tensorflow == "False"
+
+
+@pytest.mark.slow
+def test_a_large_manifest_starts_without_reading_a_record(tmp_path, monkeypatch):
+    """20,000 rows that name the same few pictures."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for i in range(4):
+        (folder / f"{i}.png").write_bytes(Picture(i).read())
+    (folder / "manifest.jsonl").write_text("\n".join(json.dumps({
+        "target": f"{i % 4}.png", "caption": f"a dog number {i}", "word": "dog", "reference": f"{(i + 1) % 4}.png"})
+        for i in range(20_000)))
+    build(open_source(str(folder)), tmp_path / "made", workers=1)
+    monkeypatch.setattr(shards, "write_part", lambda *_: pytest.fail("built again"))
+    monkeypatch.setattr(datasets, "read_record", lambda *_: pytest.fail("read"))
+    monkeypatch.setattr(datasets, "ArrayRecordReader", lambda *_, **__: pytest.fail("opened"))
+    begun = time.monotonic()
+    found = build(open_source(str(folder)), tmp_path / "made", workers=1)
+    assert len(found) == 20_000 and time.monotonic() - begun < 3
+
+
+def test_a_dataset_is_read_by_threads_and_processes(tmp_path):
+    built = build(FakeSource(), tmp_path, workers=1)
+    assert wheres(pickle.loads(pickle.dumps(built))) == LINES
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        assert pool.map(_where, [(built, i) for i in range(8)]) == LINES
+
+
+def _where(task):
+    dataset, row = task
+    return dataset.record(row).where
+
+
+def test_few_shards_are_open_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets, "_OPEN", 2)
+    built = build(FakeSource(), tmp_path, workers=1)
+    assert wheres(built) == wheres(built) == LINES
+    assert len(built._readers) == 2
+
+
+def test_damage_that_is_found_while_reading_names_the_shard(tmp_path):
+    build(FakeSource(), tmp_path, workers=1)
+    shard = sorted(tmp_path.glob("*array_record*"))[1]
+    content = bytearray(shard.read_bytes())
+    at = content.find(Picture(4).read()[-40:])
+    content[at + 20] ^= 1
+    shard.write_bytes(content)
+    built = Dataset(tmp_path)
+    assert built.record(1).where == "line 2"
+    with pytest.raises(ValueError, match=f"{shard.name} is damaged"):
+        built.record(3)
+    shard.write_bytes(content[:100])
+    with pytest.raises(FileNotFoundError, match=f"1 of the 4 shards .* such as {shard.name}"):
+        Dataset(tmp_path)
+
+
+def test_what_is_no_dataset_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no dataset in"):
+        Dataset(tmp_path)
+    assert main(["show", str(tmp_path)]) == 2
+
+
+def test_the_command_builds_and_shows(tmp_path, capsys):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    Image.new("RGB", (200, 100), "red").save(folder / "a.png")
+    Image.new("L", (200, 100), 255).save(folder / "mask.png")
+    lines = [{"target": "a.png", "caption": "a dog", "word": "dog", "mask": "mask.png", "reference": "a.png"},
+             {"target": "gone.png", "caption": "a dog", "word": "dog", "reference": "a.png"}]
+    (folder / "manifest.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    out = str(tmp_path / "made")
+    assert main(["build", str(folder), "--out", out]) == 2
+    assert "1 broken row(s), and max_broken is 0: line 2: " in capsys.readouterr().err
+    assert main(["show", out]) == 0
+    assert "not finished" in capsys.readouterr().out
+    assert main(["build", str(folder), "--out", out, "--max-broken", "1", "--side", "512"]) == 0
+    assert "1 rows" in capsys.readouterr().out
+    assert main(["show", out]) == 0
+    said = capsys.readouterr().out
+    for words in ("1 rows in 1 shards", "side 512", "2:1 1", "cut out of the target 1, placed anew 1, other pictures 1",
+                  "broken rows: 1\n  line 2: "):
+        assert words in said
+    assert "not finished" not in said
+    assert main(["build", str(folder), "--out", str(folder / "made")]) == 2
+    assert "into its own pictures" in capsys.readouterr().err
+    assert main(["build", str(tmp_path / "nowhere"), "--out", str(tmp_path / "x")]) == 2
+    with pytest.raises(SystemExit):
+        main(["build", str(folder), "--out", out, "--host", "2/2"])
+
+
+@pytest.mark.slow
+def test_workers_tell_how_far_they_are(tmp_path):
+    told = []
+    assert sorted(workers.in_workers(_count_twice, [(), (), ()], 2, told.append, "counting")) == [0, 1, 2]
+    assert told[-1] == 6
+
+
+def _count_twice():
+    workers.count()
+    workers.count()
