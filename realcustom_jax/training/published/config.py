@@ -29,6 +29,14 @@ class PicturesConfig:
     folder: str = ""  # of the pictures and their manifest.jsonl
     max_broken: int = 0  # how many rows of the manifest may be unusable
     seed: int = 0  # of how references are changed
+    workers: int = -1  # threads that read ahead; 0: none; -1: as many as cores, up to 16
+    prefetch: int = 2  # batches that are read ahead
+
+    def __post_init__(self):
+        for name, least in (("workers", -1), ("prefetch", 1)):
+            number = getattr(self, name)
+            if isinstance(number, bool) or not isinstance(number, int) or number < least:
+                raise ValueError(f"{name} is {number!r}; expected a whole number, at least {least}.")
 
 
 @dataclasses.dataclass(frozen=True)
