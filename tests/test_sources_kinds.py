@@ -57,6 +57,13 @@ def test_tars_hold_rows_by_the_names_of_their_files(tmp_path):
         assert len(opened(tmp_path / pattern)[0]) in (5, 10)
 
 
+def test_names_of_a_tars_json_and_one_word_for_all_rows(tmp_path):
+    write_tar(tmp_path / "t.tar", {"1.jpg": picture(), "1.ref.jpg": picture(), "1.json": {"alt": "a dog", "n": 3},
+                                   "2.jpg": picture(), "2.ref.jpg": picture(), "2.txt": "a cat", "2.cls": "cat"})
+    records, broken = opened(tmp_path, columns={"caption": "alt"}, word="dog")
+    assert not broken and [(row.words, row.captions) for row in records] == [(["dog"], ["a dog"]), (["cat"], ["a cat"])]
+
+
 @pytest.mark.parametrize("members, words", [
     ({"x.jpg": b"not a picture"} | {"x.json": {"caption": "a dog", "word": "dog"}, "x.ref.jpg": picture()},
      r"x\.jpg cannot be read"),

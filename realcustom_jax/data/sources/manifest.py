@@ -50,7 +50,8 @@ class Lines:
         for number, line in _lines(self.file, self.start, self.number, self.count):
             where = f"line {number}" if self.alone else f"{self.file.name} line {number}"
             try:
-                yield row_of(self.naming.renamed(_parsed(line)), where, functools.partial(_find, self.file.parent))
+                given = self.naming.with_word(self.naming.renamed(_parsed(line)))
+                yield row_of(given, where, functools.partial(_find, self.file.parent))
             except (ValueError, OSError) as error:
                 yield BrokenRow(where, str(error))
 
