@@ -5,6 +5,7 @@ import contextlib
 import hashlib
 import io
 import os
+import posixpath
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -41,6 +42,19 @@ def digest(root: epath.Path, names: Iterable[str], seen: epath.Path) -> str:
     return hashlib.sha256(found["content"].tobytes()).hexdigest()
 
 
+def beside(root: str | os.PathLike, name: str) -> str:
+    """The path of a file that is named relative to a folder, or by its whole path."""
+    if is_bucket(name) or not is_bucket(root):
+        return name if is_bucket(name) else os.path.join(root, name)
+    scheme, _, place = os.fspath(root).partition("://")
+    return f"{scheme}://{posixpath.normpath(posixpath.join('/', place, name)).lstrip('/')}"  # a bucket knows no ".."
+
+
+def is_file(path: str) -> bool:
+    """Whether there is such a file; False for what can be the name of none. Raises OSError: the bucket cannot say."""
+    return _state(path)[0] >= 0 if is_bucket(path) else os.path.isfile(path)
+
+
 def digest_of_files(files: Sequence[epath.Path], seen: epath.Path) -> str:
     """The same of files that are named by their whole paths."""
     paths = [os.fspath(file) for file in files]
@@ -50,7 +64,7 @@ def digest_of_files(files: Sequence[epath.Path], seen: epath.Path) -> str:
 
 def stored_size(root: epath.Path, name: str) -> int:
     """Bytes of a file, 0 where it is not there."""
-    return max(_state(os.path.join(os.fspath(root), name))[0], 0)
+    return max(_state(beside(root, name))[0], 0)
 
 
 def _blocks(names: Iterable[str]) -> Iterator[list[tuple[int, str]]]:
@@ -69,7 +83,7 @@ def _blocks(names: Iterable[str]) -> Iterator[list[tuple[int, str]]]:
 
 
 def _looked_at(root: str, block: list[tuple[int, str]], known: np.ndarray) -> np.ndarray:
-    paths = [os.path.join(root, name) for _, name in block]
+    paths = [beside(root, name) for _, name in block]
     found = np.zeros(len(block), _KNOWN)
     found["name"] = [key for key, _ in block]
     readers = _READERS * (4 if is_bucket(root) else 1)  # a bucket answers late, and many at once

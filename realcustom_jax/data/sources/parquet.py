@@ -11,12 +11,12 @@ from typing import Any
 from etils import epath
 
 from realcustom_jax.data.rows import Row, Stored, StoredFile
-from realcustom_jax.data.sources.contents import digest_of_files
+from realcustom_jax.data.sources.contents import beside, digest_of_files, is_file
 from realcustom_jax.data.sources.parts import BrokenRow
 from realcustom_jax.data.sources.schema import Naming, row_of
 from realcustom_jax.data.sources.tables import StoredBytes, Table
 from realcustom_jax.errors import needs_extra
-from realcustom_jax.paths import as_path, is_bucket
+from realcustom_jax.paths import as_path
 
 _AT_ONCE = 8  # rows in memory
 with needs_extra("parquet", "reading Parquet files"):
@@ -126,7 +126,7 @@ def _cell(cell: Any, where: str) -> Any:
 
 
 def _find(folder: epath.Path, name: str) -> Stored:
-    path = as_path(os.path.join(os.fspath(folder), name))
-    if not (path.exists() if is_bucket(path) else os.path.isfile(path)):
+    path = beside(folder, name)
+    if not is_file(path):
         raise ValueError(f"the cell holds no picture but the name {name!r}, and the file {path} does not exist")
-    return StoredFile(path)
+    return StoredFile(as_path(path))
