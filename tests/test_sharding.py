@@ -1,5 +1,6 @@
 """Where parameters lie: every network's are known, and what does not fit is named."""
 
+import dataclasses
 from types import SimpleNamespace
 
 import jax
@@ -93,9 +94,21 @@ def test_a_mesh_of_slices_says_what_does_not_fit():
         make_mesh(data=1, fsdp=4, dcn_data=3, devices=chips)
 
 
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """What a mesh asks of a chip of a v5e."""
+
+    id: int
+    slice_index: int
+    process_index: int
+    coords: tuple[int, int, int]
+    core_on_chip: int = 0
+    platform: str = "tpu"
+    device_kind: str = "TPU v5 lite"
+
+
 def test_a_mesh_of_slices_lies_slice_by_slice():
-    chips = [SimpleNamespace(platform="tpu", device_kind="TPU v5 lite", slice_index=i // 4, id=i, process_index=i // 4,
-                             coords=(i % 2, i // 2 % 2, 0), core_on_chip=0) for i in range(8)]
+    chips = [Chip(i, i // 4, i // 4, (i % 2, i // 2 % 2, 0)) for i in range(8)]
     placed = make_mesh(data=2, fsdp=2, dcn_data=2, devices=chips)
     assert dict(placed.shape) == {"data": 4, "fsdp": 2, "tensor": 1}
     assert [{chip.slice_index for chip in row.flat} for row in placed.devices] == [{0}, {0}, {1}, {1}]
