@@ -25,6 +25,7 @@ from ml_collections import ConfigDict, config_flags
 
 from realcustom_jax import interruption
 from realcustom_jax.commands.program import program, say_nothing_of_accelerators
+from realcustom_jax.devices import xla_flags
 from realcustom_jax.errors import exit_code, needs_extra
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The configuration, e.g. configs/mini.py.")
@@ -41,6 +42,8 @@ _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0 on.")
 _PROGRAM = flags.DEFINE_string("program", "step", "What the two above are about: the step of training, or sampler.")
 _JSON = flags.DEFINE_string("json", None, "File to write the report of --compile_only to.")
+_XLA_RECIPE = flags.DEFINE_bool(
+    "xla_recipe", True, "Set XLA's options for training as public recipes have them (devices/xla_flags.py).")
 _DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of whatever goes wrong.")
 
 
@@ -65,6 +68,8 @@ def _main(argv: list[str]) -> None:
 
 def _work() -> None:
     config = _CONFIG.value
+    if _XLA_RECIPE.value:
+        xla_flags.set_recipe("tpu" if _TOPOLOGY.value else xla_flags.platform_here())
     asked = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     if jax.config.jax_num_cpu_devices == -1 and not asked:
         jax.config.update("jax_num_cpu_devices", _cpu_devices(config))

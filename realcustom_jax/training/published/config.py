@@ -106,8 +106,11 @@ class MeshConfig:
     data: int = 1  # each has a part of the batch, and copies of the parameters
     fsdp: int = -1  # each has a part of the batch, and a part of the parameters
     tensor: int = 1  # each has a part of every layer
+    dcn_data: int = 1  # TPU slices, each a mesh of the sizes above; gradients alone cross from one to the other
 
     def __post_init__(self):
+        if self.dcn_data < 1:
+            raise ValueError(f"dcn_data is {self.dcn_data}; expected the number of TPU slices, at least 1.")
         for name, count in dataclasses.asdict(self).items():
             if count != -1 and count < 1:
                 raise ValueError(f"{name} is {count}; expected a number of devices, or -1 for as many as are left.")
