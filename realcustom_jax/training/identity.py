@@ -43,7 +43,7 @@ class RunIdentity:
             ValueError: they belong to another run; names the first value that differs. Or `run.json` is damaged.
             FileExistsError: there are checkpoints, and `on_existing` is "refuse".
         """
-        if not any(folder.glob("[0-9]*")) or on_existing == "overwrite":
+        if not has_checkpoints(folder) or on_existing == "overwrite":
             return
         if on_existing == "refuse":
             raise FileExistsError(f"{folder} holds checkpoints of an earlier run: resume or overwrite it "
@@ -69,6 +69,11 @@ class RunIdentity:
             changed = [{"step": step, **changes}] if (changes := self.changes(folder)) else []
         history = [*noted.get(_CHANGES, ()), *changed]
         write_json(folder / FILE, _plain(noted | self.fixed | {_SETTINGS: self.settings, _CHANGES: history}))
+
+
+def has_checkpoints(folder: Path) -> bool:
+    """Whether a run's `checkpoints` folder has any."""
+    return any(path.name.isdigit() for path in folder.glob("[0-9]*"))
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:

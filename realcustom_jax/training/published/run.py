@@ -9,12 +9,13 @@ the end `adapter/`, for `sample.py --adapter`.
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from PIL import Image
 from tqdm import tqdm
@@ -26,13 +27,14 @@ from realcustom_jax.data.pictures.bucketed import BucketBatches
 from realcustom_jax.devices import sharding
 from realcustom_jax.devices.compilation import enable_compilation_cache
 from realcustom_jax.devices.shared_disk import on_first_process
+from realcustom_jax.files import sole_user
 from realcustom_jax.model_files import bundle
 from realcustom_jax.model_files.adapter import adapter_tensors, find_adapter, merge_unet, split_unet
 from realcustom_jax.model_files.network import Network
 from realcustom_jax.model_files.source import ModelSource
 from realcustom_jax.pipeline import Pipeline
-from realcustom_jax.training.checkpoints import check_run
 from realcustom_jax.training.dropout import draw_dropped, replace_dropped
+from realcustom_jax.training.identity import RunIdentity, has_checkpoints
 from realcustom_jax.training.loop import fit
 from realcustom_jax.training.published import features
 from realcustom_jax.training.published.config import PublishedConfig
@@ -41,14 +43,17 @@ from realcustom_jax.training.published.initial_adapter import with_tokens_like_t
 from realcustom_jax.training.published.loss import AdapterLoss
 
 _PREVIEWS, _LOOKED_AT = 4, 4
-_THE_RUN = ("kind", "side", "preset", "fresh", "curriculum", "snr_limit")
+_THE_RUN = ("kind", "side", "preset", "fresh", "curriculum", "snr_limit", "dtype")
 """What of a configuration may not change while its run goes on; nor may the content of what its paths name."""
 
 
 def train_adapter(config: ConfigDict, workdir: Path) -> None:
     """Trains `config.train` (see configs/sdxl.py) in `workdir`; the same command resumes.
 
-    Raises FileNotFoundError, ValueError: the pictures, the model or the settings cannot be used; names which.
+    Raises:
+        FileNotFoundError, ValueError: the pictures, the model or the settings cannot be used, or the checkpoints in
+            `workdir` are of another run; names which. As far as it can be known, this is said before anything is built.
+        BlockingIOError: another process trains there.
     """
     enable_compilation_cache()
     plain = config.train.to_dict()
@@ -56,24 +61,37 @@ def train_adapter(config: ConfigDict, workdir: Path) -> None:
     if not train.data.folder:
         raise ValueError("config.train.data.folder is empty: the folder of your pictures and their manifest.jsonl, "
                          "see docs/training/own_pictures.md.")
-    settings = train.optimization
     mesh = sharding.make_mesh(**dataclasses.asdict(train.mesh))
     on_first_process(functools.partial(_find_parts, train))  # before the pictures take their hours
-    vision = find_adapter(train.adapter).vision if train.adapter else train.fresh.vision_settings
+    with contextlib.ExitStack() as alone:
+        on_first_process(lambda: alone.enter_context(_sole_user(workdir)))
+        _train(train, plain, mesh, workdir)
+
+
+def _train(train: PublishedConfig, plain: Mapping[str, Any], mesh: Mesh, workdir: Path) -> None:
+    settings, checkpoints = train.optimization, workdir / "checkpoints"
+    continued = find_adapter(train.adapter) if train.adapter else None
+    vision = continued.vision if continued else train.fresh.vision_settings
     sizes = {"side": train.side, "reference_side": vision.size}
     pictures = dataclasses.asdict(train.data)
+    on_first_process(lambda: folder.content(train.data.folder, workdir / "data"))
+    identity = {name: plain[name] for name in _THE_RUN} | {
+        "data": {"content": folder.content(train.data.folder, workdir / "data"), "seed": train.data.seed},
+        "adapter": {"settings": continued.settings, "vision": dataclasses.asdict(vision)} if continued else "fresh"}
+    RunIdentity.of(identity, settings).check(checkpoints, settings.on_existing)
     on_first_process(lambda: folder.make_dataset(data_dir=workdir / "data", **sizes, **pictures))
     data = folder.make_dataset(data_dir=workdir / "data", **sizes, **pictures)
     start = Path(train.adapter) if train.adapter else workdir / "fresh" / "adapter"
-    if not train.adapter:
+    # What a run began with stays as it is while the run goes on, also where the model turns out to be another one.
+    begun = settings.on_existing == "resume" and has_checkpoints(checkpoints) and (start / "config.json").is_file()
+    if not (train.adapter or begun):
         on_first_process(lambda: write_fresh_adapter(start, train.model, train.vision, train.fresh))
     # The parts lie in the host's memory until `fit` shares them out, so that no single chip has to hold all of them.
     with jax.default_device(jax.local_devices(backend="cpu")[0]) if _has_cpu() else contextlib.nullcontext():
         pipeline = Pipeline.load(train.model, start, vision=train.vision or None, tokenizer=train.tokenizer or None,
                                  preset=train.preset, dtype=train.dtype, offload=True, scan_layers=True)
-        identity = _identity(plain, pipeline, data)
-        if train.on_existing == "resume":
-            check_run(workdir / "checkpoints", identity)  # before features take their hours
+        identity |= _contents(train.dtype, pipeline)
+        RunIdentity.of(identity, settings).check(checkpoints, settings.on_existing)  # before features take their hours
         if not train.adapter:
             rows = Split(data, "train", fields=("references", "caption"))
             rows = [rows[i] for i in range(min(len(rows), _LOOKED_AT))]
@@ -94,11 +112,17 @@ def train_adapter(config: ConfigDict, workdir: Path) -> None:
     on_first_process(lambda: bundle.save_part(workdir, "adapter", adapter, tensors))
 
 
-def _identity(train: Mapping[str, Any], pipeline: Pipeline, data: Path) -> dict[str, Any]:
-    """What the run is about. Paths are not: a model may be trained anew at its path, or moved. The precision stands
-    beside a part's name, as the same files give other numbers in another precision."""
-    parts = {f"the content of the {name} in {train['dtype']}": found for name, found in pipeline.fingerprints().items()}
-    return {name: train[name] for name in _THE_RUN} | parts | {"the content of the pictures": folder.dataset_name(data)}
+def _contents(dtype: str, pipeline: Pipeline) -> dict[str, Any]:
+    """What the model's files hold. Paths are not compared: a model may be trained anew at its path, or moved. The
+    precision stands beside a part's name, as the same files give other numbers in another precision."""
+    return {f"the content of the {name} in {dtype}": found for name, found in pipeline.fingerprints().items()}
+
+
+@contextlib.contextmanager
+def _sole_user(workdir: Path) -> Iterator[None]:
+    workdir.mkdir(parents=True, exist_ok=True)
+    with sole_user(workdir):
+        yield
 
 
 def _find_parts(train: PublishedConfig) -> None:
