@@ -114,11 +114,12 @@ def _unusable(workdir: str) -> str | None:
     """Why nothing can be written to a folder of this machine, or None. Nothing is made."""
     if "://" in workdir:
         return None
-    there = next(path for path in (Path(workdir).absolute(), *Path(workdir).absolute().parents) if path.exists())
-    if not there.is_dir():
+    whole = os.path.abspath(workdir)
+    there = next(path for path in map(str, (whole, *Path(whole).parents)) if os.path.exists(path))
+    if not os.path.isdir(there):
         return f"{there} is a file"
-    folders = (there, *(there / name for name in ("checkpoints", "data") if there == Path(workdir).absolute()))
-    closed = (path for path in folders if path.exists() and not os.access(path, os.W_OK | os.X_OK))
+    folders = (there, *(os.path.join(there, name) for name in ("checkpoints", "data") if there == whole))
+    closed = (path for path in folders if os.path.exists(path) and not os.access(path, os.W_OK | os.X_OK))
     return next((f"{path} is not open for writing" for path in closed), None)
 
 
