@@ -83,6 +83,11 @@ class PicturesConfig:
         given = {name: column for name, column in dataclasses.asdict(self.columns).items() if column}
         return read_mixture(self.sources or self.folder, columns=given, word=self.word)
 
+    def __post_init__(self):
+        for name in ("max_broken", "seed"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected a whole number, 0 or more.")
+
 
 @dataclasses.dataclass(frozen=True)
 class FreshAdapterConfig:
@@ -166,8 +171,7 @@ def published_defaults(**given: Any) -> dict[str, Any]:
     """
     config = dataclasses.asdict(PublishedConfig(**{name: x for name, x in given.items() if name != "preset"}))
     config["preset"] = given.get("preset", {})
-    for name in ("on_existing", "optimizer"):
-        config["optimization"].pop(name)  # the first is said above, the second is not for published models
+    config["optimization"].pop("on_existing")  # which is said above, once for all
     vision = config["fresh"]["vision_settings"]
     return config | {"fresh": config["fresh"] | {"vision_settings": {
         name: list(x) if isinstance(x, tuple) else x for name, x in vision.items()}}}
