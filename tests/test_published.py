@@ -24,11 +24,13 @@ from realcustom_jax.model_files.weights import read_config
 from realcustom_jax.pipeline import Pipeline
 from realcustom_jax.presets import PRESETS
 from realcustom_jax.training.curriculum import Curriculum
-from realcustom_jax.training.loop import TrainSettings, init_state, make_train_step
+from realcustom_jax.training.optimizer import step_inputs
 from realcustom_jax.training.published import features
 from realcustom_jax.training.published import run as published
 from realcustom_jax.training.published.config import PublishedConfig
 from realcustom_jax.training.published.initial_adapter import with_tokens_like_text, write_fresh_adapter
+from realcustom_jax.training.settings import TrainSettings
+from realcustom_jax.training.step import init_state, make_train_step
 
 import fresh_process
 from mini_bundle import ENCODER_SIDE, SIDE, train_anew, write_mini_bundle
@@ -298,12 +300,12 @@ def test_the_step_compiled_ahead_for_a_tpu_is_the_one_that_runs_there(run, tmp_p
         task = published.PrecomputedTask(pipeline, batches, stored)
     settings = TrainSettings(**train["optimization"])
     state, batch = init_state(task.init(None), settings), task.batch(square)
-    live = make_train_step(task.loss, settings).trace(state, task.frozen, batch).jaxpr
+    live = make_train_step(task.loss, settings).trace(state, task.frozen, batch, step_inputs(settings, 0)).jaxpr
 
     parts = [path.parent for path in model.glob("*/config.json") if path.parent.name not in ("adapter", "judge")]
     train = PublishedConfig.from_config(train)
     ahead = AdapterStep(train, "tpu", {path.name: read_config(path / "config.json") for path in parts})
-    assert text(ahead.function([None]).trace(*ahead.arguments()).jaxpr) == text(live)
+    assert text(ahead.function([None]).trace(*ahead.arguments(), *ahead.numbers()).jaxpr) == text(live)
     assert ahead.about()["platform"] == "tpu"
 
 

@@ -136,16 +136,16 @@ class AdapterTask:
             return self.unet.apply({"params": unet_params}, noisy, t, self._text(frozen, told).penultimate,
                                    pooled=c.pooled, time_ids=c.time_ids).noise
 
-        denoising = denoising_loss(
+        denoising, by_timestep = denoising_loss(
             predict, latents, keys[2], betas=self.betas, prediction=self.prediction,
             coverage=covered(coverage, latents.shape[1:3]), teacher=teacher if self.taught else None,
             teaching=self.taught, timesteps=TIMESTEPS)
         if not self.spelled:
-            return denoising, {}
+            return denoising, by_timestep
         words = self._text(frozen, batch["told_ids"]).penultimate
         added = (batch["told_ids"][:, :, None] != batch["caption_ids"][:, None]).all(axis=-1)
         spelling = self._spelling(params["gather"], c.vision[:, 0], words, added & ~no_image[:, None])
-        return denoising + self.spelled * spelling, {"denoising": denoising, "spelling": spelling}
+        return denoising + self.spelled * spelling, {"denoising": denoising, "spelling": spelling, **by_timestep}
 
     def guidance_mask(self, unet_params, frozen, batch, noisy, t, key) -> jax.Array:
         """The mask [B, 1, h, w] with which sampling would denoise the noisy latents [B, H, W, C] of timesteps t [B]."""

@@ -92,14 +92,14 @@ class BaseTask:
                                     timesteps=TIMESTEPS)
         out = self.unet.apply({"params": params["unet"]}, sample.noisy, sample.t, text.text, pooled=pooled,
                               time_ids=text.time_ids, target=batch["marks"])
-        denoising = denoising_error(
+        denoising, by_timestep = denoising_error(
             out.noise, sample, betas=self.betas, prediction=self.prediction,
             coverage=covered(coverage, latents.shape[1:3]))
         # The placement counts less where there is more noise, because nobody could tell where hidden things are.
         visible = jnp.sqrt(1 / (1 + 1 / solvers.snr(self.betas)[sample.t]))[:, None]
         there = batch["marks"].any(-1) & ~dropped[:, None]
         placement = placement_loss(out.maps, coverage, visible * there)
-        metrics = {"denoising": denoising, "placement": placement}
+        metrics = {"denoising": denoising, "placement": placement, **by_timestep}
         metrics |= self._right_places(out.maps, coverage, sample.t, there.all(1))
         return denoising + self.placed * placement, metrics
 

@@ -16,7 +16,7 @@ from realcustom_jax.presets import Preset
 from realcustom_jax.training.checkpoints import ON_EXISTING
 from realcustom_jax.training.config import read_settings
 from realcustom_jax.training.curriculum import Curriculum
-from realcustom_jax.training.loop import TrainSettings
+from realcustom_jax.training.settings import TrainSettings
 
 TRAINED_DTYPES = ("float32", "bfloat16")
 """Of everything frozen, and of computation; float16's range is too small for gradients."""

@@ -161,7 +161,7 @@ class PublishedTask:
             "latents": self._encoders.latents(self._encoders.targets(frozen, batch["target"]), latents_key)})
         if "pooled" in known:
             known["time_ids"] = batch["time_ids"]
-        return self._loss.denoising(params, frozen["unet"], known, noise_key), {}
+        return self._loss.denoising(params, frozen["unet"], known, noise_key)
 
     def preview(self, params) -> Image.Image:
         """References (above) and what is made of them (below) with the captions of the first batch."""
@@ -205,7 +205,7 @@ class PrecomputedTask(PublishedTask):
         encoded = {name: known[name] for name in ("text", "pooled", "features") if name in known}
         known |= jax.tree.map(lambda x: x.astype(self._pipeline.unet.module.dtype), encoded)
         known["latents"] = self._encoders.latents(known["targets"], latents_key)
-        return self._loss.denoising(params, frozen["unet"], known, noise_key), {}
+        return self._loss.denoising(params, frozen["unet"], known, noise_key)
 
 
 def _has_cpu() -> bool:
