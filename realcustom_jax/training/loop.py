@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 
 from realcustom_jax.devices import sharding
 from realcustom_jax.devices.platform import Platform
+from realcustom_jax.devices.shapes import batch_shapes
 from realcustom_jax.devices.sharding import AxisRules
 from realcustom_jax.training import tasks
 from realcustom_jax.training.checkpoints import Checkpoints
@@ -71,8 +72,8 @@ def fit(name: str, task: Task, settings: TrainSettings, workdir: Path, *, mesh: 
                 rows=shares,
                 said=lambda batch, seconds: progress.compiled(tasks.describe_shape(batch), seconds))
             with meter.paused():
-                for shape in tasks.batch_shapes(task) if start < settings.steps else ():
-                    steps.compile(shape)
+                for example in tasks.example_shapes(task) if start < settings.steps else ():
+                    steps.compile(batch_shapes(example, settings.batch_size))
             pending = None
             for step in range(start, settings.steps):
                 with meter.waiting():

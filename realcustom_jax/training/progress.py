@@ -93,8 +93,8 @@ class Progress:
         if not (np.isfinite(loss) and np.isfinite(norm)):
             what = f"the loss is {loss} and its gradient's norm {norm} at step {step}"
         elif not (found["parameters_finite"] and found["average_finite"]):
-            what = (f"the {'average' if found['parameters_finite'] else 'parameters'} are not finite after step {step}, "
-                    f"whose loss is {loss} and its gradient's norm {norm}")
+            broken = "average" if found["parameters_finite"] else "parameters"
+            what = f"the {broken} are not finite after step {step}, whose loss is {loss} and its gradient's norm {norm}"
         else:
             return
         raise FloatingPointError(

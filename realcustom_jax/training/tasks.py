@@ -38,9 +38,9 @@ class Task(Protocol):
 class WatchedTask(Task, Protocol):
     """What a stage may have besides; each is asked for by a function of this module, which knows what none means."""
 
-    def batch_shapes(self) -> Sequence[Batch]:
-        """The shapes (`jax.ShapeDtypeStruct`) of every kind of batch, whole: each is compiled before training begins.
-        A kind that is not among them is compiled when it comes."""
+    def example_shapes(self) -> Sequence[Batch]:
+        """The shapes (`jax.ShapeDtypeStruct`) of one example of every kind of batch: each is compiled before training
+        begins. A kind that is not among them is compiled when it comes."""
 
     def held_out(self, number: int) -> Batch | None:
         """A batch of examples that no step trains on, the same whenever it is asked for; None after the last one."""
@@ -52,9 +52,9 @@ class WatchedTask(Task, Protocol):
         """Of the pictures of `preview`."""
 
 
-def batch_shapes(task: Task) -> Sequence[Batch]:
+def example_shapes(task: Task) -> Sequence[Batch]:
     """See `WatchedTask`; none are known."""
-    return getattr(task, "batch_shapes", tuple)()
+    return task.example_shapes() if hasattr(task, "example_shapes") else ()
 
 
 def held_out_batches(task: Task) -> Iterator[Batch]:

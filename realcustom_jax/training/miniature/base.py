@@ -19,7 +19,7 @@ from realcustom_jax.sampling.lanes import Conditioning
 from realcustom_jax.sampling.sampler import sample_text_only
 from realcustom_jax.training.dropout import draw_dropped, replace_dropped
 from realcustom_jax.training.losses import add_training_noise, denoising_error, placement_loss, right_place
-from realcustom_jax.training.miniature.pictures import PictureBatches, covered, size_of_all
+from realcustom_jax.training.miniature.pictures import HeldOut, PictureBatches, covered, size_of_all
 
 TIMESTEPS = (0.3, 1.25)
 """Of `losses.add_training_noise`: which of two things stands where is settled at high noise."""
@@ -28,7 +28,7 @@ _BANDS = {"low": (0, 400), "middle": (400, 600), "high": (600, 800), "noise": (8
 
 
 @dataclasses.dataclass
-class BaseTask:
+class BaseTask(HeldOut):
     """Trains a UNet and the text encoder to denoise the latents of painted pictures.
 
     Captions tell some of what the things look like. A model that has learnt what those words look like has something

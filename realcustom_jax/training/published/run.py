@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 from tqdm import tqdm
 
-from realcustom_jax.conditioning.images import grid
+from realcustom_jax.conditioning.images import grid, to_uint8
 from realcustom_jax.data.loader import Split
 from realcustom_jax.data.pictures import folder
 from realcustom_jax.data.pictures.bucketed import BucketBatches
@@ -39,6 +39,8 @@ from realcustom_jax.training.published.config import PublishedConfig
 from realcustom_jax.training.published.features import Encoders, StoredFeatures
 from realcustom_jax.training.published.initial_adapter import with_tokens_like_text, write_fresh_adapter
 from realcustom_jax.training.published.loss import AdapterLoss
+from realcustom_jax.training.published.shapes import example_shape, stored_shape
+from realcustom_jax.training.scored import find_judge, scored_pictures
 
 _PREVIEWS, _LOOKED_AT = 4, 4
 _THE_RUN = ("kind", "side", "preset", "fresh", "curriculum", "snr_limit")
@@ -59,6 +61,7 @@ def train_adapter(config: ConfigDict, workdir: Path) -> None:
     settings = train.optimization
     mesh = sharding.make_mesh(**dataclasses.asdict(train.mesh))
     on_first_process(functools.partial(_find_parts, train))  # before the pictures take their hours
+    judge = find_judge(settings.evaluate_pictures_every, ModelSource.open(train.model).root)
     vision = find_adapter(train.adapter).vision if train.adapter else train.fresh.vision_settings
     sizes = {"side": train.side, "reference_side": vision.size}
     pictures = dataclasses.asdict(train.data)
@@ -84,7 +87,8 @@ def train_adapter(config: ConfigDict, workdir: Path) -> None:
                             curriculum=train.curriculum,
                             examples=sharding.examples_here(shares, settings.batch_size))
     task = _task(pipeline, data, batches, workdir, train)
-    params = fit("adapter", task, settings, workdir, mesh=mesh, run=identity)
+    scored = scored_pictures(settings.evaluate_pictures_every, judge, task.trained_pipeline)
+    params = fit("adapter", task, settings, workdir, mesh=mesh, run=identity, reports=scored)
     # "local" is None, because the adapter's own vision settings say it, as the preset may have changed them.
     preset = pipeline.preset
     conditioning = {"local": None, "pooled": preset.pooled, "size_order": preset.size_order}
@@ -163,27 +167,48 @@ class PublishedTask:
             known["time_ids"] = batch["time_ids"]
         return self._loss.denoising(params, frozen["unet"], known, noise_key)
 
-    def preview(self, params) -> Image.Image:
-        """References (above) and what is made of them (below) with the captions of the first batch."""
-        pipeline = dataclasses.replace(
-            self._pipeline, vocabulary=None,
+    def example_shapes(self):
+        """Of every shape of targets."""
+        return [example_shape(self._pipeline, size) for size in self._batches.shapes]
+
+    def scalars(self, step):
+        """The epoch that a step is in, with its fraction."""
+        return {"epoch": step / len(self._batches)}
+
+    def trained_pipeline(self, params) -> Pipeline:
+        """The pipeline with these parameters."""
+        return dataclasses.replace(
+            self._pipeline,
             unet=Network(self._pipeline.unet.module, merge_unet(params["vision"], self.frozen["unet"])),
             projector=Network(self._pipeline.projector.module, params["projector"]))
+
+    def preview(self, params) -> Image.Image:
+        """References (above), what is made of them with the captions of the first batch, and the masks of the last step
+        (below)."""
+        pipeline = dataclasses.replace(self.trained_pipeline(params), vocabulary=None)
         batch = self._batches[0]
-        made, references = [], []
+        references, made, masks = [], [], []
         side = pipeline.sizes.native
         for picture, caption, word in zip(batch["reference"], batch["caption"], batch["word"], strict=True):
             if len(made) == _PREVIEWS:
                 break
             reference = Image.fromarray(picture)
             try:
-                made.append(pipeline(reference, caption, word, steps=20).images[0])
+                result = pipeline(reference, caption, word, steps=20)
+                made.append(result.images[0])
+                masks.append(Image.fromarray(to_uint8(result.masks[-1, 0].max(axis=0) * 2 - 1)).convert("RGB"))
             except ValueError as error:  # as of a word that a long caption loses; training goes on
                 tqdm.write(f"no sample of {caption!r}: {error}")
                 made.append(Image.new("RGB", (side, side), "grey"))
+                masks.append(made[-1])
             references.append(reference.resize((side, side)))
-        rows = np.stack([np.asarray(image) for image in references + made])
+        masks = [mask.resize((side, side), Image.Resampling.NEAREST) for mask in masks]
+        rows = np.stack([np.asarray(image) for image in references + made + masks])
         return grid(rows / 127.5 - 1.0, columns=len(made))
+
+    def captions(self):
+        """Of the pictures of `preview`."""
+        return self._batches[0]["caption"][:_PREVIEWS]
 
 
 class PrecomputedTask(PublishedTask):
@@ -194,6 +219,10 @@ class PrecomputedTask(PublishedTask):
         super().__init__(pipeline, batches, snr_limit)
         self._stored = stored
         self.frozen = {"unet": self.frozen["unet"], **stored.dropped()}
+
+    def example_shapes(self):
+        """Of every shape of targets."""
+        return [stored_shape(self._pipeline, size) for size in self._batches.shapes]
 
     def batch(self, step):
         """targets, text, pooled, time_ids and features, see `StoredFeatures.batch`."""
