@@ -24,6 +24,7 @@ from realcustom_jax.devices.shapes import batch_shapes
 from realcustom_jax.devices.sharding import AxisRules
 from realcustom_jax.training import tasks
 from realcustom_jax.training.checkpoints import Checkpoints
+from realcustom_jax.training.console import without_checkpoint_chatter
 from realcustom_jax.training.optimizer import learning_rate, step_inputs
 from realcustom_jax.training.profiling import Profile
 from realcustom_jax.training.progress import Progress
@@ -52,8 +53,9 @@ def fit(name: str, task: Task, settings: TrainSettings, workdir: Path, *, mesh: 
     """
     mesh = sharding.make_mesh() if mesh is None else mesh
     shares = sharding.batch_sharding(mesh, settings.batch_size // settings.accumulate, rules)
-    with Checkpoints(workdir / "checkpoints", keep=settings.keep, keep_every=settings.keep_every,
-                     on_existing=settings.on_existing, run=run) as checkpoints, Interruption() as interruption:
+    with without_checkpoint_chatter(), \
+            Checkpoints(workdir / "checkpoints", keep=settings.keep, keep_every=settings.keep_every,
+                        on_existing=settings.on_existing, run=run) as checkpoints, Interruption() as interruption:
         state, placed = _first_state(task, settings, checkpoints, mesh, rules)
         frozen = sharding.distribute(jax.tree.map(np.asarray, task.frozen), choose_shardings(task.frozen, mesh, rules))
         start = int(state.step)

@@ -46,6 +46,8 @@ class Meter:
             yield
         finally:
             self._before, self._waited = time.perf_counter(), 0.0
+            if not self._done:  # what comes before the first step comes once
+                self._since = self._before
 
     def finished(self, operations: Callable[[], int]) -> None:
         """Another step is finished; to be called right after it. `operations` counts its own, and is only called

@@ -47,6 +47,7 @@ class Progress:
 
     def compiled(self, shape: str, seconds: float) -> None:
         """Another program is there."""
+        self._bar.unpause()
         if self._first:
             tqdm.write(f"{self._name}: compiled the step for a batch of {shape} in {seconds:.1f} s", file=sys.stderr)
 
