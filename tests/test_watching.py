@@ -11,18 +11,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from test_training import SETTINGS, Layered, Regression
 
 from realcustom_jax.sampling.solvers import betas
 from realcustom_jax.training.checkpoints import Checkpoints
 from realcustom_jax.training.console import without_checkpoint_chatter
-from realcustom_jax.training.losses import Mean, NoisyLatents, by_timestep, denoising_error
 from realcustom_jax.training.loop import fit
+from realcustom_jax.training.losses import Mean, NoisyLatents, by_timestep, denoising_error
 from realcustom_jax.training.optimizer import learning_rate, step_inputs
 from realcustom_jax.training.reports import Findings, Report, averaged
 from realcustom_jax.training.settings import TrainSettings
 from realcustom_jax.training.step import init_state, make_train_step
-
-from test_training import SETTINGS, Layered, Regression
 
 QUIET = dataclasses.replace(SETTINGS, sample_every=0)
 

@@ -8,8 +8,8 @@ _ABSL = logging.getLogger("absl")
 
 @contextlib.contextmanager
 def without_checkpoint_chatter():
-    """Orbax tells of every file that it opens, 40 lines a checkpoint; within, it only warns, unless absl's verbosity is
-    "debug"."""
+    """Orbax tells of every file that it opens, 40 lines a checkpoint; within, it only warns, unless whoever started
+    the program asked for more (--verbosity=0 of a command)."""
     _ABSL.addFilter(_worth_saying)
     try:
         yield
@@ -19,4 +19,4 @@ def without_checkpoint_chatter():
 
 def _worth_saying(record: logging.LogRecord) -> bool:
     chatter = record.levelno < logging.WARNING and "orbax" in record.pathname
-    return not chatter or _ABSL.level == logging.DEBUG
+    return not chatter or logging.NOTSET < _ABSL.level <= logging.INFO
