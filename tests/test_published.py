@@ -16,6 +16,7 @@ from PIL import Image
 from realcustom_jax.data.pictures import folder
 from realcustom_jax.data.pictures.bucketed import BucketBatches
 from realcustom_jax.devices.ahead_of_time import AdapterStep
+from realcustom_jax.devices.shapes import batch_shapes
 from realcustom_jax.model_files import bundle
 from realcustom_jax.model_files.adapter import scaled_tokens
 from realcustom_jax.model_files.source import FolderSource
@@ -298,6 +299,11 @@ def test_the_step_compiled_ahead_for_a_tpu_is_the_one_that_runs_there(run, tmp_p
         encoders = features.Encoders(pipeline)
         stored = features.compute_features(encoders, data, batches, tmp_path)
         task = published.PrecomputedTask(pipeline, batches, stored)
+    # What is compiled before training begins are the batches that come, of every shape.
+    kinds = [{shape_of(task.batch(step)) for step in range(8)},
+             {shape_of(batch_shapes(example, 2)) for example in task.example_shapes()}]
+    assert kinds[0] == kinds[1] and len(kinds[0]) == 2
+    assert task.scalars(6) == {"epoch": 6 / len(batches)} and len(task.captions()) == 2
     settings = TrainSettings(**train["optimization"])
     state, batch = init_state(task.init(None), settings), task.batch(square)
     live = make_train_step(task.loss, settings).trace(state, task.frozen, batch, step_inputs(settings, 0)).jaxpr
@@ -307,6 +313,10 @@ def test_the_step_compiled_ahead_for_a_tpu_is_the_one_that_runs_there(run, tmp_p
     ahead = AdapterStep(train, "tpu", {path.name: read_config(path / "config.json") for path in parts})
     assert text(ahead.function([None]).trace(*ahead.arguments(), *ahead.numbers()).jaxpr) == text(live)
     assert ahead.about()["platform"] == "tpu"
+
+
+def shape_of(batch):
+    return str(jax.tree.map(lambda x: (tuple(x.shape), str(x.dtype)), batch))
 
 
 def text(jaxpr) -> str:

@@ -20,6 +20,7 @@ from realcustom_jax.training.loop import fit
 from realcustom_jax.training.losses import Mean, NoisyLatents, by_timestep, denoising_error
 from realcustom_jax.training.optimizer import learning_rate, step_inputs
 from realcustom_jax.training.reports import Findings, Report, averaged
+from realcustom_jax.training.scored import find_judge, scored_pictures
 from realcustom_jax.training.settings import TrainSettings
 from realcustom_jax.training.step import init_state, make_train_step
 
@@ -53,7 +54,7 @@ def lowered(settings):
     return step.trace(state, task.frozen, task.batch(0), step_inputs(settings, 3)).lower().as_text()
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("optimizer", ["adamw", pytest.param("muon", marks=pytest.mark.slow)])
 def test_what_may_change_while_a_run_goes_on_is_no_constant_of_its_program(optimizer):
     settings = dataclasses.replace(SETTINGS, optimizer=optimizer)
     text = lowered(settings)
@@ -175,6 +176,7 @@ def test_a_record_says_what_one_wants_to_watch(tmp_path):
     assert 0 < middle["update_norm"] < 1 and 0 < last["goodput"] < 1 and last["eta_seconds"] < 60
 
 
+@pytest.mark.slow
 def test_the_held_out_loss_is_the_same_before_and_after_a_resume(tmp_path):
     settings = dataclasses.replace(QUIET, evaluate_every=3)
     fit("whole", Watched(), settings, tmp_path / "whole")
@@ -212,6 +214,7 @@ def test_reports_come_on_their_schedule_and_after_the_last_step(tmp_path):
     np.testing.assert_array_equal(seen[-1], averaged["w"])
 
 
+@pytest.mark.slow
 def test_the_bar_says_how_much_time_steps_wait_for_batches(tmp_path, capsys, monkeypatch):
     class Slow(Regression):
         def batch(self, step):
@@ -228,7 +231,8 @@ def test_the_bar_says_how_much_time_steps_wait_for_batches(tmp_path, capsys, mon
 # -------------------- numbers that are none
 
 
-@pytest.mark.parametrize("part, told", [("params", "the parameters in"), ("ema", "the average of the parameters in")])
+@pytest.mark.parametrize("part, told", [
+    pytest.param("params", "the parameters in", marks=pytest.mark.slow), ("ema", "the average of the parameters in")])
 def test_a_checkpoint_that_is_not_finite_already_is_told_from_a_bad_step(tmp_path, part, told):
     fit("first", Regression(), QUIET, tmp_path)
     wanted = jax.eval_shape(lambda: init_state({"w": jnp.ones(3)}, QUIET))
@@ -294,6 +298,7 @@ def test_weights_and_biases_that_is_missing_is_said_when_the_settings_are_read(m
         TrainSettings(steps=1, wandb="toys")
 
 
+@pytest.mark.slow
 def test_orbax_is_quiet_but_for_its_warnings(tmp_path, caplog):
     with caplog.at_level(logging.INFO):
         fit("quiet", Regression(), QUIET, tmp_path)
@@ -301,3 +306,9 @@ def test_orbax_is_quiet_but_for_its_warnings(tmp_path, caplog):
         with without_checkpoint_chatter():
             other = logging.LogRecord("absl", logging.WARNING, "/x/orbax/y.py", 1, "broken", (), None)
             assert logging.getLogger("absl").filter(other)
+
+
+def test_scored_pictures_need_a_judge(tmp_path):
+    assert find_judge(0, tmp_path) is None and scored_pictures(0, None, None) == ()
+    with pytest.raises(ValueError, match=f"evaluate_pictures_every is 5, and {tmp_path} has no judge .*; set it to 0"):
+        find_judge(5, tmp_path)
