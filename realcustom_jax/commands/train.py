@@ -35,6 +35,8 @@ _RESUME = flags.DEFINE_bool("resume", False, "Continue from the checkpoints in t
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Delete the checkpoints in the workdir and begin anew.")
 _COMPILE_ONLY = flags.DEFINE_bool("compile_only", False, "Compile the step and report its memory; nothing is run.")
 _PRINT_SHARDING = flags.DEFINE_bool("print_sharding", False, "Print where each parameter lies; nothing is run.")
+_PROFILE_STEPS = flags.DEFINE_string(
+    "profile_steps", None, "FIRST:LAST, e.g. 100:105: traces these steps to the workdir's profile/, for XProf.")
 _TOPOLOGY = flags.DEFINE_string("topology", None, "A TPU slice that is not there, e.g. v5e:4x4 (needs libtpu).")
 _DISTRIBUTED = flags.DEFINE_bool(
     "distributed", False, "One of several processes, as a TPU pod, SLURM or GKE starts them; or give the next three.")
@@ -78,6 +80,10 @@ def _work() -> None:
         jax.config.update("jax_num_cpu_devices", _cpu_devices(config))
     if _RESUME.value or _OVERWRITE.value:
         (config.train if "train" in config else config).on_existing = "resume" if _RESUME.value else "overwrite"
+    if _PROFILE_STEPS.value is not None:
+        with config.unlocked():  # a file need not name the key
+            for part in _optimizations(config):
+                part.profile_steps = _PROFILE_STEPS.value
     config.lock()
     _join()
     # Only now, because a process that waits for others in `_join` would not hear of the signal.
@@ -88,9 +94,13 @@ def _work() -> None:
 def _cpu_devices(config: ConfigDict) -> int:
     """How many devices a CPU pretends to be: two half-batches side by side keep two cores busier than one batch whose
     every operation is divided (1.3x). As many as divide all batches."""
-    parts = [config.train.optimization] if "train" in config else config.optimization.values()
-    batches = [part.batch_size // max(part.accumulate, 1) for part in parts]
+    batches = [part.batch_size // max(part.accumulate, 1) for part in _optimizations(config)]
     return max(1, math.gcd(os.cpu_count() or 1, 8, *batches))
+
+
+def _optimizations(config: ConfigDict) -> list[ConfigDict]:
+    """How each of its trainings is optimised."""
+    return [config.train.optimization] if "train" in config else list(config.optimization.values())
 
 
 def _run(config) -> None:

@@ -45,6 +45,11 @@ class BucketBatches:
         """Batches of an epoch."""
         return sum(-(-len(rows) // self._batch_size) for rows in self.buckets)
 
+    @property
+    def shapes(self) -> list[tuple[int, int]]:
+        """(height, width) of the targets of each bucket."""
+        return [self._rows[int(rows[0])]["target"].shape[:2] for rows in self.buckets]
+
     def chosen(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """(row, which of its references) of each example of a batch, int [B] each."""
         epoch, number = divmod(step, len(self))

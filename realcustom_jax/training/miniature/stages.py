@@ -9,7 +9,7 @@
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,19 +32,25 @@ from realcustom_jax.model_files import bundle, fingerprint, weights
 from realcustom_jax.model_files.adapter import (
     adapter_tensors,
     find_adapter,
+    merge_unet,
     scaled_tokens,
     split_unet,
     vision_from_text,
 )
+from realcustom_jax.model_files.network import Network, TextEncoder
+from realcustom_jax.model_files.schedule import read_solver
 from realcustom_jax.model_files.source import FolderSource
 from realcustom_jax.model_files.tensors import LazyTensors
 from realcustom_jax.models.clip_text import ClipText, ClipTextConfig
+from realcustom_jax.pipeline import Pipeline
 from realcustom_jax.training.identity import RunIdentity
 from realcustom_jax.training.loop import fit
 from realcustom_jax.training.low_rank import low_rank_tensors
 from realcustom_jax.training.miniature import adapter, autoencoder, base, distill, encoders, judge
 from realcustom_jax.training.miniature.config import MiniatureConfig
 from realcustom_jax.training.miniature.pictures import PictureBatches
+from realcustom_jax.training.reports import Report
+from realcustom_jax.training.scored import find_judge, scored_pictures
 
 
 def run(config: ConfigDict, workdir: Path) -> None:
@@ -91,11 +97,11 @@ def _about(name: str, config: MiniatureConfig) -> dict[str, Any]:
         "accumulate": getattr(config.optimization, name).accumulate}
 
 
-def _fit(name: str, task, config: MiniatureConfig, workdir: Path):
+def _fit(name: str, task, config: MiniatureConfig, workdir: Path, reports: Sequence[Report] = ()):
     # What an earlier stage made may have been trained anew since; the paintings follow from `data`.
     frozen = {part: params for part, params in task.frozen.items() if part != "paintings"}
     return fit(name, task, getattr(config.optimization, name), workdir / name,
-               run=_about(name, config) | {"frozen": fingerprint.of_parameters(frozen)})
+               run=_about(name, config) | {"frozen": fingerprint.of_parameters(frozen)}, reports=reports)
 
 
 def _batches(name: str, config: MiniatureConfig, workdir: Path, **options) -> PictureBatches:
@@ -166,9 +172,25 @@ def _trained_base(config: MiniatureConfig) -> dict:
 def _adapter(config: MiniatureConfig, workdir: Path) -> None:
     trained = (find_adapter(Path(config.warm_start) / "adapter").tensors,) if config.warm_start else ()
     task = _adapter_task("adapter", config, workdir, *trained, bystanders=config.adapter.bystanders)
-    params = _fit("adapter", task, config, workdir)
+    every = config.optimization.adapter.evaluate_pictures_every
+    scored = scored_pictures(every, find_judge(every, workdir / "bundle"),
+                             lambda params: _pipeline(task, params, config, workdir))
+    params = _fit("adapter", task, config, workdir, scored)
     _save_part(workdir, "adapter", config.models.adapter, adapter_tensors(params["projector"], params["vision"]))
     on_first_process(lambda: _describe(workdir / "bundle", config))
+
+
+def _pipeline(task: adapter.AdapterTask, params, config: MiniatureConfig, workdir: Path) -> Pipeline:
+    """The pipeline that the bundle will be, with these parameters of its adapter."""
+    frozen = task.frozen
+    text_encoder = TextEncoder(_tokenizer(config), Network(task.text_encoder, frozen["text_encoder"]))
+    return Pipeline(
+        text_encoders=(text_encoder,), vae=Network(*FolderSource(workdir / "bundle").load("vae")),
+        unet=Network(task.unet, merge_unet(params["vision"], frozen["unet"])),
+        siglip=Network(task.siglip, frozen["siglip"]), dino=Network(task.dinov2, frozen["dinov2"]),
+        projector=Network(task.projector, params["projector"]), vision_settings=task.settings, betas=task.betas,
+        prediction=task.prediction, sample_size=task.latent_size, preset=task.preset,
+        solver=read_solver(_scheduler(config)))
 
 
 def _adapter_task(stage: str, config: MiniatureConfig, workdir: Path, *trained: LazyTensors,
@@ -241,13 +263,18 @@ def _describe(folder: Path, config: MiniatureConfig) -> None:
         "_class_name": "StableDiffusionXLPipeline", "text_encoder": ["transformers", "CLIPTextModel"],
         "tokenizer": ["transformers", "CLIPTokenizer"], "unet": ["diffusers", "UNet2DConditionModel"],
         "vae": ["diffusers", "AutoencoderKL"], "scheduler": ["diffusers", "DPMSolverSinglestepScheduler"]})
-    write_json(folder / "scheduler" / "scheduler_config.json", {
-        "_class_name": "DPMSolverSinglestepScheduler", "beta_schedule": "scaled_linear", "beta_start": 0.00085,
-        "beta_end": 0.012, "num_train_timesteps": 1000, "prediction_type": config.prediction,
-        "timestep_spacing": "trailing"})
+    write_json(folder / "scheduler" / "scheduler_config.json", _scheduler(config))
     write_json(folder / "preset.json", config.said.get("preset", {}))
     write_json(folder / "vocabulary.json", {
         "nouns": NOUNS, "held_out_nouns": HELD_OUT_NOUNS, "scenes": SCENES, "words": VOCABULARY})
+
+
+def _scheduler(config: MiniatureConfig) -> dict[str, Any]:
+    """The scheduler of diffusers that the model is sampled with."""
+    return {
+        "_class_name": "DPMSolverSinglestepScheduler", "beta_schedule": "scaled_linear", "beta_start": 0.00085,
+        "beta_end": 0.012, "num_train_timesteps": 1000, "prediction_type": config.prediction,
+        "timestep_spacing": "trailing"}
 
 
 STAGES: dict[str, Callable[[MiniatureConfig, Path], None]] = {

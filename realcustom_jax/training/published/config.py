@@ -17,7 +17,7 @@ from realcustom_jax.presets import Preset
 from realcustom_jax.training.checkpoints import ON_EXISTING
 from realcustom_jax.training.config import read_settings
 from realcustom_jax.training.curriculum import Curriculum
-from realcustom_jax.training.loop import TrainSettings
+from realcustom_jax.training.settings import TrainSettings
 
 if TYPE_CHECKING:
     from realcustom_jax.data.sources.mixture import MixtureEntry
@@ -63,10 +63,9 @@ class PicturesConfig:
         check_filters(**self.filters)
         if self.folder and self.sources:
             raise ValueError(f"folder is {self.folder!r}, and sources are given too; give one of them.")
-        for name, least in (("workers", -1), ("prefetch", 1)):
-            number = getattr(self, name)
-            if isinstance(number, bool) or not isinstance(number, int) or number < least:
-                raise ValueError(f"{name} is {number!r}; expected a whole number, at least {least}.")
+        for name, least in (("max_broken", 0), ("seed", 0), ("workers", -1), ("prefetch", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected a whole number, at least {least}.")
 
     @property
     def filters(self) -> dict[str, Any]:
@@ -82,11 +81,6 @@ class PicturesConfig:
                              "or another source, see docs/training/data.md.")
         given = {name: column for name, column in dataclasses.asdict(self.columns).items() if column}
         return read_mixture(self.sources or self.folder, columns=given, word=self.word)
-
-    def __post_init__(self):
-        for name in ("max_broken", "seed"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected a whole number, 0 or more.")
 
 
 @dataclasses.dataclass(frozen=True)

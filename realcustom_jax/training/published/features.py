@@ -139,9 +139,17 @@ class StoredBatches:
     batches: BucketBatches
     parts: int = 1
 
-    def read(self, step: int, part: int) -> dict[str, Any]:
+    def __len__(self) -> int:
+        """Batches of an epoch."""
+        return len(self.batches)
+
+    def __getitem__(self, step: int) -> dict[str, Any]:
         """See `StoredFeatures.batch`."""
         return self.stored.batch(self.batches.chosen(step))
+
+    def read(self, step: int, part: int) -> dict[str, Any]:
+        """The batch of a step, which is its only part."""
+        return self[step]
 
     def join(self, parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """The one that there is."""
