@@ -120,7 +120,7 @@ def test_a_local_copy_follows_its_object(bucket):
 def test_a_local_folder_holds_what_is_wanted(bucket):
     for name in ("config.json", "unet/model.safetensors", "unet/model.bin"):
         files.write_file(bucket / name, name.encode())
-    copy = paths.local_folder(bucket, lambda name: not name.endswith(".bin"))
+    copy = paths.local_folder(bucket, lambda names: [name for name in names if not name.endswith(".bin")])
     assert sorted(str(path.relative_to(copy)) for path in copy.rglob("*.*")) == [
         "config.json", "unet/model.safetensors"]
     assert (copy / "unet" / "model.safetensors").read_bytes() == b"unet/model.safetensors"
@@ -129,16 +129,16 @@ def test_a_local_folder_holds_what_is_wanted(bucket):
 def test_a_copy_that_was_interrupted_goes_on(bucket, monkeypatch):
     for name in ("a", "b"):
         files.write_file(bucket / name, name.encode())
-    copied, real = [], paths._download
+    copied, real = [], paths.download
 
     def broken(path, *rest):
         if path.name == "b":
             raise KeyboardInterrupt
         real(path, *rest)
 
-    monkeypatch.setattr(paths, "_download", broken)
+    monkeypatch.setattr(paths, "download", broken)
     with pytest.raises(KeyboardInterrupt):
         paths.local_folder(bucket)
-    monkeypatch.setattr(paths, "_download", lambda path, *rest: (copied.append(path.name), real(path, *rest)))
+    monkeypatch.setattr(paths, "download", lambda path, *rest: (copied.append(path.name), real(path, *rest)))
     copy = paths.local_folder(bucket)
     assert copied == ["b"] and sorted(path.name for path in copy.iterdir()) == ["a", "b"]

@@ -1,8 +1,15 @@
 """What all commands have in common."""
 
+import argparse
 import logging
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from realcustom_jax.paths import as_path
+
+if TYPE_CHECKING:
+    from realcustom_jax.paths import AnyPath
 
 
 def program(installed: str) -> str:
@@ -14,3 +21,11 @@ def program(installed: str) -> str:
 def say_nothing_of_accelerators() -> None:
     """That JAX finds no accelerator is no news to whoever runs on a CPU."""
     logging.getLogger("jax._src.xla_bridge").setLevel(logging.ERROR)
+
+
+def path_option(text: str) -> "AnyPath":
+    """`paths.as_path` as the type of an option of argparse, which shows the sentence of no other exception."""
+    try:
+        return as_path(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None

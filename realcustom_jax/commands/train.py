@@ -15,7 +15,6 @@ import os
 import re
 import sys
 import traceback
-from pathlib import Path
 from typing import NoReturn
 
 import jax
@@ -25,6 +24,7 @@ from ml_collections import ConfigDict, config_flags
 
 from realcustom_jax.commands.program import program, say_nothing_of_accelerators
 from realcustom_jax.errors import exit_code, needs_extra
+from realcustom_jax.paths import as_path, check_reachable
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The configuration, e.g. configs/mini.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of checkpoints, samples and bundle; run again to resume.")
@@ -85,21 +85,24 @@ def _cpu_devices(config: ConfigDict) -> int:
 def _run(config) -> None:
     from realcustom_jax.memory import enough_memory
 
+    workdir = _WORKDIR.value and as_path(_WORKDIR.value)
+    if workdir:
+        check_reachable(workdir)
     with enough_memory("choose a smaller batch, more accumulate, more fsdp, or precomputed features"):
         if _COMPILE_ONLY.value or _PRINT_SHARDING.value:
             _look_ahead(config)
-        elif _WORKDIR.value is None:
+        elif not workdir:
             raise ValueError("--workdir is missing: the folder that checkpoints and results are written to.")
         elif "train" in config:
             with needs_extra("train", "training"):
                 from realcustom_jax.training.published import run as published
 
-            published.train_adapter(config, Path(_WORKDIR.value))
+            published.train_adapter(config, workdir)
         else:
             with needs_extra("train", "training"):
                 from realcustom_jax.training.miniature import stages
 
-            stages.run(config, Path(_WORKDIR.value))
+            stages.run(config, workdir)
 
 
 def _parse(argv: list[str]) -> list[str]:

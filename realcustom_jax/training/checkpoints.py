@@ -6,11 +6,9 @@ weights are not written again, and the batches need no position of their own: ba
 
 import contextlib
 import json
-import shutil
 import warnings
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import orbax.checkpoint as ocp
@@ -18,12 +16,16 @@ import orbax.checkpoint as ocp
 from realcustom_jax.devices.shared_disk import all_agree, on_first_process
 from realcustom_jax.errors import check_choice
 from realcustom_jax.files import write_json
+from realcustom_jax.paths import absolute, remove_tree
+
+if TYPE_CHECKING:
+    from realcustom_jax.paths import AnyPath
 
 ON_EXISTING: tuple[str, ...] = ("resume", "overwrite", "refuse")
 """What a run does with the checkpoints that it finds in its folder."""
 
 
-def check_run(folder: Path, run: Mapping[str, Any]) -> None:
+def check_run(folder: "AnyPath", run: Mapping[str, Any]) -> None:
     """Raises ValueError where `folder` holds checkpoints of another run than `run`, JSON values that say what it is
     about. What only one of the two says does not count, so that later versions may say more."""
     file, run = folder / "run.json", json.loads(json.dumps(dict(run)))
@@ -53,15 +55,15 @@ class Checkpoints:
         OSError, from `save` on: the disk is full; the checkpoints before the one being written are intact.
     """
 
-    def __init__(self, folder: Path, *, keep: int = 2, keep_every: int = 0, on_existing: str = "resume",
+    def __init__(self, folder: "AnyPath", *, keep: int = 2, keep_every: int = 0, on_existing: str = "resume",
                  run: Mapping[str, Any] | None = None):
         check_choice("on_existing", on_existing, ON_EXISTING)
-        self.folder = folder.absolute()
+        self.folder = absolute(folder)
         if on_existing != "resume" and any(self.folder.glob("[0-9]*")):
             if on_existing == "refuse":
                 raise FileExistsError(f"{self.folder} holds checkpoints of an earlier run: resume or overwrite it "
                                       "(on_existing), or choose another folder.")
-            on_first_process(lambda: shutil.rmtree(self.folder))
+            on_first_process(lambda: remove_tree(self.folder))
         check_run(self.folder, run or {})
         on_first_process(lambda: write_json(self.folder / "run.json", run or {}))
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, keep_period=keep_every or None)

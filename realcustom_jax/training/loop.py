@@ -32,8 +32,10 @@ from realcustom_jax.devices.jaxprs import flops
 from realcustom_jax.devices.platform import Platform
 from realcustom_jax.devices.sharding import AxisRules
 from realcustom_jax.errors import check_choice
-from realcustom_jax.training.checkpoints import ON_EXISTING, Checkpoints
+from realcustom_jax.files import png, write_file
+from realcustom_jax.training.checkpoints import ON_EXISTING
 from realcustom_jax.training.log import Log
+from realcustom_jax.training.staged_checkpoints import open_checkpoints
 
 Params = Any
 Batch = dict[str, np.ndarray]
@@ -217,8 +219,8 @@ def fit(name: str, task: Task, settings: TrainSettings, workdir: Path, *, mesh: 
     """
     mesh = sharding.make_mesh() if mesh is None else mesh
     shares = sharding.batch_sharding(mesh, settings.batch_size // settings.accumulate, rules)
-    with Checkpoints(workdir / "checkpoints", keep=settings.keep, keep_every=settings.keep_every,
-                     on_existing=settings.on_existing, run=run) as checkpoints, Interruption() as interruption:
+    with open_checkpoints(workdir / "checkpoints", keep=settings.keep, keep_every=settings.keep_every,
+                          on_existing=settings.on_existing, run=run) as checkpoints, Interruption() as interruption:
         begin = functools.partial(init_state, settings=settings)
         key = jax.random.key(settings.seed)
         fresh = jax.eval_shape(begin, jax.eval_shape(task.init, key))
@@ -270,8 +272,7 @@ def fit(name: str, task: Task, settings: TrainSettings, workdir: Path, *, mesh: 
                 if settings.sample_every and (done % settings.sample_every == 0 or done == settings.steps):
                     averaged = sharding.collect(state.ema, mesh)
                     if first:
-                        (workdir / "samples").mkdir(exist_ok=True)
-                        task.preview(averaged).save(workdir / "samples" / f"{done:06d}.png")
+                        write_file(workdir / "samples" / f"{done:06d}.png", png(task.preview(averaged)))
                         log.pause()
         return sharding.collect(state.ema, mesh)
 

@@ -15,7 +15,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +32,12 @@ from realcustom_jax.data.pictures.bucketed import BucketBatches
 from realcustom_jax.data.pictures.folder import dataset_name
 from realcustom_jax.files import write_json
 from realcustom_jax.model_files import fingerprint
+from realcustom_jax.paths import is_bucket, local_folder
 from realcustom_jax.pipeline import Pipeline
+from realcustom_jax.staging import Staging
+
+if TYPE_CHECKING:
+    from realcustom_jax.paths import AnyPath
 
 _AT_ONCE = 8  # rows that are read together, references and captions that are encoded together
 
@@ -122,7 +127,7 @@ class StoredFeatures:
         return np.load(self.folder / f"{name}.npy", mmap_mode="r")
 
 
-def compute_features(encoders: Encoders, data: Path, batches: BucketBatches, parent: Path) -> StoredFeatures:
+def compute_features(encoders: Encoders, data: Path, batches: BucketBatches, parent: "AnyPath") -> StoredFeatures:
     """Computes the features of every row of the dataset `data`, which `batches` serve, or finds them computed, in a
     folder within `parent`.
 
@@ -130,6 +135,9 @@ def compute_features(encoders: Encoders, data: Path, batches: BucketBatches, par
     float16.
     """
     folder = parent / f"{dataset_name(data)}_{encoders.fingerprint()}"
+    if is_bucket(folder):
+        return _in_bucket(folder, functools.partial(_fill, encoders=encoders, rows=Split(data, "train"),
+                                                    batches=batches))
     if not folder.is_dir():
         partial = folder.with_name(folder.name + ".partial")
         shutil.rmtree(partial, ignore_errors=True)
@@ -141,6 +149,18 @@ def compute_features(encoders: Encoders, data: Path, batches: BucketBatches, par
             raise
         partial.rename(folder)
     return StoredFeatures(folder)
+
+
+def _in_bucket(folder: "AnyPath", fill: Callable[[Path], None]) -> StoredFeatures:
+    """The same in a bucket, where no folder is renamed: an object that is written last says that all are there. They
+    are mapped into memory from the copy that this host keeps."""
+    whole = folder / "whole.json"
+    if not whole.exists():
+        with Staging(folder) as staging:
+            fill(staging.local)
+            staging.upload()
+        write_json(whole, {"features": folder.name})
+    return StoredFeatures(local_folder(folder))
 
 
 def _fill(folder: Path, encoders: Encoders, rows: Split, batches: BucketBatches) -> None:

@@ -11,7 +11,7 @@ import dataclasses
 import functools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -30,6 +30,7 @@ from realcustom_jax.model_files import bundle
 from realcustom_jax.model_files.adapter import adapter_tensors, find_adapter, merge_unet, split_unet
 from realcustom_jax.model_files.network import Network
 from realcustom_jax.model_files.source import ModelSource
+from realcustom_jax.paths import as_path, check_reachable, host_folder, local_folder
 from realcustom_jax.pipeline import Pipeline
 from realcustom_jax.training.checkpoints import check_run
 from realcustom_jax.training.dropout import draw_dropped, replace_dropped
@@ -40,12 +41,17 @@ from realcustom_jax.training.published.features import Encoders, StoredFeatures
 from realcustom_jax.training.published.initial_adapter import with_tokens_like_text, write_fresh_adapter
 from realcustom_jax.training.published.loss import AdapterLoss
 
+if TYPE_CHECKING:
+    from realcustom_jax.paths import AnyPath
+
 _PREVIEWS, _LOOKED_AT = 4, 4
+_PLACES = "model", "vision", "tokenizer", "adapter"
+"""What of a configuration says where something lies."""
 _THE_RUN = ("kind", "side", "preset", "fresh", "curriculum", "snr_limit")
 """What of a configuration may not change while its run goes on; nor may the content of what its paths name."""
 
 
-def train_adapter(config: ConfigDict, workdir: Path) -> None:
+def train_adapter(config: ConfigDict, workdir: "AnyPath") -> None:
     """Trains `config.train` (see configs/sdxl.py) in `workdir`; the same command resumes.
 
     Raises FileNotFoundError, ValueError: the pictures, the model or the settings cannot be used; names which.
@@ -56,15 +62,18 @@ def train_adapter(config: ConfigDict, workdir: Path) -> None:
     if not train.data.folder:
         raise ValueError("config.train.data.folder is empty: the folder of your pictures and their manifest.jsonl, "
                          "see docs/training/own_pictures.md.")
+    pictures = as_path(train.data.folder)
+    for path in (pictures, *(as_path(getattr(train, name)) for name in _PLACES if getattr(train, name))):
+        check_reachable(path)
     settings = train.optimization
     mesh = sharding.make_mesh(**dataclasses.asdict(train.mesh))
     on_first_process(functools.partial(_find_parts, train))  # before the pictures take their hours
     vision = find_adapter(train.adapter).vision if train.adapter else train.fresh.vision_settings
     sizes = {"side": train.side, "reference_side": vision.size}
-    pictures = dataclasses.asdict(train.data)
-    on_first_process(lambda: folder.make_dataset(data_dir=workdir / "data", **sizes, **pictures))
-    data = folder.make_dataset(data_dir=workdir / "data", **sizes, **pictures)
-    start = Path(train.adapter) if train.adapter else workdir / "fresh" / "adapter"
+    chosen = dataclasses.asdict(train.data) | {"folder": local_folder(pictures)}
+    on_first_process(lambda: folder.make_dataset(data_dir=host_folder(workdir / "data"), **sizes, **chosen))
+    data = folder.make_dataset(data_dir=host_folder(workdir / "data"), **sizes, **chosen)
+    start = as_path(train.adapter) if train.adapter else workdir / "fresh" / "adapter"
     if not train.adapter:
         on_first_process(lambda: write_fresh_adapter(start, train.model, train.vision, train.fresh))
     # The parts lie in the host's memory until `fit` shares them out, so that no single chip has to hold all of them.
@@ -103,7 +112,7 @@ def _identity(train: Mapping[str, Any], pipeline: Pipeline, data: Path) -> dict[
 
 def _find_parts(train: PublishedConfig) -> None:
     """Raises FileNotFoundError or ValueError for what is not where the configuration says."""
-    for name in ("model", "vision", "tokenizer"):
+    for name in _PLACES[:3]:
         try:
             if path := getattr(train, name):
                 ModelSource.open(path)
@@ -113,7 +122,7 @@ def _find_parts(train: PublishedConfig) -> None:
         find_adapter(train.adapter)
 
 
-def _task(pipeline: Pipeline, data: Path, batches: BucketBatches, workdir: Path,
+def _task(pipeline: Pipeline, data: Path, batches: BucketBatches, workdir: "AnyPath",
           train: PublishedConfig) -> "PublishedTask":
     limit = train.snr_limit or None
     if not train.precomputed:
