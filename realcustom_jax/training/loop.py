@@ -261,9 +261,9 @@ def fit(name: str, task: Task, settings: TrainSettings, workdir: Path, *, mesh: 
                 if done % settings.save_every == 0 or done == settings.steps or stop:
                     _report(*pending, settings, bar, log)
                     pending = None
-                    checkpoints.save(done, state)
                     if log:
-                        log.pause()
+                        log.pause()  # what is logged is kept before the checkpoint that it belongs to
+                    checkpoints.save(done, state)
                 if stop:
                     checkpoints.wait()
                     print(f"\n{name}: stopped after step {done} of {settings.steps} as asked, and saved; the same "

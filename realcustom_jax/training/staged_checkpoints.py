@@ -98,6 +98,7 @@ class StagedCheckpoints:
             copying, self._copying = self._copying, None
             if copying is not None:
                 copying.result()
+        self._copy()  # Orbax deletes those that are not kept after the new one is written
 
     def _fetch_newest(self, count: int) -> list[str]:
         """Copies the newest checkpoints to this host; their names."""
