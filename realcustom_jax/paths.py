@@ -11,6 +11,7 @@ Neither etils nor fsspec is imported before a path of a bucket is used.
 import contextlib
 import fnmatch
 import hashlib
+import logging
 import os
 import re
 import shutil
@@ -88,6 +89,9 @@ def _epath():
     import fsspec
     from etils import epath
 
+    for client in ("gcsfs", "s3fs"):  # what they log, with tracebacks, is raised too, and told in a sentence
+        if (logger := logging.getLogger(client)).level == logging.NOTSET:
+            logger.setLevel(logging.CRITICAL)
     for protocol in ("gs", "gcs", "s3"):  # a listing that is kept would not show what another process writes
         fsspec.config.conf.setdefault(protocol, {}).setdefault("use_listings_cache", False)
     return epath
