@@ -7,6 +7,7 @@ import hashlib
 import os
 import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -75,6 +76,16 @@ class Staging:
                 with reaching(self.folder / name):
                     file_system(self.folder).put_file(str(file), os.fspath(self.folder / name))
                 self._sent[name] = state
+
+
+@contextlib.contextmanager
+def staged(folder: "AnyPath", *begin_with: str) -> Iterator[Staging]:
+    """A `Staging` of which everything is uploaded at the end, whichever way that comes."""
+    with Staging(folder, *begin_with) as staging:
+        try:
+            yield staging
+        finally:
+            staging.upload()
 
 
 def _state(file: Path) -> tuple[int, int]:

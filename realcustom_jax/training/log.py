@@ -9,9 +9,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from realcustom_jax.files import write_file
-from realcustom_jax.staging import Staging
-
-_UPLOAD_EVERY = 30.0  # seconds, of a run in a bucket; after a checkpoint it is done at once
 
 
 class Log:
@@ -28,8 +25,6 @@ class Log:
     """
 
     def __init__(self, folder: Path, start: int, *, peak: float | None, operations: Callable[[], int]):
-        self._staging = Staging(folder, "metrics.jsonl")  # a bucket's objects cannot grow
-        folder = self._staging.local
         _forget(folder / "metrics.jsonl", start)
         self._file = (folder / "metrics.jsonl").open("a")
         self._board = _tensorboard(folder / "tensorboard", start)
@@ -43,8 +38,6 @@ class Log:
         self._file.close()
         if self._board is not None:
             self._board.close()
-        self._staging.upload()
-        self._staging.close()
 
     def finished(self) -> None:
         """Another step is finished; to be called right after it."""
@@ -55,7 +48,6 @@ class Log:
 
     def pause(self) -> None:
         """What happens until the next step is finished is no step's time."""
-        self._staging.upload()
         self._before = None
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
@@ -73,7 +65,6 @@ class Log:
             for name in record.keys() - {"step", "time"}:
                 self._board.add_scalar(name, record[name], step)
             self._board.flush()
-        self._staging.upload(every=_UPLOAD_EVERY)
 
 
 def _tensorboard(folder: Path, start: int):

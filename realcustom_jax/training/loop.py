@@ -33,9 +33,12 @@ from realcustom_jax.devices.platform import Platform
 from realcustom_jax.devices.sharding import AxisRules
 from realcustom_jax.errors import check_choice
 from realcustom_jax.files import png, write_file
+from realcustom_jax.staging import staged
 from realcustom_jax.training.checkpoints import ON_EXISTING
 from realcustom_jax.training.log import Log
 from realcustom_jax.training.staged_checkpoints import open_checkpoints
+
+_UPLOAD_EVERY = 30.0  # seconds, of what is logged of a run in a bucket
 
 Params = Any
 Batch = dict[str, np.ndarray]
@@ -244,7 +247,8 @@ def fit(name: str, task: Task, settings: TrainSettings, workdir: Path, *, mesh: 
 
         with tqdm(total=settings.steps, initial=start, desc=name, unit="step", smoothing=0.05, mininterval=2,
                   disable=not first) as bar, \
-                Log(workdir, start, peak=peak and peak * mesh.size, operations=operations) if first \
+                staged(workdir, "metrics.jsonl") if first else contextlib.nullcontext() as watched, \
+                Log(watched.local, start, peak=peak and peak * mesh.size, operations=operations) if first \
                 else contextlib.nullcontext() as log:
             pending = None
             for step in range(start, settings.steps):
@@ -256,13 +260,16 @@ def fit(name: str, task: Task, settings: TrainSettings, workdir: Path, *, mesh: 
                     _report(*pending, settings, bar, log)
                 pending = (step, metrics)
                 bar.update()
+                if log:
+                    watched.upload(every=_UPLOAD_EVERY)
                 done = step + 1
                 stop = interruption.asks(done)
                 if done % settings.save_every == 0 or done == settings.steps or stop:
                     _report(*pending, settings, bar, log)
                     pending = None
                     if log:
-                        log.pause()  # what is logged is kept before the checkpoint that it belongs to
+                        log.pause()
+                        watched.upload()  # what a checkpoint continues is kept before it
                     checkpoints.save(done, state)
                 if stop:
                     checkpoints.wait()
@@ -272,7 +279,7 @@ def fit(name: str, task: Task, settings: TrainSettings, workdir: Path, *, mesh: 
                 if settings.sample_every and (done % settings.sample_every == 0 or done == settings.steps):
                     averaged = sharding.collect(state.ema, mesh)
                     if first:
-                        write_file(workdir / "samples" / f"{done:06d}.png", png(task.preview(averaged)))
+                        write_file(watched.local / "samples" / f"{done:06d}.png", png(task.preview(averaged)))
                         log.pause()
         return sharding.collect(state.ema, mesh)
 
