@@ -16,7 +16,7 @@ import re
 import sys
 import traceback
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import jax
 from absl import app, flags
@@ -28,6 +28,10 @@ from realcustom_jax.commands import overrides
 from realcustom_jax.commands.program import program, say_nothing_of_accelerators, warnings_as_sentences
 from realcustom_jax.devices import xla_flags
 from realcustom_jax.errors import exit_code, needs_extra
+from realcustom_jax.paths import as_path, check_reachable, is_bucket
+
+if TYPE_CHECKING:
+    from realcustom_jax.paths import AnyPath
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The configuration, e.g. configs/mini.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of checkpoints, samples and bundle; run again to resume.")
@@ -106,28 +110,31 @@ def _optimizations(config: ConfigDict) -> list[ConfigDict]:
 def _run(config) -> None:
     from realcustom_jax.memory import enough_memory
 
+    workdir = _WORKDIR.value and as_path(_WORKDIR.value)
+    if workdir:
+        check_reachable(workdir)
     with enough_memory("choose a smaller batch, more accumulate, more fsdp, or precomputed features"):
         if _COMPILE_ONLY.value or _PRINT_SHARDING.value:
             _look_ahead(config)
-        elif _WORKDIR.value is None:
+        elif not workdir:
             raise ValueError("--workdir is missing: the folder that checkpoints and results are written to.")
-        elif (said := _unusable(_WORKDIR.value)) is not None:
+        elif (said := _unusable(workdir)) is not None:
             raise OSError(f"--workdir={_WORKDIR.value} cannot be used: {said}; give a folder that can be written to.")
         elif "train" in config:
             with needs_extra("train", "training"):
                 from realcustom_jax.training.published import run as published
 
-            published.train_adapter(config, Path(_WORKDIR.value))
+            published.train_adapter(config, workdir)
         else:
             with needs_extra("train", "training"):
                 from realcustom_jax.training.miniature import stages
 
-            stages.run(config, Path(_WORKDIR.value))
+            stages.run(config, workdir)
 
 
-def _unusable(workdir: str) -> str | None:
+def _unusable(workdir: "AnyPath") -> str | None:
     """Why nothing can be written to a folder of this machine, or None. Nothing is made."""
-    if "://" in workdir:
+    if is_bucket(workdir):
         return None
     whole = os.path.abspath(workdir)
     there = next(path for path in map(str, (whole, *Path(whole).parents)) if os.path.exists(path))

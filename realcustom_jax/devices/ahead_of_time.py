@@ -9,7 +9,6 @@ import math
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
 import jax
@@ -28,6 +27,7 @@ from realcustom_jax.memory import enough_memory
 from realcustom_jax.model_files import single_file, weights
 from realcustom_jax.models import context
 from realcustom_jax.models.unet import UNet, UNetConfig
+from realcustom_jax.paths import as_path, is_bucket
 from realcustom_jax.pipeline import Pipeline
 from realcustom_jax.presets import Preset
 from realcustom_jax.sampling.lanes import Conditioning
@@ -220,11 +220,12 @@ def describe_program(program: Program, mesh: Mesh, rules: AxisRules = AxisRules(
 
 def report_compilation(program: Program, mesh: Mesh, path: str | None) -> None:
     """Compiles, prints what `compile_ahead` finds and writes it to `path`, whose folder must be there beforehand."""
-    if path and not Path(path).absolute().parent.is_dir():
+    file = path and as_path(path)
+    if file and not is_bucket(file) and not file.absolute().parent.is_dir():
         raise FileNotFoundError(f"{path} cannot be written: its folder does not exist.")
     found = compile_ahead(program, mesh)
-    if path:
-        write_json(Path(path), found)
+    if file:
+        write_json(file, found)
     for name, value in found.items():
         gib = f"  {value / 2**30:.2f} GiB on a device" if name in (*_MEMORY, *program.parameters) else ""
         print(f"{name:26}{value:,}{gib}" if isinstance(value, int) else f"{name:26}{value}")

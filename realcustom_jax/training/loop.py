@@ -7,8 +7,7 @@ same numbers.
 
 import functools
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -29,11 +28,15 @@ from realcustom_jax.training.profiling import Profile
 from realcustom_jax.training.progress import Progress
 from realcustom_jax.training.reports import Findings, Report, held_out_loss, preview
 from realcustom_jax.training.settings import TrainSettings
+from realcustom_jax.training.staged_checkpoints import StagedCheckpoints, open_checkpoints
 from realcustom_jax.training.step import CompiledSteps, TrainState, init_state, make_train_step
 from realcustom_jax.training.tasks import Params, Task
 
+if TYPE_CHECKING:
+    from realcustom_jax.paths import AnyPath
 
-def fit(name: str, task: Task, settings: TrainSettings, workdir: Path, *, mesh: Mesh | None = None,
+
+def fit(name: str, task: Task, settings: TrainSettings, workdir: "AnyPath", *, mesh: Mesh | None = None,
         rules: AxisRules = AxisRules(), run: Mapping[str, Any] | None = None,
         reports: Sequence[Report] = ()) -> Params:
     """Trains (or resumes) one stage to its last step and returns the averaged (EMA) parameters, on the host.
@@ -53,8 +56,8 @@ def fit(name: str, task: Task, settings: TrainSettings, workdir: Path, *, mesh: 
     mesh = sharding.make_mesh() if mesh is None else mesh
     shares = sharding.batch_sharding(mesh, settings.batch_size // settings.accumulate, rules)
     with without_checkpoint_chatter(), \
-            Checkpoints(workdir / "checkpoints", keep=settings.keep, keep_every=settings.keep_every,
-                        on_existing=settings.on_existing, run=RunIdentity.of(run, settings)) as checkpoints, \
+            open_checkpoints(workdir / "checkpoints", keep=settings.keep, keep_every=settings.keep_every,
+                             on_existing=settings.on_existing, run=RunIdentity.of(run, settings)) as checkpoints, \
             Interruption() as interruption:
         state, placed = _first_state(task, settings, checkpoints, mesh, rules)
         frozen = sharding.distribute(jax.tree.map(np.asarray, task.frozen), choose_shardings(task.frozen, mesh, rules))
@@ -67,7 +70,7 @@ def fit(name: str, task: Task, settings: TrainSettings, workdir: Path, *, mesh: 
         reports = [held_out_loss(task, frozen, settings.evaluate_every, place), preview(task, settings.sample_every),
                    *reports]
         with Progress(name, settings, start, workdir, peak=peak and peak * mesh.size) as progress, \
-                Profile(settings.profiled, workdir / "profile") as profile:
+                Profile(settings.profiled, progress.folder / "profile") as profile:
             meter = progress.meter
             steps = CompiledSteps(
                 make_train_step(task.loss, settings, placed), state, frozen, step_inputs(settings, 0), mesh=mesh,
@@ -104,6 +107,7 @@ def fit(name: str, task: Task, settings: TrainSettings, workdir: Path, *, mesh: 
                 pending = None
                 with meter.paused():
                     if saves:
+                        progress.keep()  # what is logged is kept before the checkpoint that it belongs to
                         checkpoints.save(done, state)
                     if stop:
                         checkpoints.wait()
@@ -114,7 +118,7 @@ def fit(name: str, task: Task, settings: TrainSettings, workdir: Path, *, mesh: 
         return sharding.collect(state.ema, mesh)
 
 
-def _first_state(task: Task, settings: TrainSettings, checkpoints: Checkpoints, mesh: Mesh,
+def _first_state(task: Task, settings: TrainSettings, checkpoints: Checkpoints | StagedCheckpoints, mesh: Mesh,
                  rules: AxisRules) -> tuple[TrainState, TrainState]:
     """The state that the run goes on from, and where its arrays lie."""
     begin = functools.partial(init_state, settings=settings)

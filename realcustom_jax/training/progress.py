@@ -3,19 +3,24 @@ are no numbers any more."""
 
 import sys
 from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 from tqdm import tqdm
 
+from realcustom_jax.paths import host_folder
+from realcustom_jax.staging import Staging
 from realcustom_jax.training.log import Log
 from realcustom_jax.training.losses import Mean
 from realcustom_jax.training.meter import Meter
 from realcustom_jax.training.reports import Findings, averaged
 from realcustom_jax.training.settings import TrainSettings
 
+if TYPE_CHECKING:
+    from realcustom_jax.paths import AnyPath
+
+_UPLOAD_EVERY = 30.0  # seconds, of what is logged of a run in a bucket
 _WORTH_SAYING = 0.05  # share of the steps' time that they wait for their batches
 _CHECKED = ("loss", "gradient_norm", "parameters_finite", "average_finite")
 
@@ -24,14 +29,20 @@ class Progress:
     """Of one training from step `start` on, a context manager. Only the first process writes and shows; all of them
     look at the numbers.
 
-    peak: operations a second of all devices together, or None.
+    Args:
+        workdir: gets the log; into a bucket it is copied every half minute, by `keep` and at the end.
+        peak: operations a second of all devices together, or None.
+    Attributes:
+        folder: of this host, what is written there gets to `workdir` with the log.
     """
 
-    def __init__(self, name: str, settings: TrainSettings, start: int, workdir: Path, *, peak: float | None):
+    def __init__(self, name: str, settings: TrainSettings, start: int, workdir: "AnyPath", *, peak: float | None):
         self._name, self._settings, self._start = name, settings, start
         self._first = jax.process_index() == 0
         self.meter = Meter(steps=settings.steps, start=start, batch_size=settings.batch_size, peak=peak)
-        self._log = Log(workdir, start, wandb=settings.wandb) if self._first else None
+        self._staging = Staging(workdir, "metrics.jsonl") if self._first else None
+        self.folder = self._staging.local if self._first else host_folder(workdir)
+        self._log = Log(self.folder, start, wandb=settings.wandb) if self._first else None
         self._recent: list[Mapping[str, Any]] = []
 
     def __enter__(self):
@@ -43,13 +54,20 @@ class Progress:
         self._bar.close()
         self.meter.close()
         if self._log:
-            self._log.__exit__(*exception)
+            with self._staging:
+                self._log.__exit__(*exception)
+                self.keep()
 
     def compiled(self, shape: str, seconds: float) -> None:
         """Another program is there."""
         self._bar.unpause()
         if self._first:
             tqdm.write(f"{self._name}: compiled the step for a batch of {shape} in {seconds:.1f} s", file=sys.stderr)
+
+    def keep(self) -> None:
+        """Copies what is written so far to the run's folder, where that is in a bucket."""
+        if self._staging:
+            self._staging.upload()
 
     def started(self) -> None:
         """Another step is on its way."""
@@ -77,6 +95,7 @@ class Progress:
                 shown["waits_for_input"] = f"{self.meter.input_wait_share():.0%}"
             self._bar.set_postfix(shown)
             self._log.write(step, {**known, **values, **self.meter.values(step)})
+            self._staging.upload(every=_UPLOAD_EVERY)
 
     def found(self, step: int, findings: Findings) -> None:
         """What a report says after a step."""

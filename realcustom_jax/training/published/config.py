@@ -65,7 +65,7 @@ class PicturesConfig:
             raise ValueError(f"folder is {self.folder!r}, and sources are given too; give one of them.")
         for name, least in (("max_broken", 0), ("seed", 0), ("workers", -1), ("prefetch", 1)):
             if getattr(self, name) < least:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected a whole number, at least {least}.")
+                raise ValueError(f"{name} is {getattr(self, name)}; expected a whole number, {least} or more.")
 
     @property
     def filters(self) -> dict[str, Any]:

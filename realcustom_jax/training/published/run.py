@@ -10,8 +10,7 @@ import contextlib
 import dataclasses
 import functools
 from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 from jax.sharding import Mesh
@@ -26,6 +25,7 @@ from realcustom_jax.files import sole_user
 from realcustom_jax.model_files import bundle
 from realcustom_jax.model_files.adapter import adapter_tensors, find_adapter, remembered_choices
 from realcustom_jax.model_files.source import ModelSource
+from realcustom_jax.paths import as_path, check_reachable, make_folder
 from realcustom_jax.pipeline import Pipeline
 from realcustom_jax.training.curriculum import Curriculum
 from realcustom_jax.training.identity import RunIdentity, has_checkpoints
@@ -37,12 +37,17 @@ from realcustom_jax.training.published.pictures import Pictures, find_pictures
 from realcustom_jax.training.published.tasks import PrecomputedTask, PublishedTask
 from realcustom_jax.training.scored import find_judge, scored_pictures
 
+if TYPE_CHECKING:
+    from realcustom_jax.paths import AnyPath
+
 _LOOKED_AT = 4
+_PLACES = ("model", "vision", "tokenizer", "adapter")
+"""What of a configuration says where something lies."""
 _THE_RUN = ("kind", "side", "preset", "fresh", "curriculum", "snr_limit", "dtype")
 """What of a configuration may not change while its run goes on; nor may the content of what its paths name."""
 
 
-def train_adapter(config: ConfigDict, workdir: Path) -> None:
+def train_adapter(config: ConfigDict, workdir: "AnyPath") -> None:
     """Trains `config.train` (see configs/sdxl.py) in `workdir`; the same command resumes.
 
     Raises:
@@ -53,7 +58,9 @@ def train_adapter(config: ConfigDict, workdir: Path) -> None:
     enable_compilation_cache()
     plain = config.train.to_dict()
     train = PublishedConfig.from_config(plain)
-    train.data.mixture()  # whether there is one
+    for path in (as_path(workdir), *(as_path(entry.path) for entry in train.data.mixture()),
+                 *(as_path(getattr(train, name)) for name in _PLACES if getattr(train, name))):
+        check_reachable(path)
     mesh = sharding.make_mesh(**dataclasses.asdict(train.mesh))
     on_first_process(functools.partial(_find_parts, train))  # before the pictures take their hours
     with contextlib.ExitStack() as alone:
@@ -61,7 +68,7 @@ def train_adapter(config: ConfigDict, workdir: Path) -> None:
         _train(train, plain, mesh, workdir)
 
 
-def _train(train: PublishedConfig, plain: Mapping[str, Any], mesh: Mesh, workdir: Path) -> None:
+def _train(train: PublishedConfig, plain: Mapping[str, Any], mesh: Mesh, workdir: "AnyPath") -> None:
     settings, checkpoints = train.optimization, workdir / "checkpoints"
     judge = find_judge(settings.evaluate_pictures_every, ModelSource.open(train.model).root)
     continued = find_adapter(train.adapter) if train.adapter else None
@@ -72,7 +79,7 @@ def _train(train: PublishedConfig, plain: Mapping[str, Any], mesh: Mesh, workdir
         "adapter": {"settings": continued.settings, "vision": dataclasses.asdict(vision)} if continued else "fresh"}
     RunIdentity.of(identity, settings).check(checkpoints, settings.on_existing)
     batches, held_out = _batches(train, pictures, vision.size, mesh)
-    start = Path(train.adapter) if train.adapter else workdir / "fresh" / "adapter"
+    start = as_path(train.adapter) if train.adapter else workdir / "fresh" / "adapter"
     # What a run began with stays as it is while the run goes on, also where the model turns out to be another one.
     begun = settings.on_existing == "resume" and has_checkpoints(checkpoints) and (start / "config.json").is_file()
     if not (train.adapter or begun):
@@ -114,7 +121,7 @@ def _batches(train: PublishedConfig, pictures: Pictures, reference_side: int,
 
 @contextlib.contextmanager
 def _task(pipeline: Pipeline, train: PublishedConfig, batches: BucketBatches, held_out: BucketBatches | None,
-          data: str, workdir: Path) -> Iterator[PublishedTask]:
+          data: str, workdir: "AnyPath") -> Iterator[PublishedTask]:
     """The task, whose batches are read ahead. `data` is the identity of the pictures."""
     limit, parts, held = train.snr_limit or None, batches, held_out
     if train.precomputed:
@@ -135,8 +142,8 @@ def _contents(dtype: str, pipeline: Pipeline) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _sole_user(workdir: Path) -> Iterator[None]:
-    workdir.mkdir(parents=True, exist_ok=True)
+def _sole_user(workdir: "AnyPath") -> Iterator[None]:
+    make_folder(workdir)
     with sole_user(workdir):
         yield
 
