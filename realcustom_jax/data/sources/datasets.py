@@ -63,6 +63,10 @@ class Examples:
     def name(self) -> str:
         return f"{self.folder.name}, {self.split} {self.first} to {self.end - 1}"
 
+    @property
+    def count(self) -> int:
+        return self.end - self.first
+
     def rows(self) -> Iterator[Row | BrokenRow]:
         """See `Part.rows`."""
         builder = _builder(self.folder)
