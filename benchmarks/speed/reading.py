@@ -33,6 +33,7 @@ from realcustom_jax.conditioning.references import square_pixels
 from realcustom_jax.data.batches import BucketBatches
 from realcustom_jax.data.build import build
 from realcustom_jax.data.dataset import Dataset
+from realcustom_jax.data.examples import Example
 from realcustom_jax.data.reading import Prefetched
 from realcustom_jax.data.sources import open_source
 from realcustom_jax.training.curriculum import Curriculum
@@ -45,7 +46,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2, 4])
     parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--views", type=int, default=1, help="other pictures of each row's subject")
-    parser.add_argument("--batches", type=int, default=8, help="that are read by each contender in each round")
+    parser.add_argument("--batches", type=int, default=12, help="that are read by each contender in each round")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--target", type=int, default=1024, help="side of the targets as they are stored")
     parser.add_argument("--reference", type=int, default=768, help="side of the references as they are stored")
@@ -59,7 +60,8 @@ def main() -> None:
         if options.processes:
             contenders |= {f"{count} processes": functools.partial(by_processes, folder, count, options.batches)
                            for count in options.workers if count}
-        rates = {name: max(run() for _ in range(options.rounds)) for name, run in tqdm(contenders.items())}
+        rounds = [{name: run() for name, run in contenders.items()} for _ in tqdm(range(options.rounds), unit="round")]
+        rates = {name: max(found[name] for found in rounds) for name in contenders}
         parts = of_one_example(folder)
     one = rates.get("1 threads", next(iter(rates.values())))
     show({"examples_per_second": {name: round(rate, 1) for name, rate in rates.items()},
@@ -109,7 +111,7 @@ def by_processes(folder: str, workers: int, count: int) -> float:
     flags.FLAGS.mark_as_parsed()  # Grain reads its own
     numbers = grain.MapDataset.range(0, 1000 * _BATCH).map(functools.partial(_read, folder))
     read = numbers.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)).mp_prefetch(
-        grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=_BATCH))
+        grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2))
     examples = iter(read)
     join = batches(folder).join
     found = rate(lambda step: join([next(examples) for _ in range(_BATCH)]), count)
@@ -117,9 +119,8 @@ def by_processes(folder: str, workers: int, count: int) -> float:
     return found
 
 
-def _read(folder: str, number: int):
-    example = batches(folder).read(*divmod(number, _BATCH))
-    return example
+def _read(folder: str, number: int) -> Example:
+    return batches(folder).read(*divmod(number, _BATCH))
 
 
 def rate(read: Callable[[int], object], count: int) -> float:

@@ -66,12 +66,20 @@ def load_image(source: ImageSource) -> np.ndarray:
     Raises:
         FileNotFoundError, ValueError: there is no such file, it cannot be read, or this is no picture; says which.
     """
-    return _parts(_load(source))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's, of metadata that it skips, and of sizes below its limit
+        pixels = _load(source)
+    if pixels.dtype != np.uint8:
+        return pixels
+    parts = pixels.astype(np.float32)
+    parts /= 255
+    return parts
 
 
 def load_pixels(source: ImageSource) -> np.ndarray:
     """`load_image` rounded to 8 bits: uint8 [H, W, 3]. Of pictures with 8 bits a channel, as most are, nothing is
-    computed in floats."""
+    computed in floats. Several threads may call it, which is why Pillow's warnings are left alone: whether they are
+    shown is one setting of all threads."""
     pixels = _load(source)
     return pixels if pixels.dtype == np.uint8 else np.uint8(np.round(pixels * 255))
 
@@ -107,15 +115,6 @@ def grid(images: jax.Array | np.ndarray, columns: int) -> Image.Image:
     return Image.fromarray(sheet.reshape(rows * height, columns * width, channels))
 
 
-def _parts(pixels: np.ndarray) -> np.ndarray:
-    """float32 in [0, 1] of what `_load` gives."""
-    if pixels.dtype != np.uint8:
-        return pixels
-    parts = pixels.astype(np.float32)
-    parts /= 255
-    return parts
-
-
 def _load(source: ImageSource) -> np.ndarray:
     """[H, W, 3], float32 in [0, 1] or, of 8 bits a channel, uint8. Raises what `load_image` raises."""
     try:
@@ -123,9 +122,7 @@ def _load(source: ImageSource) -> np.ndarray:
             return _from_array(_on_host(source))
         if isinstance(source, Image.Image):
             return _from_image(source)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's, of metadata that it skips, and of sizes below its limit
-            return _from_file(_openable(source))
+        return _from_file(_openable(source))
     except FileNotFoundError:
         raise
     except _Unusable as error:
@@ -240,9 +237,7 @@ def _from_image(image: Image.Image) -> np.ndarray:
 def _orientation(image: Image.Image) -> int:
     """EXIF's number for how a picture lies, 1 where the block does not say, or is too damaged to say."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return int(image.getexif().get(_ORIENTATION, 1))
+        return int(image.getexif().get(_ORIENTATION, 1))
     except Exception:  # Pillow raises many kinds for a broken block
         return 1
 

@@ -128,4 +128,4 @@ class BucketBatches:
         able = np.flatnonzero(references != target)
         able = able[subjects[able] == rng.choice(np.unique(subjects[able]))]
         weights = self._curriculum.weights(step, self._steps, difficulties(references[able]))
-        return rng.choice(able, p=weights), rng.integers(self.index.captions[row])
+        return int(rng.choice(able, p=weights)), int(rng.integers(self.index.captions[row]))

@@ -81,7 +81,8 @@ def _decoded(record: Record, number: int) -> Image.Image:
     try:
         return Image.fromarray(load_pixels(record.pictures[number]))
     except ValueError as error:
-        raise ValueError(f"Picture {number} of {record.where}: {error}") from None
+        where = f"{number} of the row {record.where!r} in the dataset"
+        raise ValueError(str(error).replace("given as bytes", where)) from None
 
 
 def _mask(record: Record, subject: int, size: tuple[int, int]) -> np.ndarray | None:

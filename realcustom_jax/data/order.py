@@ -13,6 +13,7 @@ rows join another shape: 1, but for few rows or large batches.
 
 import dataclasses
 import functools
+import threading
 from collections.abc import Sequence
 
 import numpy as np
@@ -64,7 +65,7 @@ class Order:
         joined = np.bincount(shapes, weights, len(sizes)) / weights[rows].mean()
         self._batches = {shape: _ceil(self.passes * joined[shape] / batch_size) for shape in self._rows}
         # Two epochs are kept, because batches of the next are prepared while those of one are read.
-        self.epoch = functools.lru_cache(maxsize=2)(self._shuffled)
+        self._kept_epochs, self._lock = functools.lru_cache(maxsize=2)(self._shuffled), threading.Lock()
 
     def __len__(self) -> int:
         """Batches of an epoch."""
@@ -74,6 +75,11 @@ class Order:
     def kept(self) -> list[int]:
         """The numbers of the shapes that batches have."""
         return list(self._rows)
+
+    def epoch(self, number: int) -> Epoch:
+        """An epoch; several threads may ask for it, and one of them makes it."""
+        with self._lock:
+            return self._kept_epochs(number)
 
     def _shuffled(self, epoch: int) -> Epoch:
         rng = np.random.default_rng((self._seed, 0, epoch))
@@ -91,7 +97,9 @@ def _spread(rng: np.random.Generator, weights: np.ndarray, length: int) -> np.nd
     once, then all in another order, and so on."""
     order = rng.permutation(len(weights))
     ends = np.cumsum(weights[order])
-    ends = np.floor(ends * (length / ends[-1]) + 0.5).astype(np.int64)
+    # With one random offset for all, each is expected to be shown as often as its weight says, rounded up or down.
+    ends = np.floor(ends * (length / ends[-1]) + rng.uniform(0, 0.999)).astype(np.int64)
+    ends[-1] = length
     counts = np.diff(ends, prepend=0)
     counts, order = counts[counts > 0], order[counts > 0]
     copies = np.arange(length) - np.repeat(np.cumsum(counts) - counts, counts)

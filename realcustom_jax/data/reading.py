@@ -8,14 +8,14 @@ lock, a batch needs no copy between processes, and there is nothing that could o
 """
 
 import os
+import warnings
 from collections.abc import Sequence
 from typing import Any, Protocol
 
 import grain.python as grain
 from grain.experimental import ThreadPrefetchIterDataset
 
-_MOST = 16
-"""Threads that pay: beyond, they wait for Python's lock."""
+_MOST = 16  # threads that pay: more would wait for Python's lock
 
 
 class InParts(Protocol):
@@ -31,28 +31,25 @@ class InParts(Protocol):
         """The batch of all its parts, in order."""
 
 
-def default_workers() -> int:
-    """As many as this process may use cores, up to 16."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, _MOST)
-
-
 class Prefetched:
-    """`prefetched[step]` is the batch of a step: read ahead where steps are asked for one after the other, from
-    whichever on; where one is asked for again, read at once. Both give the same arrays, with any number of workers.
+    """Gives the batches of steps that are asked for one after the other, from whichever on, and reads ahead meanwhile.
+    A step that comes again is read at once. Both give the same arrays, with any number of workers.
 
     As a context manager it ends its threads. What a worker raises is raised where its step is asked for.
 
     Args:
         batches: what is read.
         stop: the step after the last.
-        workers: threads; 0: nothing is read ahead.
+        workers: threads; 0: nothing is read ahead; -1: one for each core that this process may use, up to 16.
         prefetch: how many batches are read ahead, at least one.
     """
 
-    def __init__(self, batches: InParts, stop: int, *, workers: int, prefetch: int):
-        self._batches, self._stop, self._workers, self._prefetch = batches, stop, workers, prefetch
+    def __init__(self, batches: InParts, stop: int, *, workers: int = -1, prefetch: int = 2):
+        self._batches, self._stop, self._prefetch = batches, stop, prefetch
+        self._workers = min(_cores(), _MOST) if workers < 0 else workers
         self._ahead, self._next = None, 0
+        # Of metadata that Pillow skips. All threads share the filters, so that no worker can set them for itself.
+        warnings.filterwarnings("ignore", module=r"PIL\.")
 
     def __enter__(self) -> "Prefetched":
         return self
@@ -60,8 +57,9 @@ class Prefetched:
     def __exit__(self, *exception) -> None:
         self._end()
 
-    def __getitem__(self, step: int) -> Any:
-        if not self._workers or step >= self._stop or self._ahead is not None and step < self._next:
+    def batch(self, step: int) -> Any:
+        """The batch of a step."""
+        if not self._workers or step >= self._stop or (self._ahead is not None and step < self._next):
             return self._batches.join([self._batches.read(step, part) for part in range(self._batches.parts)])
         if self._ahead is None or step > self._next:
             self._end()
@@ -89,3 +87,7 @@ class Prefetched:
         if self._ahead is not None:
             self._ahead.close()
             self._ahead = None
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

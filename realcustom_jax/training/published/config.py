@@ -56,11 +56,17 @@ class PicturesConfig:
     max_aspect: float = math.inf  # most of its longer side divided by its shorter one
     min_score: float = -math.inf  # least score of a row; with one, rows without a score are left out
     held_out: float = 0.0  # share of the subjects that is kept from training
+    workers: int = -1  # threads that read ahead; 0: none; -1: as many as cores, up to 16
+    prefetch: int = 2  # batches that are read ahead
 
     def __post_init__(self):
         check_filters(**self.filters)
         if self.folder and self.sources:
             raise ValueError(f"folder is {self.folder!r}, and sources are given too; give one of them.")
+        for name, least in (("workers", -1), ("prefetch", 1)):
+            number = getattr(self, name)
+            if isinstance(number, bool) or not isinstance(number, int) or number < least:
+                raise ValueError(f"{name} is {number!r}; expected a whole number, at least {least}.")
 
     @property
     def filters(self) -> dict[str, Any]:

@@ -131,6 +131,23 @@ class StoredFeatures:
         return _opened(self.folder / part_name(number) / f"{name}.npy")
 
 
+@dataclasses.dataclass(frozen=True)
+class StoredBatches:
+    """The features of whole batches, as `reading.Prefetched` reads them ahead."""
+
+    stored: StoredFeatures
+    batches: BucketBatches
+    parts: int = 1
+
+    def read(self, step: int, part: int) -> dict[str, Any]:
+        """See `StoredFeatures.batch`."""
+        return self.stored.batch(self.batches.chosen(step))
+
+    def join(self, parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """The one that there is."""
+        return parts[0]
+
+
 def part_name(number: int) -> str:
     """The folder of a part, within that of all."""
     return f"part-{number:06}"

@@ -9,7 +9,7 @@ the end `adapter/`, for `sample.py --adapter`.
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from realcustom_jax.conditioning.images import grid
-from realcustom_jax.data.batches import BucketBatches
+from realcustom_jax.data.batches import Batch, BucketBatches
+from realcustom_jax.data.reading import Prefetched
 from realcustom_jax.devices import sharding
 from realcustom_jax.devices.compilation import enable_compilation_cache
 from realcustom_jax.devices.shared_disk import on_first_process
@@ -43,7 +44,7 @@ from realcustom_jax.training.identity import RunIdentity, has_checkpoints
 from realcustom_jax.training.loop import fit
 from realcustom_jax.training.published import features
 from realcustom_jax.training.published.config import PublishedConfig
-from realcustom_jax.training.published.features import Encoders, StoredFeatures
+from realcustom_jax.training.published.features import Encoders, StoredBatches, StoredFeatures
 from realcustom_jax.training.published.initial_adapter import with_tokens_like_text, write_fresh_adapter
 from realcustom_jax.training.published.loss import AdapterLoss
 from realcustom_jax.training.published.pictures import find_pictures
@@ -101,8 +102,14 @@ def _train(train: PublishedConfig, plain: Mapping[str, Any], mesh: Mesh, workdir
         if not train.adapter:
             some = [batches.read_row(0, int(row), 0, 0, 0) for row in batches.order.shown[:_LOOKED_AT]]
             pipeline = with_tokens_like_text(pipeline, [row.reference for row in some], [row.caption for row in some])
-    task = _task(pipeline, pictures.identity, batches, workdir, train)
-    params = fit("adapter", task, settings, workdir, mesh=mesh, run=identity)
+    limit = train.snr_limit or None
+    stored = features.compute_features(
+        Encoders(pipeline), pictures.identity, batches, workdir / "features") if train.precomputed else None
+    read = StoredBatches(stored, batches) if stored else batches
+    with Prefetched(read, settings.steps, workers=train.data.workers, prefetch=train.data.prefetch) as ahead:
+        task = PrecomputedTask(pipeline, batches, stored, limit, ahead.batch) if stored else PublishedTask(
+            pipeline, batches, limit, ahead.batch)
+        params = fit("adapter", task, settings, workdir, mesh=mesh, run=identity)
     adapter = {"image_prompt_settings": find_adapter(start).settings, **remembered_choices(pipeline.preset),
                "vision_settings": dataclasses.asdict(pipeline.vision_settings)}
     tensors = bundle.to_half(adapter_tensors(params["projector"], params["vision"]))
@@ -134,23 +141,17 @@ def _find_parts(train: PublishedConfig) -> None:
         find_adapter(train.adapter)
 
 
-def _task(pipeline: Pipeline, data: str, batches: BucketBatches, workdir: Path,
-          train: PublishedConfig) -> "PublishedTask":
-    limit = train.snr_limit or None
-    if not train.precomputed:
-        return PublishedTask(pipeline, batches, limit)
-    found = features.compute_features(Encoders(pipeline), data, batches, workdir / "features")
-    return PrecomputedTask(pipeline, batches, found, limit)
-
-
 class PublishedTask:
     """The task of `loop.fit`: {"projector", "vision"} of a pipeline, everything else frozen; see `AdapterLoss`.
 
     Conditions are dropped, for classifier-free guidance, before they are encoded, as often as `AdapterLoss` says.
+    `read` gives the same batches, perhaps read ahead.
     """
 
-    def __init__(self, pipeline: Pipeline, batches: BucketBatches, snr_limit: float | None = None):
+    def __init__(self, pipeline: Pipeline, batches: BucketBatches, snr_limit: float | None = None,
+                 read: Callable[[int], Batch] | None = None):
         self._pipeline, self._batches, self._encoders = pipeline, batches, Encoders(pipeline)
+        self._read = read or (lambda step: batches[step])
         vision, base = split_unet(pipeline.unet.params)
         self.trained = {"projector": pipeline.projector.params, "vision": vision}
         self.frozen = {"unet": base, **self._encoders.params}
@@ -162,7 +163,7 @@ class PublishedTask:
 
     def batch(self, step):
         """Pictures uint8, token ids [B, encoders, T] and size conditioning [B, 6] as the preset orders it."""
-        batch = self._batches[step]
+        batch = self._read(step)
         ids = self._encoders.ids(batch["caption"])
         size = batch["target"].shape[1:3]
         return {"target": batch["target"], "reference": batch["reference"], "ids": ids,
@@ -213,14 +214,13 @@ class PrecomputedTask(PublishedTask):
     """The same, from features on disk: the encoders are neither run nor on the devices."""
 
     def __init__(self, pipeline: Pipeline, batches: BucketBatches, stored: StoredFeatures,
-                 snr_limit: float | None = None):
-        super().__init__(pipeline, batches, snr_limit)
-        self._stored = stored
+                 snr_limit: float | None = None, read: Callable[[int], Batch] | None = None):
+        super().__init__(pipeline, batches, snr_limit, read or (lambda step: stored.batch(batches.chosen(step))))
         self.frozen = {"unet": self.frozen["unet"], **stored.dropped()}
 
     def batch(self, step):
         """targets, text, pooled, time_ids and features, see `StoredFeatures.batch`."""
-        return self._stored.batch(self._batches.chosen(step))
+        return self._read(step)
 
     def loss(self, params, frozen, batch, key):
         text_key, image_key, latents_key, noise_key = jax.random.split(key, 4)
