@@ -1,32 +1,16 @@
 """Tars, Parquet files, datasets and trees of views as sources: what they give, what is broken, what is no source."""
 
-import io
 import json
 import tarfile
 
 import numpy as np
 import pytest
 from array_record.python.array_record_module import ArrayRecordReader
-from sources import mask, opened, picture, rows_of
+from sources import dog, image, mask, opened, picture, rows_of, write_dataset, write_parquet, write_tar
 
 from realcustom_jax.data.sources import open_source
 
 RLE = {"size": [16, 24], "counts": [35, 10, 339]}
-
-
-def write_tar(file, members):
-    with tarfile.open(file, "w") as tar:
-        for name, content in members.items():
-            content = content if isinstance(content, bytes) else (
-                content.encode() if isinstance(content, str) else json.dumps(content).encode())
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
-
-
-def dog(key, **more):
-    return {f"{key}.jpg": picture(), f"{key}.json": {"caption": "a dog", "word": "dog"} | more,
-            f"{key}.ref.webp": picture(colour="blue", kind="WEBP")}
 
 
 def test_tars_hold_rows_by_the_names_of_their_files(tmp_path):
@@ -55,6 +39,13 @@ def test_tars_hold_rows_by_the_names_of_their_files(tmp_path):
     assert len(open_source(str(tmp_path)).parts()) == 2
     for pattern in ("train-{000..001}.tar", "train-{000,001}.tar", "train-*.tar", "{train,train}-00[01].tar"):
         assert len(opened(tmp_path / pattern)[0]) in (5, 10)
+
+
+def test_names_of_a_tars_json_and_one_word_for_all_rows(tmp_path):
+    write_tar(tmp_path / "t.tar", {"1.jpg": picture(), "1.ref.jpg": picture(), "1.json": {"alt": "a dog", "n": 3},
+                                   "2.jpg": picture(), "2.ref.jpg": picture(), "2.txt": "a cat", "2.cls": "cat"})
+    records, broken = opened(tmp_path, columns={"caption": "alt"}, word="dog")
+    assert not broken and [(row.words, row.captions) for row in records] == [(["dog"], ["a dog"]), (["cat"], ["a cat"])]
 
 
 @pytest.mark.parametrize("members, words", [
@@ -106,17 +97,6 @@ def test_a_changed_picture_of_a_tar_is_another_source_and_a_moved_tar_is_not(tmp
         write_tar(tmp_path / folder / "t.tar", dog("1") | {"1.jpg": picture(colour=colour)})
         identities.append(open_source(str(tmp_path / folder)).identity(tmp_path / "seen"))
     assert identities[0] == identities[1] != identities[2]
-
-
-def write_parquet(file, columns, **options):
-    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
-    metadata = options.pop("metadata", None)
-    table = pa.table(columns)
-    pq.write_table(table.replace_schema_metadata(metadata), file, **options)
-
-
-def image(content):
-    return {"bytes": content, "path": None}
 
 
 def test_parquet_as_hugging_face_writes_it(tmp_path):
@@ -278,28 +258,6 @@ def test_the_extra_for_parquet_is_named(tmp_path, monkeypatch):
     monkeypatch.delitem(sys.modules, "realcustom_jax.data.sources.parquet", raising=False)
     with pytest.raises(ValueError, match=r"needs the package pyarrow.*realcustom-jax\[parquet\]"):
         open_source(str(tmp_path))
-
-
-def write_dataset(folder, features, rows, **options):
-    """As TFDS writes it."""
-    tfds = pytest.importorskip("tensorflow_datasets")
-    from array_record.python.array_record_module import ArrayRecordWriter
-
-    features = tfds.features.FeaturesDict(features)
-    name = tfds.core.ShardedFileTemplate(
-        folder, dataset_name="some", split="train", filetype_suffix=options.get("kind", "array_record"))
-    split = tfds.core.SplitInfo(name="train", shard_lengths=[len(rows)], num_bytes=1000, filename_template=name)
-    identity = tfds.core.dataset_info.DatasetIdentity("some", tfds.core.Version("1.0.0"), str(folder), "")
-    info = tfds.core.DatasetInfo(builder=identity, features=features)
-    info.set_file_format(options.get("kind", "array_record"))
-    info.set_splits(tfds.core.SplitDict([split]))
-    folder.mkdir(exist_ok=True)
-    info.write_to_directory(folder)
-    writer = ArrayRecordWriter(str(folder / "some-train.array_record-00000-of-00001"), "group_size:1")
-    for row in rows:
-        writer.write(row if isinstance(row, bytes) else features.serialize_example(features.encode_example(row)))
-    writer.close()
-    return folder
 
 
 def test_a_dataset_of_tfds_with_pictures_and_texts(tmp_path):

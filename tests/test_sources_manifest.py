@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 import string
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from PIL import Image
 from sources import mask, opened, picture, rows_of
 
 from realcustom_jax.data.sources import contents, manifest, open_source, parts
+from realcustom_jax.data.sources.mixture import read_mixture
 from realcustom_jax.data.sources.parts import BrokenRow
 from realcustom_jax.data.sources.schema import KEYS, row_of
 
@@ -180,6 +183,17 @@ def test_other_names_and_one_word_for_all_rows(folder):
     assert not broken and row.words == ["toy"] and row.captions == ["a toy"]
     with pytest.raises(ValueError, match="unknown key 'captain'.*did you mean 'caption'"):
         open_source(str(folder), columns={"captain": "text"})
+
+
+def test_the_examples_of_the_documentation_are_rows_and_a_mixture(tmp_path):
+    page = (Path(__file__).parents[1] / "docs" / "training" / "data.md").read_text()
+    lines, mixture = re.findall(r"^```json\n(.*?)^```", page, re.M | re.S)
+    rows = [row_of(json.loads(line), "", lambda name: name) for line in lines.splitlines()]
+    assert [len(row.pictures) for row in rows] == [3, 1, 2, 3] and rows[3].targets == 3
+    (tmp_path / "mixture.json").write_text(mixture)
+    assert [entry.weight for entry in read_mixture(tmp_path / "mixture.json")] == [2, 0.5, 1]
+    keys = re.findall(r"^\| `(\w+)` \|", page.partition("(keys)=")[2].partition("## Manifest")[0], re.M)
+    assert sorted(keys) == sorted(KEYS)
 
 
 def test_parts_are_of_about_one_size_and_hold_every_row_once(folder, monkeypatch):

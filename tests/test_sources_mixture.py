@@ -1,13 +1,10 @@
-"""Mixtures of sources: their files, their mistakes, and how often rows are shown."""
+"""Mixtures of sources: their files and their mistakes."""
 
 import json
 
-import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from realcustom_jax.data.sources.mixture import MixtureEntry, read_mixture, shown_rows
+from realcustom_jax.data.sources.mixture import MixtureEntry, read_mixture
 
 LIST = [{"path": "a", "weight": 2}, {"path": "gs://b/c", "columns": {"caption": "text"}, "word": "dog"}]
 
@@ -47,27 +44,3 @@ def test_a_mixtures_file_that_is_none_says_why(tmp_path, name, content, words):
         read_mixture(tmp_path / name)
     with pytest.raises(FileNotFoundError, match="no mixture"):
         read_mixture(tmp_path / "gone.json")
-
-
-@settings(derandomize=True, max_examples=60, deadline=None, database=None)
-@given(st.lists(st.tuples(st.integers(1, 9), st.sampled_from([0.1, 0.25, 0.5, 1.0, 1.5, 2.0, 3.3])), min_size=1,
-                max_size=4), st.integers(1, 12))
-def test_rows_are_shown_as_often_as_their_weight_says(sources, epochs):
-    counts, weights = zip(*sources, strict=True)
-    shown = [shown_rows(counts, weights, 0, epoch) for epoch in range(epochs)]
-    times = np.bincount(np.concatenate(shown), minlength=sum(counts))
-    first = 0
-    for count, weight in sources:
-        of_source = times[first:first + count]
-        assert of_source.max() - of_source.min() <= 1
-        assert abs(of_source.sum() - epochs * count * weight) < 1
-        first += count
-    assert len(times) == sum(counts)
-    np.testing.assert_array_equal(shown[-1], shown_rows(counts, weights, 0, epochs - 1))
-
-
-def test_rows_of_weight_one_are_shown_once_in_every_epoch_in_an_order_of_its_own():
-    orders = [shown_rows([40, 60], [1, 1], 3, epoch).tolist() for epoch in range(3)]
-    assert all(sorted(order) == list(range(100)) for order in orders)
-    assert orders[0] != orders[1] != orders[2] and orders[0] != shown_rows([40, 60], [1, 1], 4, 0).tolist()
-    assert len(set(np.concatenate([shown_rows([10], [0.5], 0, epoch) for epoch in (0, 1)]).tolist())) == 10

@@ -76,6 +76,8 @@ def _of_folder(folder: epath.Path, naming: Naming) -> Source:
     if files := manifests(folder):
         return Manifest(tuple(files), naming)
     names = {path.name: path for path in listing(folder)}
+    if not names and is_bucket(folder):  # which has no empty folders
+        raise FileNotFoundError(f"{folder} does not exist; expected {_KINDS}.")
     if not names:
         raise ValueError(f"{folder} is empty; expected {_KINDS}.")
     if "dataset_info.json" in names:

@@ -1,8 +1,9 @@
 """Several sources, each shown as often as its weight says.
 
 Each source is a dataset of its own, in its own folder, so that adding one or changing a weight builds nothing of the
-others anew. Their rows are numbered one source after the other. A weight says how often the rows of a source are shown
-in an epoch: 1 each once, 2 each twice, 0.5 half of them, and the other half in the next epoch.
+others anew. Their rows are numbered one source after the other, and each row has its source's weight: how often it is
+shown in relation to the rows of other sources (`data.order.Order` draws them). A source with twice as many rows is
+therefore shown twice as often, unless its weight says otherwise.
 """
 
 import dataclasses
@@ -12,8 +13,6 @@ import os
 import runpy
 from collections.abc import Mapping, Sequence
 from typing import Any
-
-import numpy as np
 
 from realcustom_jax.data.sources import Source, open_source
 from realcustom_jax.data.sources.schema import Naming
@@ -54,27 +53,6 @@ def read_mixture(given: str | os.PathLike | Sequence[Mapping[str, Any]], *, colu
         return (MixtureEntry(path, 1.0, naming.columns, naming.word),)
     entries = _entries(_listed(path), path, naming)
     return tuple(dataclasses.replace(entry, path=_below(path, entry.path)) for entry in entries)
-
-
-def shown_rows(counts: Sequence[int], weights: Sequence[float], seed: int, epoch: int) -> np.ndarray:
-    """The rows of an epoch, int64, as often as each is shown and in a drawn order; a pure function.
-
-    Args:
-        counts: how many rows each source has.
-        weights: how often they are shown, above 0.
-    """
-    shown, first = [], 0
-    for source, (count, weight) in enumerate(zip(counts, weights, strict=True)):
-        begin, end = (math.floor(count * weight * at + 1e-9) for at in (epoch, epoch + 1))
-        while begin < end:  # each pass over the source has an order of its own, and goes on in the next epoch
-            number, at = divmod(begin, count)
-            order = np.random.default_rng((seed, 2, source, number)).permutation(count)
-            taken = order[at:at + end - begin]
-            shown.append(first + taken)
-            begin += len(taken)
-        first += count
-    rows = np.concatenate(shown) if shown else np.zeros(0, np.int64)
-    return np.random.default_rng((seed, 3, epoch)).permutation(rows)
 
 
 def _listed(path: str) -> Any:

@@ -11,12 +11,12 @@ from typing import Any
 from etils import epath
 
 from realcustom_jax.data.rows import Row, Stored, StoredFile
-from realcustom_jax.data.sources.contents import digest_of_files
+from realcustom_jax.data.sources.contents import beside, digest_of_files, is_file
 from realcustom_jax.data.sources.parts import BrokenRow
 from realcustom_jax.data.sources.schema import Naming, row_of
 from realcustom_jax.data.sources.tables import StoredBytes, Table
 from realcustom_jax.errors import needs_extra
-from realcustom_jax.paths import as_path, is_bucket, local_copy
+from realcustom_jax.paths import as_path
 
 _AT_ONCE = 8  # rows in memory
 with needs_extra("parquet", "reading Parquet files"):
@@ -42,18 +42,21 @@ class RowGroup:
         number = self.first
         find = functools.partial(_find, self.file.parent)
         try:
-            opened = pq.ParquetFile(local_copy(self.file))
-            for batch in opened.iter_batches(_AT_ONCE, [self.number], columns=self.table.columns):
-                for cells in batch.to_pylist():
-                    where = f"{self.file.name} row {number}"
-                    number += 1
-                    try:
-                        given = {name: _cell(cell, f"{where}, {name}") for name, cell in cells.items()}
-                        yield row_of(self.table.described(given), where, find)
-                    except (ValueError, OSError) as error:
-                        yield BrokenRow(where, str(error))
+            for cells in self._cells():
+                where = f"{self.file.name} row {number}"
+                number += 1
+                try:
+                    given = {name: _cell(cell, f"{where}, {name}") for name, cell in cells.items()}
+                    yield row_of(self.table.described(given), where, find)
+                except (ValueError, OSError) as error:
+                    yield BrokenRow(where, str(error))
         except pa.ArrowException as error:
             raise ValueError(f"{self.file} is damaged at row {number} ({error}): copy the file again.") from None
+
+    def _cells(self) -> Iterator[dict[str, Any]]:
+        with self.file.open("rb") as opened, pq.ParquetFile(opened) as tables:
+            for batch in tables.iter_batches(_AT_ONCE, [self.number], columns=self.table.columns):
+                yield from batch.to_pylist()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +69,7 @@ class Parquet:
     @functools.cached_property
     def table(self) -> Table:
         """The columns that are used. Raises ValueError, OSError: there is none of pictures; says which there are."""
-        schema = _opened(self.files[0]).schema_arrow
+        schema = _metadata(self.files[0]).schema.to_arrow_schema()
         return Table.of(schema.names, self.naming, _class_names(schema), os.fspath(self.files[0]))
 
     def check(self) -> None:
@@ -77,7 +80,7 @@ class Parquet:
         """See `Source.parts`."""
         found = []
         for file in self.files:
-            metadata = _opened(file).metadata
+            metadata = _metadata(file)
             if missing := set(self.table.columns) - set(metadata.schema.to_arrow_schema().names):
                 raise ValueError(f"{file} has no column {sorted(missing)[0]!r}, which {self.files[0].name} has.")
             first = 0
@@ -91,9 +94,10 @@ class Parquet:
         return hashlib.sha256(f"parquet {self.naming} {digest_of_files(self.files, seen)}".encode()).hexdigest()[:16]
 
 
-def _opened(file: epath.Path) -> pq.ParquetFile:
+def _metadata(file: epath.Path) -> pq.FileMetaData:
     try:
-        return pq.ParquetFile(local_copy(file))
+        with file.open("rb") as opened:
+            return pq.read_metadata(opened)
     except pa.ArrowException as error:
         raise ValueError(f"{file} is no whole Parquet file ({error}): copy it again.") from None
 
@@ -122,7 +126,7 @@ def _cell(cell: Any, where: str) -> Any:
 
 
 def _find(folder: epath.Path, name: str) -> Stored:
-    path = as_path(os.path.join(os.fspath(folder), name))
-    if not (path.exists() if is_bucket(path) else os.path.isfile(path)):
+    path = beside(folder, name)
+    if not is_file(path):
         raise ValueError(f"the cell holds no picture but the name {name!r}, and the file {path} does not exist")
-    return StoredFile(path)
+    return StoredFile(as_path(path))

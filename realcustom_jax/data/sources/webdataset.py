@@ -11,25 +11,25 @@ are numbered by them, from 0 on. Each tar is a part; pictures are read out of it
 import dataclasses
 import hashlib
 import json
+import os
 import re
 import tarfile
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from etils import epath
 
 from realcustom_jax.data.rows import Row, Stored
-from realcustom_jax.data.sources.contents import digest_of_files
+from realcustom_jax.data.sources.contents import digest_of_files, fetched
 from realcustom_jax.data.sources.parts import BrokenRow
 from realcustom_jax.data.sources.schema import KEYS, Naming, row_of
-from realcustom_jax.paths import local_copy
 
 PICTURES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm")
 """Endings of the files that are taken for pictures, in small letters."""
 _FILE = re.compile(rf"(?:(?P<role>ref|reference|view|mask)s?\.?(?P<number>\d*)(?:\.(?P<more>\d+))?\.)?"
                    rf"(?:{'|'.join(PICTURES)})", re.IGNORECASE)
 _ROLES = {"ref": "reference", "reference": "reference", "view": "views", "mask": "mask", None: "target"}
+_TARGETS = "target", "views"
 _NAMED = {"text": "caption", "prompt": "caption", "class": "word"}
 
 
@@ -37,7 +37,7 @@ _NAMED = {"text": "caption", "prompt": "caption", "class": "word"}
 class StoredMember:
     """A picture that is a stretch of a tar."""
 
-    tar: Path
+    tar: epath.Path
     name: str
     offset: int
     size: int
@@ -65,18 +65,22 @@ class Tar:
 
     def rows(self) -> Iterator[Row | BrokenRow]:
         """See `Part.rows`."""
-        tar = local_copy(self.file)
-        found, whole = _samples(tar, self.file)
-        for number, (key, members) in enumerate(found.items(), 1):
-            where = f"{self.name}: {key}"
-            if number == len(found) and not whole:
-                yield BrokenRow(where, f"{self.name} is cut off or damaged here, and nothing after it can be read; "
-                                       "copy the tar again")
-                continue
+        with fetched(self.file) as tar:
+            samples, whole = {}, True
             try:
-                yield row_of(self.naming.renamed(_described(members)), where, _no_name)
-            except (ValueError, OSError) as error:
-                yield BrokenRow(where, str(error))
+                for key, ending, member in _members(tar, self.file):
+                    samples.setdefault(key, {})[ending] = member
+            except _CutOff as cut:
+                samples, whole = samples or {cut.key: {}}, False
+            for number, (key, members) in enumerate(samples.items(), 1):
+                where = f"{self.name}: {key}"
+                try:
+                    if number == len(samples) and not whole:
+                        raise ValueError(f"{self.name} is cut off or damaged here, and nothing after it can be read; "
+                                         "copy the tar again")
+                    yield row_of(self.naming.with_word(_described(members, self.naming)), where, _no_name)
+                except (ValueError, OSError) as error:
+                    yield BrokenRow(where, str(error))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,15 +92,18 @@ class Tars:
 
     def check(self) -> None:
         """Raises ValueError, OSError: the first tar has no picture with something that says what it shows."""
-        samples, whole = _samples(local_copy(self.files[0]), self.files[0])
-        pairs = ({"target", "views"} & {_role(ending)[0] for ending in members if _role(ending)}
-                 and {"json", "txt", "cls"} & members.keys() for members in samples.values())
-        if not any(pairs):
-            if not whole:
-                raise ValueError(f"{self.files[0]} is cut off or damaged before its first row: copy the tar again.")
-            endings = sorted({ending for members in samples.values() for ending in members})[:10]
-            raise ValueError(f"{self.files[0]} has no pair of a picture and what it shows: expected KEY.jpg with "
-                             f"KEY.json or KEY.txt, found {', '.join(f'KEY.{x}' for x in endings) or 'no files'}.")
+        first, met = self.files[0], {}
+        try:
+            for key, ending, _ in _members(first, first):
+                endings = met.setdefault(key, set())
+                endings.add(ending)
+                if endings & {"json", "txt", "cls"} and any((_role(x) or ("",))[0] in _TARGETS for x in endings):
+                    return
+        except _CutOff:
+            raise ValueError(f"{first} is cut off or damaged before its first row ends: copy the tar again.") from None
+        found = ", ".join(f"KEY.{x}" for x in sorted(set().union(*met.values()))[:10]) or "no files"
+        raise ValueError(f"{first} has no pair of a picture and what it shows: expected KEY.jpg with KEY.json or "
+                         f"KEY.txt, found {found}.")
 
     def parts(self) -> Sequence[Tar]:
         """See `Source.parts`."""
@@ -107,30 +114,45 @@ class Tars:
         return hashlib.sha256(f"tar {self.naming} {digest_of_files(self.files, seen)}".encode()).hexdigest()[:16]
 
 
-def _samples(tar: Path, name: epath.Path) -> tuple[dict[str, dict[str, StoredMember]], bool]:
-    """({key: {ending: file}} in the tar's order, whether the tar is whole). Raises ValueError, OSError: it is none."""
-    samples, size = {}, tar.stat().st_size
-    try:
-        with tarfile.open(tar, "r:") as opened:
-            try:
-                while info := opened.next():
-                    opened.members = []  # which would keep every header
-                    folder, slash, file = info.name.removeprefix("./").rpartition("/")
-                    stem, _, ending = file.partition(".")
-                    if info.isreg() and stem and ending:
-                        member = StoredMember(tar, f"{name.name}: {info.name}", info.offset_data, info.size)
-                        samples.setdefault(f"{folder}{slash}{stem}", {})[ending.lower()] = member
-                    if info.offset_data + info.size > size:
-                        return samples, False
-            except tarfile.TarError:
-                return samples, False
-            end = opened.offset
-    except tarfile.TarError as error:
-        raise ValueError(f"{name} is no plain tar ({error}); a compressed one cannot be read at random, unpack it with "
-                         "gunzip: pictures are compressed already.") from None
-    with tar.open("rb") as file:  # after the last file are zeros, or nothing; a damaged header would end it silently
-        file.seek(end)
-        return samples, not file.read(tarfile.BLOCKSIZE).strip(b"\0")
+class _CutOff(Exception):
+    """The tar ends, or is damaged, in or after the row `key`."""
+
+    def __init__(self, key: str):
+        super().__init__(key)
+        self.key = key
+
+
+def _members(tar: epath.Path, name: epath.Path) -> Iterator[tuple[str, str, StoredMember]]:
+    """(key, ending, file) in the tar's order; only headers are read. `name`: of the tar, for messages.
+
+    Raises:
+        _CutOff: what comes after cannot be read. ValueError, OSError: it is no tar.
+    """
+    key = ""
+    with tar.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(0)
+        try:
+            opened = tarfile.open(fileobj=file, mode="r:")
+        except tarfile.TarError as error:
+            raise ValueError(f"{name} is no plain tar ({error}); a compressed one cannot be read at random, unpack it "
+                             "with gunzip: pictures are compressed already.") from None
+        try:
+            while info := opened.next():
+                opened.members = []  # which would keep every header
+                folder, slash, base = info.name.removeprefix("./").rpartition("/")
+                stem, _, ending = base.partition(".")
+                if info.isreg() and stem and ending:
+                    key = f"{folder}{slash}{stem}"
+                    where = f"{name.name}: {info.name}"
+                    yield key, ending.lower(), StoredMember(tar, where, info.offset_data, info.size)
+                if info.offset_data + info.size > size:
+                    raise _CutOff(key)
+        except tarfile.TarError:
+            raise _CutOff(key) from None
+        file.seek(opened.offset)  # zeros follow the last file, or nothing; tarfile takes a damaged header for the end
+        if file.read(tarfile.BLOCKSIZE).strip(b"\0"):
+            raise _CutOff(key)
 
 
 def _role(ending: str) -> tuple[str, int, int] | None:
@@ -139,9 +161,9 @@ def _role(ending: str) -> tuple[str, int, int] | None:
     return (_ROLES[found["role"]], int(found["number"] or 0), int(found["more"] or 0)) if found else None
 
 
-def _described(members: dict[str, StoredMember]) -> dict[str, Any]:
+def _described(members: dict[str, StoredMember], naming: Naming) -> dict[str, Any]:
     """The object of a row, with the pictures that lie beside it."""
-    given = _object(members)
+    given = _object(members, naming)
     if "caption" not in given and "txt" in members:
         given["caption"] = " ".join(_text(members["txt"]).split())
     if "word" not in given and "subjects" not in given and "cls" in members:
@@ -164,7 +186,7 @@ def _described(members: dict[str, StoredMember]) -> dict[str, Any]:
     return given
 
 
-def _object(members: dict[str, StoredMember]) -> dict[str, Any]:
+def _object(members: dict[str, StoredMember], naming: Naming) -> dict[str, Any]:
     """What the .json says, without what other programs note there."""
     if "json" not in members:
         return {}
@@ -174,6 +196,7 @@ def _object(members: dict[str, StoredMember]) -> dict[str, Any]:
         raise ValueError(f"its .json is not JSON ({error})") from None
     if not isinstance(given, dict):
         raise ValueError("its .json is not a JSON object")
+    given = naming.renamed(given)
     given = {_NAMED[name]: value for name, value in given.items() if name in _NAMED} | given
     if named := next((key for key in ("target", "views", "reference") if given.get(key) is not None), None):
         raise ValueError(f"its .json has {named!r}; in a tar, pictures lie beside it, as KEY.ref.jpg")
