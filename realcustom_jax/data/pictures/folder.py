@@ -159,6 +159,19 @@ def finished(folder: Path) -> bool:
         return False
 
 
+def content(folder: str | os.PathLike, data_dir: str | os.PathLike) -> str:
+    """The identity of a folder's rows and pictures, known before a dataset is made of them; wherever they lie.
+
+    Raises:
+        FileNotFoundError: the folder has no manifest.jsonl. ValueError: `data_dir` lies in it.
+    """
+    if not (Path(folder) / "manifest.jsonl").is_file():
+        raise FileNotFoundError(f"There is no manifest.jsonl in {folder}; it lists the pictures, one object a line.")
+    if Path(data_dir).absolute().is_relative_to(Path(folder).absolute()):
+        raise ValueError(f"The dataset cannot be written into its own pictures: {data_dir} lies in {folder}.")
+    return fingerprint(Path(folder), Path(data_dir) / "seen.json")
+
+
 def make_dataset(folder: str | os.PathLike, data_dir: str | os.PathLike, *, side: int = 1024, reference_side: int = 768,
           max_broken: int = 0, seed: int = 0) -> Path:
     """Makes the dataset of a folder under `data_dir`, or finds it made, and returns its own folder in there. A picture
@@ -170,13 +183,8 @@ def make_dataset(folder: str | os.PathLike, data_dir: str | os.PathLike, *, side
         ValueError: more rows are broken than `max_broken`, whose lines it names, or none is good. Nothing is left
             behind.
     """
-    if not (Path(folder) / "manifest.jsonl").is_file():
-        raise FileNotFoundError(f"There is no manifest.jsonl in {folder}; it lists the pictures, one object a line.")
-    if Path(data_dir).absolute().is_relative_to(Path(folder).absolute()):
-        raise ValueError(f"The dataset cannot be written into its own pictures: {data_dir} lies in {folder}.")
-    content = fingerprint(Path(folder), Path(data_dir) / "seen.json")
-    config = FolderConfig(folder=os.fspath(folder), content=content, side=side, reference_side=reference_side,
-                          max_broken=max_broken, seed=seed)
+    config = FolderConfig(folder=os.fspath(folder), content=content(folder, data_dir), side=side,
+                          reference_side=reference_side, max_broken=max_broken, seed=seed)
     made = Path(data_dir) / Folder.name / config.name / str(Folder.VERSION)
     if finished(made):
         return made

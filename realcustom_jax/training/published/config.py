@@ -63,10 +63,10 @@ class PicturesConfig:
         check_filters(**self.filters)
         if self.folder and self.sources:
             raise ValueError(f"folder is {self.folder!r}, and sources are given too; give one of them.")
-        for name, least in (("workers", -1), ("prefetch", 1)):
+        for name, least in (("max_broken", 0), ("seed", 0), ("workers", -1), ("prefetch", 1)):
             number = getattr(self, name)
             if isinstance(number, bool) or not isinstance(number, int) or number < least:
-                raise ValueError(f"{name} is {number!r}; expected a whole number, at least {least}.")
+                raise ValueError(f"{name} is {number!r}; expected a whole number, {least} or more.")
 
     @property
     def filters(self) -> dict[str, Any]:
@@ -106,8 +106,11 @@ class MeshConfig:
     data: int = 1  # each has a part of the batch, and copies of the parameters
     fsdp: int = -1  # each has a part of the batch, and a part of the parameters
     tensor: int = 1  # each has a part of every layer
+    dcn_data: int = 1  # TPU slices, each a mesh of the sizes above; gradients alone cross from one to the other
 
     def __post_init__(self):
+        if self.dcn_data < 1:
+            raise ValueError(f"dcn_data is {self.dcn_data}; expected the number of TPU slices, at least 1.")
         for name, count in dataclasses.asdict(self).items():
             if count != -1 and count < 1:
                 raise ValueError(f"{name} is {count}; expected a number of devices, or -1 for as many as are left.")
@@ -163,8 +166,7 @@ def published_defaults(**given: Any) -> dict[str, Any]:
     """
     config = dataclasses.asdict(PublishedConfig(**{name: x for name, x in given.items() if name != "preset"}))
     config["preset"] = given.get("preset", {})
-    for name in ("on_existing", "optimizer"):
-        config["optimization"].pop(name)  # the first is said above, the second is not for published models
+    config["optimization"].pop("on_existing")  # which is said above, once for all
     vision = config["fresh"]["vision_settings"]
     return config | {"fresh": config["fresh"] | {"vision_settings": {
         name: list(x) if isinstance(x, tuple) else x for name, x in vision.items()}}}
