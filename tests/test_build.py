@@ -351,7 +351,7 @@ def noise(tmp_path_factory):
     return folder, len(rows)
 
 
-def wait_for(condition, seconds=60):
+def wait_for(condition, seconds=180):
     until = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < until
@@ -378,8 +378,8 @@ def test_a_build_that_is_stopped_keeps_its_finished_shards(noise, tmp_path, by):
     wait_for(lambda: len(list((tmp_path / "made").glob("done/*"))) >= 2)
     pids = children(process.pid)
     process.send_signal(by)
-    _, said = process.communicate(timeout=20)
-    wait_for(lambda: not any(map(running, pids)), 10)
+    _, said = process.communicate(timeout=60)
+    wait_for(lambda: not any(map(running, pids)), 30)
     assert process.returncode == {signal.SIGKILL: -9, signal.SIGTERM: 75, signal.SIGINT: 130}[by]
     assert "Traceback" not in said
     if by != signal.SIGKILL:
@@ -387,7 +387,7 @@ def test_a_build_that_is_stopped_keeps_its_finished_shards(noise, tmp_path, by):
     before = {name: about for name, about in state(tmp_path / "made").items()}
     assert len(before) >= 2
     again = start("build", folder, "--out", tmp_path / "made", "--workers", 1)
-    said = again.communicate(timeout=120)
+    said = again.communicate(timeout=300)
     assert again.returncode == 0, said
     after = state(tmp_path / "made")
     assert len(after) == 4 and not hidden(tmp_path / "made")
@@ -401,7 +401,7 @@ def test_two_builders_of_one_dataset_do_not_harm_each_other(noise, tmp_path):
     folder, rows = noise
     both = [start("build", folder, "--out", tmp_path / "made", "--workers", 1) for _ in range(2)]
     for process in both:
-        said = process.communicate(timeout=120)
+        said = process.communicate(timeout=300)
         assert process.returncode == 0, said
     dataset = Dataset(tmp_path / "made")
     assert len(dataset) == rows and not hidden(tmp_path / "made")

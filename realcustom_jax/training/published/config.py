@@ -64,8 +64,9 @@ class PicturesConfig:
         if self.folder and self.sources:
             raise ValueError(f"folder is {self.folder!r}, and sources are given too; give one of them.")
         for name, least in (("max_broken", 0), ("seed", 0), ("workers", -1), ("prefetch", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} is {getattr(self, name)}; expected a whole number, {least} or more.")
+            number = getattr(self, name)
+            if isinstance(number, bool) or not isinstance(number, int) or number < least:
+                raise ValueError(f"{name} is {number!r}; expected a whole number, {least} or more.")
 
     @property
     def filters(self) -> dict[str, Any]:
