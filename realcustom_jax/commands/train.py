@@ -27,6 +27,7 @@ from realcustom_jax import interruption
 from realcustom_jax.commands import overrides
 from realcustom_jax.commands.program import program, say_nothing_of_accelerators, warnings_as_sentences
 from realcustom_jax.devices import xla_flags
+from realcustom_jax.disk import enough_disk
 from realcustom_jax.errors import exit_code, needs_extra
 from realcustom_jax.paths import as_path, check_reachable, is_bucket
 
@@ -113,7 +114,8 @@ def _run(config) -> None:
     workdir = _WORKDIR.value and as_path(_WORKDIR.value)
     if workdir:
         check_reachable(workdir)
-    with enough_memory("choose a smaller batch, more accumulate, more fsdp, or precomputed features"):
+    with enough_disk(_WORKDIR.value), \
+            enough_memory("choose a smaller batch, more accumulate, more fsdp, or precomputed features"):
         if _COMPILE_ONLY.value or _PRINT_SHARDING.value:
             _look_ahead(config)
         elif not workdir:

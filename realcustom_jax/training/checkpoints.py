@@ -17,6 +17,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from realcustom_jax.devices.shared_disk import all_agree, on_first_process
+from realcustom_jax.disk import is_full
 from realcustom_jax.errors import check_choice
 from realcustom_jax.files import sole_user
 from realcustom_jax.paths import absolute, listing, make_folder, remove_tree
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from realcustom_jax.paths import AnyPath
 
 _STATE, _CHECKSUMS = "default", "checksums"  # the items of a checkpoint; the first is Orbax's name for a single one
-_FULL = ("No space left on device", "Disk quota exceeded", "File too large")
 
 ON_EXISTING: tuple[str, ...] = ("resume", "overwrite", "refuse")
 """What a run does with the checkpoints that it finds in its folder."""
@@ -121,7 +121,7 @@ class Checkpoints:
         try:
             yield
         except Exception as error:  # TensorStore's is a ValueError, Python's an OSError
-            if not any(reason in str(error) for reason in _FULL):
+            if not is_full(error):
                 raise
             with contextlib.suppress(Exception):  # the one before may still be being written
                 self._manager.wait_until_finished()
