@@ -115,4 +115,10 @@ def test_weights_and_biases_gets_the_same_and_a_resumed_run_is_the_same_run(tmp_
     first, again, anew = (call for call in calls if isinstance(call, dict))
     assert first["project"] == "toys" and first["dir"] == str(tmp_path) and first["resume"] == "allow"
     assert first["id"] == again["id"] != anew["id"]
+    def refuse(**options):
+        raise RuntimeError("No API key configured.\nTry this")
+
+    stub.init = refuse
+    with pytest.raises(ValueError, match=r"does not take the run \(No API key configured.\); log in with"):
+        Log(tmp_path, 0, wandb="toys")
     assert calls[1:4] == [(0, {"loss": 0.5}), (0, {"samples": ((6, 9), "1. a dog")}), "finished"]

@@ -113,8 +113,13 @@ class _WeightsAndBiases:
         if not start or not noted.is_file():
             write_file(noted, secrets.token_hex(4).encode())
         self._module = wandb
-        self._run = wandb.init(project=project, dir=str(folder), name=folder.name, id=noted.read_text(),
-                               resume="allow")
+        try:
+            self._run = wandb.init(project=project, dir=str(folder), name=folder.name, id=noted.read_text(),
+                                   resume="allow")
+        except Exception as error:  # wandb's own kinds, of a login, a network or a project
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise ValueError(f"Weights & Biases does not take the run ({reason}); log in with `wandb login`, or set "
+                             "WANDB_MODE=offline.") from None
 
     def write(self, step, values):
         self._run.log(_numbers(values), step=step)

@@ -29,7 +29,7 @@ from realcustom_jax.training.progress import Progress
 from realcustom_jax.training.reports import Findings, Report, held_out_loss, preview
 from realcustom_jax.training.settings import TrainSettings
 from realcustom_jax.training.staged_checkpoints import StagedCheckpoints, open_checkpoints
-from realcustom_jax.training.step import CompiledSteps, TrainState, init_state, make_train_step
+from realcustom_jax.training.step import StepPrograms, TrainState, init_state, make_train_step
 from realcustom_jax.training.tasks import Params, Task
 
 if TYPE_CHECKING:
@@ -72,30 +72,27 @@ def fit(name: str, task: Task, settings: TrainSettings, workdir: "AnyPath", *, m
         with Progress(name, settings, start, workdir, peak=peak and peak * mesh.size) as progress, \
                 Profile(settings.profiled, progress.folder / "profile") as profile:
             meter = progress.meter
-            steps = CompiledSteps(
+            programs = StepPrograms(
                 make_train_step(task.loss, settings, placed), state, frozen, step_inputs(settings, 0), mesh=mesh,
                 rows=shares,
                 said=lambda batch, seconds: progress.compiled(tasks.describe_shape(batch), seconds))
-            with meter.paused():
-                for example in tasks.example_shapes(task) if start < settings.steps else ():
-                    steps.compile(batch_shapes(example, settings.batch_size))
+            for example in tasks.example_shapes(task) if start < settings.steps else ():
+                programs.of(batch_shapes(example, settings.batch_size))
             pending = None
             for step in range(start, settings.steps):
                 with meter.waiting():
                     batch = task.batch(step)
                 batch = place(batch)
-                if not steps.has(batch):
-                    with meter.paused():
-                        steps.compile(batch)
+                program = programs.of(batch)
                 with profile.step(step):
-                    state, metrics = steps(state, frozen, batch, step_inputs(settings, step))
+                    state, metrics = program.run(state, frozen, batch, step_inputs(settings, step))
                 profile.done(step, metrics)
                 # The numbers of the step before are read while this one runs, so that dispatch never waits.
                 if pending is not None:
                     progress.finished(*pending)
                 known = {"learning_rate": learning_rate(settings, step), "shape": tasks.describe_shape(batch),
                          **tasks.scalars(task, step)}
-                pending = (step, metrics, steps.compile(batch).operations, known)
+                pending = (step, metrics, program.operations, known)
                 progress.started()
                 done = step + 1
                 stop = interruption.asks(done)

@@ -41,13 +41,17 @@ class Meter:
 
     @contextlib.contextmanager
     def paused(self):
-        """Around what is no step's work: compiling, saving, sampling, evaluating."""
+        """Around what is no step's work: saving, sampling, evaluating."""
         try:
             yield
         finally:
-            self._before, self._waited = time.perf_counter(), 0.0
-            if not self._done:  # what comes before the first step comes once
-                self._since = self._before
+            self.skip()
+
+    def skip(self) -> None:
+        """What was done since the last step, such as compiling, is no step's work."""
+        self._before, self._waited = time.perf_counter(), 0.0
+        if not self._done:  # what comes before the first step comes once
+            self._since = self._before
 
     def finished(self, operations: Callable[[], int]) -> None:
         """Another step is finished; to be called right after it. `operations` counts its own, and is only called

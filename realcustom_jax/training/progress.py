@@ -59,7 +59,8 @@ class Progress:
                 self.keep()
 
     def compiled(self, shape: str, seconds: float) -> None:
-        """Another program is there."""
+        """Another program is there; the time that it took is no step's."""
+        self.meter.skip()
         self._bar.unpause()
         if self._first:
             tqdm.write(f"{self._name}: compiled the step for a batch of {shape} in {seconds:.1f} s", file=sys.stderr)

@@ -2,6 +2,7 @@
 """
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable
 from typing import Any
@@ -79,18 +80,21 @@ def all_finite(tree: Any) -> jax.Array:
 
 
 @dataclasses.dataclass(frozen=True)
-class _OfOneShape:
+class StepProgram:
+    """The step for batches of one shape: `run` as `make_train_step` says, and `operations`, which counts those of
+    one step."""
+
     run: Callable
     operations: Callable[[], int]
 
 
-class CompiledSteps:
-    """A training step, compiled once for each shape of batch: ahead of time where `compile` is told the shapes.
+class StepPrograms:
+    """A training step, compiled once for each shape of batch.
 
     Args:
-        train_step: of `make_train_step`. state, frozen: its first arguments, of which only shapes are read here.
-        inputs: of any step. rows: the sharding of a batch's arrays. said: is told of every compilation, (batch,
-            seconds).
+        train_step: of `make_train_step`. state, frozen: its first arguments, of which only shapes are read.
+        inputs: of any step. mesh, rows: where the step runs, and the sharding of a batch's arrays.
+        said: is told of every compilation, (batch, seconds).
     """
 
     def __init__(self, train_step: Callable, state: TrainState, frozen: Params, inputs: StepInputs, *, mesh: Mesh,
@@ -98,19 +102,11 @@ class CompiledSteps:
         self._train_step, self._mesh, self._rows, self._said = train_step, mesh, rows, said
         self._state, self._frozen, self._inputs = (
             jax.tree.map(_shape_where_it_lies, tree) for tree in (state, frozen, inputs))
-        self._found: dict[Any, _OfOneShape] = {}
+        self._found: dict[Any, StepProgram] = {}
 
-    def __call__(self, state: TrainState, frozen: Params, batch: Batch, inputs: StepInputs):
-        """The step of a batch on the devices; compiles for a shape that is new."""
-        with jax.set_mesh(self._mesh):
-            return self.compile(batch).run(state, frozen, batch, inputs)
-
-    def has(self, batch: Batch) -> bool:
-        """Whether the program for batches of this shape is there."""
-        return _kind(batch) in self._found
-
-    def compile(self, batch: Batch) -> _OfOneShape:
-        """The program for batches with the shapes of this one, arrays or `jax.ShapeDtypeStruct`."""
+    def of(self, batch: Batch) -> StepProgram:
+        """The program for batches with the shapes of this one, of arrays or `jax.ShapeDtypeStruct`s; compiles it when
+        it is new."""
         kind = _kind(batch)
         if kind not in self._found:
             start = time.monotonic()
@@ -118,14 +114,7 @@ class CompiledSteps:
             with jax.set_mesh(self._mesh):
                 traced = self._train_step.trace(self._state, self._frozen, shapes, self._inputs)
                 run = traced.lower().compile()
-            counted = []
-
-            def operations() -> int:
-                if not counted:
-                    counted.append(flops(traced.jaxpr.jaxpr))
-                return counted[0]
-
-            self._found[kind] = _OfOneShape(run, operations)
+            self._found[kind] = StepProgram(run, functools.cache(lambda: flops(traced.jaxpr.jaxpr)))
             self._said(batch, time.monotonic() - start)
         return self._found[kind]
 
