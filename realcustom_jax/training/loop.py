@@ -247,7 +247,7 @@ def fit(name: str, task: Task, settings: TrainSettings, workdir: Path, *, mesh: 
 
         with tqdm(total=settings.steps, initial=start, desc=name, unit="step", smoothing=0.05, mininterval=2,
                   disable=not first) as bar, \
-                staged(workdir, "metrics.jsonl") if first else contextlib.nullcontext() as watched, \
+                staged(workdir, "metrics.jsonl", process=jax.process_index()) as watched, \
                 Log(watched.local, start, peak=peak and peak * mesh.size, operations=operations) if first \
                 else contextlib.nullcontext() as log:
             pending = None
@@ -260,8 +260,7 @@ def fit(name: str, task: Task, settings: TrainSettings, workdir: Path, *, mesh: 
                     _report(*pending, settings, bar, log)
                 pending = (step, metrics)
                 bar.update()
-                if log:
-                    watched.upload(every=_UPLOAD_EVERY)
+                watched.upload(every=_UPLOAD_EVERY)
                 done = step + 1
                 stop = interruption.asks(done)
                 if done % settings.save_every == 0 or done == settings.steps or stop:
@@ -269,7 +268,7 @@ def fit(name: str, task: Task, settings: TrainSettings, workdir: Path, *, mesh: 
                     pending = None
                     if log:
                         log.pause()
-                        watched.upload()  # what a checkpoint continues is kept before it
+                    watched.upload()  # what a checkpoint continues is kept before it
                     checkpoints.save(done, state)
                 if stop:
                     checkpoints.wait()
