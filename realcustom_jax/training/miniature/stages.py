@@ -37,7 +37,6 @@ from realcustom_jax.model_files.adapter import (
     split_unet,
     vision_from_text,
 )
-from realcustom_jax.model_files.locate import on_this_host
 from realcustom_jax.model_files.source import FolderSource
 from realcustom_jax.model_files.tensors import LazyTensors
 from realcustom_jax.models.clip_text import ClipText, ClipTextConfig
@@ -152,7 +151,7 @@ def _save_tokenizer(folder: "AnyPath", tokenizer) -> None:
 
 def _trained_base(config: MiniatureConfig) -> dict:
     """The base model of the bundle `config.warm_start`."""
-    trained = FolderSource(on_this_host(config.warm_start))
+    trained = FolderSource(as_path(config.warm_start))
     _, unet_params = weights.load_unet(config.models.unet, trained.tensors("unet"))
     return {"unet": unet_params, "text_encoder": trained.load("text_encoder")[1]}
 
@@ -170,7 +169,7 @@ def _adapter_task(stage: str, config: MiniatureConfig, workdir: "AnyPath", *trai
     """The task with the bundle's base model, whose adapter begins as `trained`, or anew; with the batches of `stage`,
     of which the share `bystanders` has a second thing."""
     tokenizer, adapter_config = _tokenizer(config), config.models.adapter
-    source = FolderSource(on_this_host(workdir / "bundle"))
+    source = FolderSource(workdir / "bundle")
     key = jax.random.key(config.seed)
     with_vision = source.config("unet") | {"image_prompt_settings": adapter_config["image_prompt_settings"]}
     unet, unet_params = weights.load_unet(
@@ -217,7 +216,7 @@ def _empty(tokenizer) -> np.ndarray:
 def _latents(workdir: "AnyPath") -> dict[str, Any]:
     """The trained autoencoder's parameters, and encode and decode, between images in [-1, 1] and latents of unit
     variance."""
-    module, params = FolderSource(on_this_host(workdir / "bundle")).load("vae")
+    module, params = FolderSource(workdir / "bundle").load("vae")
     scale = module.config.scaling_factor
 
     def encode(params, images: jax.Array) -> jax.Array:
