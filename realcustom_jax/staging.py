@@ -27,15 +27,17 @@ class Staging:
     Args:
         folder: of a disk or of a bucket.
         begin_with: names of files that `local` begins with, where the bucket holds them; else it is empty at first.
+        process: the number of this process, where several of a host may stage the same folder.
     """
 
-    def __init__(self, folder: "AnyPath", *begin_with: str):
+    def __init__(self, folder: "AnyPath", *begin_with: str, process: int = 0):
         self.folder, self._bucket = folder, is_bucket(folder)
         self._sent: dict[str, tuple[int, int]] = {}
         self._last = float("-inf")
         self.local = Path(folder)
         if self._bucket:
-            self.local = cache_folder() / "staging" / hashlib.sha256(os.fspath(folder).encode()).hexdigest()[:16]
+            name = hashlib.sha256(os.fspath(folder).encode()).hexdigest()[:16]
+            self.local = cache_folder() / "staging" / f"{name}-{process}"
             shutil.rmtree(self.local, ignore_errors=True)  # what a killed run has left
             self.local.mkdir(parents=True)
             for name in begin_with:
@@ -82,9 +84,9 @@ class Staging:
 
 
 @contextlib.contextmanager
-def staged(folder: "AnyPath", *begin_with: str) -> Iterator[Staging]:
+def staged(folder: "AnyPath", *begin_with: str, process: int = 0) -> Iterator[Staging]:
     """A `Staging` of which everything is uploaded at the end, whichever way that comes."""
-    with Staging(folder, *begin_with) as staging:
+    with Staging(folder, *begin_with, process=process) as staging:
         try:
             yield staging
         finally:

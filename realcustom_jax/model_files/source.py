@@ -200,7 +200,7 @@ class FolderSource(ModelSource):
     """A folder for each part: diffusers' layout, which is ours too, or that of the released RealCustom (`locate`)."""
 
     def __init__(self, root: Path):
-        super().__init__(root)
+        super().__init__(locate.on_this_host(root))
         self._opened: dict[tuple[str, bool], LazyTensors] = {}
 
     def has(self, part: str) -> bool:

@@ -9,7 +9,6 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from realcustom_jax.paths import host_folder
 from realcustom_jax.staging import Staging
 from realcustom_jax.training.log import Log
 from realcustom_jax.training.losses import Mean
@@ -33,15 +32,15 @@ class Progress:
         workdir: gets the log; into a bucket it is copied every half minute, by `keep` and at the end.
         peak: operations a second of all devices together, or None.
     Attributes:
-        folder: of this host, what is written there gets to `workdir` with the log.
+        folder: of this host; what is written there gets to `workdir` with the log.
     """
 
     def __init__(self, name: str, settings: TrainSettings, start: int, workdir: "AnyPath", *, peak: float | None):
         self._name, self._settings, self._start = name, settings, start
         self._first = jax.process_index() == 0
         self.meter = Meter(steps=settings.steps, start=start, batch_size=settings.batch_size, peak=peak)
-        self._staging = Staging(workdir, "metrics.jsonl") if self._first else None
-        self.folder = self._staging.local if self._first else host_folder(workdir)
+        self._staging = Staging(workdir, "metrics.jsonl", process=jax.process_index())
+        self.folder = self._staging.local
         self._log = Log(self.folder, start, wandb=settings.wandb) if self._first else None
         self._recent: list[Mapping[str, Any]] = []
 
@@ -53,10 +52,10 @@ class Progress:
     def __exit__(self, *exception):
         self._bar.close()
         self.meter.close()
-        if self._log:
-            with self._staging:
+        with self._staging:
+            if self._log:
                 self._log.__exit__(*exception)
-                self.keep()
+            self.keep()
 
     def compiled(self, shape: str, seconds: float) -> None:
         """Another program is there; the time that it took is no step's."""
@@ -67,8 +66,7 @@ class Progress:
 
     def keep(self) -> None:
         """Copies what is written so far to the run's folder, where that is in a bucket."""
-        if self._staging:
-            self._staging.upload()
+        self._staging.upload()
 
     def started(self) -> None:
         """Another step is on its way."""
@@ -82,6 +80,7 @@ class Progress:
         """
         self._check(step, jax.device_get({name: metrics[name] for name in _CHECKED}))
         self.meter.finished(operations)
+        self._staging.upload(every=_UPLOAD_EVERY)
         if self._log is None:
             return
         self._recent.append(metrics)
@@ -96,7 +95,6 @@ class Progress:
                 shown["waits_for_input"] = f"{self.meter.input_wait_share():.0%}"
             self._bar.set_postfix(shown)
             self._log.write(step, {**known, **values, **self.meter.values(step)})
-            self._staging.upload(every=_UPLOAD_EVERY)
 
     def found(self, step: int, findings: Findings) -> None:
         """What a report says after a step."""

@@ -38,7 +38,6 @@ from realcustom_jax.model_files.adapter import (
     split_unet,
     vision_from_text,
 )
-from realcustom_jax.model_files.locate import on_this_host
 from realcustom_jax.model_files.network import Network, TextEncoder
 from realcustom_jax.model_files.schedule import read_solver
 from realcustom_jax.model_files.source import FolderSource
@@ -177,7 +176,7 @@ def _save_tokenizer(folder: "AnyPath", tokenizer) -> None:
 
 def _trained_base(config: MiniatureConfig) -> dict:
     """The base model of the bundle `config.warm_start`."""
-    trained = FolderSource(on_this_host(config.warm_start))
+    trained = FolderSource(as_path(config.warm_start))
     _, unet_params = weights.load_unet(config.models.unet, trained.tensors("unet"))
     return {"unet": unet_params, "text_encoder": trained.load("text_encoder")[1]}
 
@@ -186,7 +185,7 @@ def _adapter(config: MiniatureConfig, workdir: "AnyPath") -> None:
     trained = (find_adapter(as_path(config.warm_start) / "adapter").tensors,) if config.warm_start else ()
     task = _adapter_task("adapter", config, workdir, *trained, bystanders=config.adapter.bystanders)
     every = config.optimization.adapter.evaluate_pictures_every
-    scored = scored_pictures(every, find_judge(every, on_this_host(workdir / "bundle")),
+    scored = scored_pictures(every, find_judge(every, workdir / "bundle"),
                              lambda params: _pipeline(task, params, config, workdir))
     params = _fit("adapter", task, config, workdir, scored)
     _save_part(workdir, "adapter", config.models.adapter, adapter_tensors(params["projector"], params["vision"]))
@@ -198,7 +197,7 @@ def _pipeline(task: adapter.AdapterTask, params, config: MiniatureConfig, workdi
     frozen = task.frozen
     text_encoder = TextEncoder(_tokenizer(config), Network(task.text_encoder, frozen["text_encoder"]))
     return Pipeline(
-        text_encoders=(text_encoder,), vae=Network(*FolderSource(on_this_host(workdir / "bundle")).load("vae")),
+        text_encoders=(text_encoder,), vae=Network(*FolderSource(workdir / "bundle").load("vae")),
         unet=Network(task.unet, merge_unet(params["vision"], frozen["unet"])),
         siglip=Network(task.siglip, frozen["siglip"]), dino=Network(task.dinov2, frozen["dinov2"]),
         projector=Network(task.projector, params["projector"]), vision_settings=task.settings, betas=task.betas,
@@ -211,7 +210,7 @@ def _adapter_task(stage: str, config: MiniatureConfig, workdir: "AnyPath", *trai
     """The task with the bundle's base model, whose adapter begins as `trained`, or anew; with the batches of `stage`,
     of which the share `bystanders` has a second thing."""
     tokenizer, adapter_config = _tokenizer(config), config.models.adapter
-    source = FolderSource(on_this_host(workdir / "bundle"))
+    source = FolderSource(workdir / "bundle")
     key = jax.random.key(config.seed)
     with_vision = source.config("unet") | {"image_prompt_settings": adapter_config["image_prompt_settings"]}
     unet, unet_params = weights.load_unet(
@@ -258,7 +257,7 @@ def _empty(tokenizer) -> np.ndarray:
 def _latents(workdir: "AnyPath") -> dict[str, Any]:
     """The trained autoencoder's parameters, and encode and decode, between images in [-1, 1] and latents of unit
     variance."""
-    module, params = FolderSource(on_this_host(workdir / "bundle")).load("vae")
+    module, params = FolderSource(workdir / "bundle").load("vae")
     scale = module.config.scaling_factor
 
     def encode(params, images: jax.Array) -> jax.Array:
