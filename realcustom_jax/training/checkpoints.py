@@ -8,7 +8,8 @@ import contextlib
 import json
 import warnings
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
@@ -18,14 +19,11 @@ from realcustom_jax.errors import check_choice
 from realcustom_jax.files import write_json
 from realcustom_jax.paths import absolute, remove_tree
 
-if TYPE_CHECKING:
-    from realcustom_jax.paths import AnyPath
-
 ON_EXISTING: tuple[str, ...] = ("resume", "overwrite", "refuse")
 """What a run does with the checkpoints that it finds in its folder."""
 
 
-def check_run(folder: "AnyPath", run: Mapping[str, Any]) -> None:
+def check_run(folder: Path, run: Mapping[str, Any]) -> None:
     """Raises ValueError where `folder` holds checkpoints of another run than `run`, JSON values that say what it is
     about. What only one of the two says does not count, so that later versions may say more."""
     file, run = folder / "run.json", json.loads(json.dumps(dict(run)))
@@ -55,7 +53,7 @@ class Checkpoints:
         OSError, from `save` on: the disk is full; the checkpoints before the one being written are intact.
     """
 
-    def __init__(self, folder: "AnyPath", *, keep: int = 2, keep_every: int = 0, on_existing: str = "resume",
+    def __init__(self, folder: Path, *, keep: int = 2, keep_every: int = 0, on_existing: str = "resume",
                  run: Mapping[str, Any] | None = None):
         check_choice("on_existing", on_existing, ON_EXISTING)
         self.folder = absolute(folder)
