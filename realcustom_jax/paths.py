@@ -9,6 +9,7 @@ Neither etils nor fsspec is imported before a path of a bucket is used.
 """
 
 import contextlib
+import errno
 import fnmatch
 import hashlib
 import logging
@@ -118,6 +119,9 @@ def reaching(path: "AnyPath") -> Iterator[None]:
     except Exception as error:
         if not is_bucket(path):
             raise
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise OSError(f"The disk of {cache_folder()} is full, so that {os.fspath(path)} cannot be copied to it; "
+                          f"make room, or name another folder by {CACHE_VARIABLE}.") from None
         raise OSError(f"{os.fspath(path)} cannot be reached ({sentence(error)[:300] or type(error).__name__}); are the "
                       "bucket's name, your credentials and their permissions right (docs/training/buckets.md)?"
                       ) from error

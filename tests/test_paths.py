@@ -2,6 +2,7 @@
 test_buckets.py, with emulators."""
 
 import builtins
+import errno
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -177,6 +178,9 @@ def test_what_a_client_raises_is_one_sentence_that_names_the_path(bucket):
     with pytest.raises(OSError, match=r"^s3://bucket/run cannot be reached \(no credentials\); are the bucket's name"):
         with paths.reaching(bucket):
             raise RuntimeError("no\ncredentials")
+    with pytest.raises(OSError, match=r"^The disk of .*cache is full, so that s3://bucket/run cannot be copied to it"):
+        with paths.reaching(bucket):
+            raise OSError(errno.ENOSPC, "No space left on device")
     with pytest.raises(RuntimeError), paths.reaching(Path("run")):
         raise RuntimeError
 
