@@ -172,8 +172,8 @@ class PublishedTask:
         return [example_shape(self._pipeline, size) for size in self._batches.shapes]
 
     def scalars(self, step):
-        """The epoch that a step is in, with its fraction."""
-        return {"epoch": step / len(self._batches)}
+        """The epoch and the curriculum's."""
+        return self._batches.scalars(step)
 
     def trained_pipeline(self, params) -> Pipeline:
         """The pipeline with these parameters."""
