@@ -352,8 +352,10 @@ def test_the_step_compiled_ahead_for_a_tpu_is_the_one_that_runs_there(run, tmp_p
     # What is compiled before training begins are the batches that come, of every shape.
     kinds = [{shape_of(task.batch(step)) for step in range(8)},
              {shape_of(batch_shapes(example, 2)) for example in task.example_shapes()}]
-    assert kinds[0] == kinds[1] and len(kinds[0]) == 2
-    assert task.scalars(6) == {"epoch": 6 / len(batches)} and len(task.captions()) == 2
+    assert kinds[0] == kinds[1]
+    said = task.scalars(8)
+    assert said["epoch"] == 8 / len(batches) and said["curriculum/progress"] == 1 and len(task.captions()) == 2
+    assert said["curriculum/0.00"] + said["curriculum/0.50"] + said["curriculum/1.00"] == pytest.approx(1)
     settings = TrainSettings(**train["optimization"])
     state, batch = init_state(task.init(None), settings), task.batch(square)
     live = make_train_step(task.loss, settings).trace(state, task.frozen, batch, step_inputs(settings, 0)).jaxpr

@@ -36,6 +36,7 @@ class BucketBatches:
             small[i] for i in range(len(small)))), strict=True)
         self.buckets = [np.flatnonzero(np.equal(buckets, bucket)) for bucket in np.unique(buckets)]
         """The rows of each bucket."""
+        self._levels = np.unique(np.concatenate(self._difficulty)).tolist()
         self.references = np.array([len(difficulty) for difficulty in self._difficulty])
         """How many references each row has."""
         # One epoch is kept at a time.
@@ -49,6 +50,11 @@ class BucketBatches:
     def shapes(self) -> list[tuple[int, int]]:
         """(height, width) of the targets of each bucket."""
         return [self._rows[int(rows[0])]["target"].shape[:2] for rows in self.buckets]
+
+    def scalars(self, step: int) -> dict[str, float]:
+        """The epoch of a step, with its fraction, and the curriculum's (`Curriculum.scalars`) for the difficulties that
+        there are."""
+        return {"epoch": step / len(self), **self._curriculum.scalars(step, self._steps, self._levels)}
 
     def chosen(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """(row, which of its references) of each example of a batch, int [B] each."""

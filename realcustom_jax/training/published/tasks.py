@@ -84,8 +84,8 @@ class PublishedTask:
         return [example_shape(self._pipeline, (height, width)) for width, height in self._batches.shapes]
 
     def scalars(self, step):
-        """The epoch that a step is in, with its fraction."""
-        return {"epoch": self._batches.epoch(step)}
+        """The epoch and the curriculum's."""
+        return self._batches.scalars(step)
 
     def trained_pipeline(self, params) -> Pipeline:
         """The pipeline that loads the adapter with these parameters: they are then of half precision."""
