@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from realcustom_jax.conditioning.images import load_image, load_pixels
+from realcustom_jax.conditioning.images import load_image, load_rgb
 from realcustom_jax.conditioning.references import square_pixels, square_reference
 from realcustom_jax.data import examples as examples_module
 from realcustom_jax.data.batches import BucketBatches
@@ -195,8 +195,9 @@ def test_squares_of_bytes_are_those_of_sampling_rounded(size):
 def test_pixels_are_the_picture_in_bytes(picture):
     buffer = io.BytesIO()
     picture.save(buffer, "PNG")
-    np.testing.assert_array_equal(load_pixels(buffer.getvalue()), np.round(load_image(buffer.getvalue()) * 255))
-    assert load_pixels(buffer.getvalue()).dtype == np.uint8
+    found = load_rgb(buffer.getvalue())
+    np.testing.assert_array_equal(np.asarray(found), np.round(load_image(buffer.getvalue()) * 255))
+    assert found.mode == "RGB"
 
 
 def test_an_example_is_what_its_row_says():
@@ -252,9 +253,9 @@ def test_only_the_pictures_that_are_used_are_decoded(monkeypatch):
 
     def load(content):
         decoded.append(len(content))
-        return load_pixels(content)
+        return load_rgb(content)
 
-    monkeypatch.setattr(examples_module, "load_pixels", load)
+    monkeypatch.setattr(examples_module, "load_rgb", load)
     sizes = []
     for views in (1, 8):
         decoded.clear()

@@ -28,7 +28,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from benchmarks.common import parser_of, show
-from realcustom_jax.conditioning.images import load_pixels
+from realcustom_jax.conditioning.images import load_rgb
 from realcustom_jax.conditioning.references import square_pixels
 from realcustom_jax.data.batches import BucketBatches
 from realcustom_jax.data.build import build
@@ -137,16 +137,16 @@ def of_one_example(folder: str) -> dict[str, float]:
     """Milliseconds of the parts, the best of many."""
     of = batches(folder)
     record = of.rows.record(0)
-    target, reference = (load_pixels(content) for content in record.pictures[:2])
-    image, size = Image.fromarray(target), (1152, 896)
+    target = load_rgb(record.pictures[0])
+    pixels, size = np.asarray(target), (1152, 896)
     parts = {
         "the whole": lambda: of.read(0, 0),
         "drawing it": lambda: of.choose(0, 0),
         "reading its record": lambda: of.rows.record(0),
-        "decoding its target": lambda: load_pixels(record.pictures[0]),
-        "decoding its reference": lambda: load_pixels(record.pictures[1]),
-        "a target of another size": lambda: image.resize(size, Image.Resampling.LANCZOS),
-        "a reference of another size": lambda: square_pixels(target, 768),
+        "decoding its target": lambda: load_rgb(record.pictures[0]),
+        "decoding its reference": lambda: load_rgb(record.pictures[1]),
+        "a target of another size": lambda: target.resize(size, Image.Resampling.LANCZOS),
+        "a reference of another size": lambda: square_pixels(pixels, 768),
         "joining a batch, for each": lambda: of.join([example] * _BATCH),
     }
     example = of.read(0, 0)

@@ -9,7 +9,7 @@ import io
 import numpy as np
 from PIL import Image
 
-from realcustom_jax.conditioning.images import load_pixels
+from realcustom_jax.conditioning.images import load_rgb
 from realcustom_jax.conditioning.references import square_pixels
 from realcustom_jax.data.cutouts import cut_out_subject, recontextualised
 from realcustom_jax.data.records import CUT_OUT, PLACED_ANEW, Record
@@ -79,7 +79,7 @@ def read_example(record: Record, drawn: Drawn, size: tuple[int, int], reference_
 
 def _decoded(record: Record, number: int) -> Image.Image:
     try:
-        return Image.fromarray(load_pixels(record.pictures[number]))
+        return load_rgb(record.pictures[number])
     except ValueError as error:
         where = f"{number} of the row {record.where!r} in the dataset"
         raise ValueError(str(error).replace("given as bytes", where)) from None
