@@ -7,13 +7,18 @@ import sys
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 from absl import flags
 from ml_collections import config_flags
+from PIL import Image
 
+from realcustom_jax import disk
 from realcustom_jax.commands import overrides, train
 from realcustom_jax.training.miniature.config import MiniatureConfig
 from realcustom_jax.training.published.config import PublishedConfig
+
+import fresh_process
 
 ROOT = Path(__file__).parents[1]
 
@@ -165,6 +170,61 @@ def test_a_disk_that_is_only_for_reading(tmp_path):
         assert train._unusable(str(tmp_path / "run")) == f"{tmp_path} is not open for writing"
     finally:
         subprocess.run(["umount", tmp_path], check=True)
+
+
+FULL = """
+import sys
+from realcustom_jax.errors import exit_code
+from realcustom_jax.disk import enough_disk
+def work():
+    with enough_disk(sys.argv[1]):
+        {}
+print(exit_code(work, report=print))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("work", [
+    "from realcustom_jax.data.sprites.bank import BankConfig, paint_bank\n        from pathlib import Path\n"
+    "        paint_bank(BankConfig(identities=36, poses=2, scenes=2), Path(sys.argv[1]) / 'bank')",
+    "from realcustom_jax.model_files import bundle\n        from pathlib import Path; import numpy as np\n"
+    "        bundle.save_part(Path(sys.argv[1]), 'adapter', {}, {'x': np.ones(2_000_000, np.float32)})",
+    "from realcustom_jax.data.build import build; from realcustom_jax.data.sources import open_source\n"
+    "        import test_bad_settings; build(open_source(test_bad_settings.noise(sys.argv[1])), sys.argv[1])"])
+def test_a_full_disk_is_one_sentence_wherever_it_is_met(tmp_path, work):
+    """A real one, of 1 MB: the bank, a part of a bundle, a dataset. Nothing is left that would be believed."""
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", tmp_path], capture_output=True).returncode:
+        pytest.skip("no disk can be mounted here")
+    try:
+        said = fresh_process.run(FULL.format(work), tmp_path).splitlines()
+        left = [path for path in tmp_path.rglob("*") if path.name in ("bank.json", "config.json", "dataset_info.json")]
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
+    assert said[-1] == "2", said
+    assert re.fullmatch(f"error: The disk of {tmp_path} is full .*Make room and run the same command again.", said[-2])
+    assert not left
+
+
+def noise(beside):
+    """A folder of one picture that a disk of 1 MB cannot hold."""
+    folder = Path(f"{beside}-pictures")
+    folder.mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (1024, 1024, 3), np.uint8)
+    Image.fromarray(pixels).save(folder / "a.png")
+    (folder / "manifest.jsonl").write_text(
+        '{"target": "a.png", "caption": "a dog", "word": "dog", "box": [1, 1, 900, 900]}')
+    return folder
+
+
+@pytest.mark.parametrize("error, full", [
+    (OSError(28, "No space left on device"), True), (OSError(27, "File too large"), True), (OSError(2, "x"), False),
+    (RuntimeError("Failed to write 9 bytes to file 5: No space left on device [os_error_code='28']"), True),
+    (ValueError("a box"), False)])
+def test_which_exceptions_mean_a_full_disk(error, full):
+    assert disk.is_full(error) == full
+    with pytest.raises(OSError if full else type(error), match="The disk of here is full" if full else None):
+        with disk.enough_disk("here"):
+            raise error
 
 
 @pytest.mark.slow

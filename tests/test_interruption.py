@@ -19,6 +19,8 @@ from realcustom_jax import interruption
 from realcustom_jax.devices.shared_disk import on_first_process
 from realcustom_jax.errors import exit_code
 
+import fresh_process
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -146,6 +148,47 @@ def test_a_handler_that_is_not_pythons_hears_of_it_and_is_put_back():
         assert interruption._native_handler() == address
     finally:
         interruption._set_native_handler(before)
+
+
+TWO = """
+import os, pathlib, signal, sys, jax
+jax.distributed.initialize(sys.argv[2], num_processes=2, process_id=int(sys.argv[3]))
+from realcustom_jax import interruption
+from realcustom_jax.devices.shared_disk import on_first_process
+from realcustom_jax.errors import exit_code
+from test_training import *
+folder, me = pathlib.Path(sys.argv[1]), jax.process_index()
+class Evicted(Layered):
+    def batch(self, step):
+        if step == 3 and me == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        import time; time.sleep(0.2)  # JAX's service looks once a second
+        here = examples_here(batch_sharding(make_mesh(fsdp=2), 4), 4)
+        return {name: x[here] for name, x in super().batch(step).items()}
+def train():
+    fit('two', Evicted(), dataclasses.replace(SETTINGS, steps=400, save_every=400, sample_every=0), folder,
+        mesh=make_mesh(fsdp=2))
+def build():
+    on_first_process(lambda: os.kill(os.getpid(), signal.SIGTERM))
+with interruption.raised():
+    code = exit_code({"train": train, "build": build}[sys.argv[4]], report=print)
+os._exit(code) if sys.argv[4] == "build" else sys.exit(code)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("work", ["train", "build"])
+def test_two_processes_stop_together_when_one_is_asked_to(tmp_path, work):
+    """After the same step, saved; and what the first alone does for both stops both."""
+    address = f"localhost:{fresh_process.free_port()}"
+    processes = [fresh_process.start(TWO, tmp_path, address, i, work, devices=2, stdout=subprocess.PIPE,
+                                     stderr=subprocess.STDOUT) for i in range(2)]
+    said = [process.communicate(timeout=500)[0] for process in processes]
+    assert [process.returncode for process in processes] == [75, 75], said
+    if work == "train":
+        steps = [path.name for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()]
+        assert len(steps) == 1 and int(steps[0]) < 400
+        assert all(f"stopped after step {steps[0]} of 400 as asked, and saved" in text for text in said)
 
 
 @pytest.fixture(scope="module")

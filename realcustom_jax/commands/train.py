@@ -27,6 +27,7 @@ from realcustom_jax import interruption
 from realcustom_jax.commands import overrides
 from realcustom_jax.commands.program import program, say_nothing_of_accelerators, warnings_as_sentences
 from realcustom_jax.devices import xla_flags
+from realcustom_jax.disk import enough_disk
 from realcustom_jax.errors import exit_code, needs_extra
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The configuration, e.g. configs/mini.py.")
@@ -96,7 +97,8 @@ def _cpu_devices(config: ConfigDict) -> int:
 def _run(config) -> None:
     from realcustom_jax.memory import enough_memory
 
-    with enough_memory("choose a smaller batch, more accumulate, more fsdp, or precomputed features"):
+    with enough_disk(_WORKDIR.value), \
+            enough_memory("choose a smaller batch, more accumulate, more fsdp, or precomputed features"):
         if _COMPILE_ONLY.value or _PRINT_SHARDING.value:
             _look_ahead(config)
         elif _WORKDIR.value is None:

@@ -18,13 +18,13 @@ import jax
 import orbax.checkpoint as ocp
 
 from realcustom_jax.devices.shared_disk import all_agree, on_first_process
+from realcustom_jax.disk import is_full
 from realcustom_jax.errors import check_choice
 from realcustom_jax.files import sole_user
 from realcustom_jax.training import checksums
 from realcustom_jax.training.identity import RunIdentity
 
 _STATE, _CHECKSUMS = "default", "checksums"  # the items of a checkpoint; the first is Orbax's name for a single one
-_FULL = ("No space left on device", "Disk quota exceeded", "File too large")
 
 ON_EXISTING: tuple[str, ...] = ("resume", "overwrite", "refuse")
 """What a run does with the checkpoints that it finds in its folder."""
@@ -118,7 +118,7 @@ class Checkpoints:
         try:
             yield
         except Exception as error:  # TensorStore's is a ValueError, Python's an OSError
-            if not any(reason in str(error) for reason in _FULL):
+            if not is_full(error):
                 raise
             with contextlib.suppress(Exception):  # the one before may still be being written
                 self._manager.wait_until_finished()
