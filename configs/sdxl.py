@@ -43,6 +43,9 @@ def get_config() -> ml_collections.ConfigDict:
     # The adapter's training on your own pictures (docs/training/own_pictures.md); --compile_only and --print_sharding
     # look at its step.
     # Every key, with its comment and default: realcustom_jax/training/published/config.py.
+    # What others did: IP-Adapter trained its SDXL adapters at 512 x 512 and then at 1024
+    # (https://github.com/tencent-ailab/IP-Adapter); RealCustom took 160,000 steps at 1e-5 on SD-1.5 (arXiv 2403.00483).
+    # docs/training/recipe.md does it in these two stages: --config.train.side=512, then side=1024 with adapter=….
     config.train = published_defaults(
         kind="sdxl", model="ckpts/sdxl", side=1024,
         preset={"pooled": "projected", "size_order": "height_first"})  # as SDXL itself was trained

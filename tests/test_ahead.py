@@ -66,6 +66,33 @@ def test_a_mesh_divides_the_sampler():
     assert four["collectives"]["all-gather"]["bytes"] > 0
 
 
+SLICES = """
+import json
+from test_ahead import *
+devices = topology.tpu_devices("2 v5e:2x2")
+mesh = make_mesh(data=1, fsdp=-1, dcn_data=2, devices=devices)
+slices = [[device.slice_index for device in row] for row in mesh.devices[..., 0]]
+train = {**TRAIN, "optimization": {"steps": 10, "batch_size": 8}}
+step = ahead_of_time.AdapterStep(PublishedConfig.from_config(train), devices[0], configs=PARTS)
+trained = sum(x.size for x in jax.tree.leaves(step.task.trained))
+print(json.dumps([slices, trained, ahead_of_time.compile_ahead(step, mesh)["collectives"]]))
+"""
+
+
+@pytest.mark.slow
+def test_gradients_alone_cross_from_slice_to_slice():
+    """Summed within a slice first, so that each of its chips sends its own quarter, once, in at most float32.
+    Parameters are gathered within a slice."""
+    pytest.importorskip("libtpu")
+    slices, trained, found = json.loads(run(SLICES).splitlines()[-1])
+    assert slices == [[0] * 4, [1] * 4]
+    across = {name: entry for name, entry in found.items() if name.endswith("across slices")}
+    assert list(across) == ["all-reduce across slices"] and found["all-gather"]["count"] > 0
+    sent = across["all-reduce across slices"]
+    # Biases and scales are not divided, so that every chip has all of them.
+    assert 0 < sent["count"] < 100 and 2 * trained / 4 < sent["bytes"] < 4 * trained / 2
+
+
 def test_the_parameters_of_the_sampler_are_described():
     text = ahead_of_time.describe_program(SAMPLER, make_mesh(devices=jax.devices()[:1]))
     assert "frozen" in text and "to_k_vision" in text
@@ -165,6 +192,8 @@ ENTRY %main.3 (x: f32[2]) -> f32[2] {
   %d = f32[] all-reduce(%z), to_apply=%add
   %e = (bf16[4,4]{1,0}, bf16[8,4]{1,0}) all-gather-start(%w), dimensions={0}
   %f = bf16[8,4]{1,0} all-gather-done(%e)
+  %s = (bf16[1,4,128]{2,1,0:T(4,128)}, u32[], token[]) send(%b), {_xla_host_transfer_rendezvous="all-reduce.3"}
+  %u = (f32[8]{0}, u32[], token[]) send(%b, %t), frontend_attributes={_xla_host_transfer_rendezvous="host_callback"}
   LOOP
 }
 """
@@ -174,7 +203,8 @@ ENTRY %main.3 (x: f32[2]) -> f32[2] {
         return ahead_of_time.collectives(text.replace("LOOP", loop))
 
     assert found(loop) == {
-        "all-gather": {"count": 22, "bytes": 128 + 10 * (4 + 16)}, "all-reduce": {"count": 2, "bytes": 24}}
+        "all-gather": {"count": 22, "bytes": 128 + 10 * (4 + 16)}, "all-reduce": {"count": 2, "bytes": 24},
+        "all-reduce across slices": {"count": 1, "bytes": 1024}}
     assert found(loop + ', backend_config={"known_trip_count":{"n":"3"}}')["all-gather"]["count"] == 8
     assert found(loop.replace("condition.1", "by_twos"))["all-gather"]["count"] == 2 + 2 * 5
     assert found(loop.replace("condition.1", "unknown"))["all-gather"]["count"] == 4

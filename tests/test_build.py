@@ -136,7 +136,7 @@ def test_two_workers_build_what_one_does_and_import_no_jax(tmp_path):
     assert wheres(one) == wheres(two)
     assert {name: content for name, (*_, content) in state(tmp_path / "one").items()} == {
         name: content for name, (*_, content) in state(tmp_path / "two").items()}
-    assert not hidden(tmp_path / "two") and not multiprocessing.active_children()
+    assert not hidden(tmp_path / "two") and not children(os.getpid())
     code = ("import sys, realcustom_jax.data.build, realcustom_jax.data.sources, realcustom_jax.data.workers\n"
             "print(sorted({'jax', 'transformers', 'tensorflow', 'torch'} & set(sys.modules)))")
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -286,7 +286,7 @@ def test_what_goes_wrong_keeps_the_finished_shards(tmp_path, number):
     with pytest.raises(OSError, match="pictures is gone"):
         build(FakeSource(does={2: "fails"}), tmp_path, workers=number)
     before = state(tmp_path)
-    assert len(before) >= 1 and not hidden(tmp_path) and not multiprocessing.active_children()
+    assert len(before) >= 1 and not hidden(tmp_path) and not children(os.getpid())
     assert wheres(build(FakeSource(), tmp_path, workers=number)) == LINES
     assert before.items() <= state(tmp_path).items()
 
@@ -295,7 +295,7 @@ def test_what_goes_wrong_keeps_the_finished_shards(tmp_path, number):
 def test_a_worker_that_dies_is_one_sentence(tmp_path):
     with pytest.raises(OSError, match="worker process .* was ended from outside"):
         build(FakeSource(does={3: "killed"}), tmp_path, workers=2)
-    assert not hidden(tmp_path) and not multiprocessing.active_children()
+    assert not hidden(tmp_path) and not children(os.getpid())
     assert wheres(build(FakeSource(), tmp_path, workers=2)) == LINES
 
 
@@ -310,10 +310,14 @@ def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch):
     real = shards.ArrayRecordWriter
     monkeypatch.setattr(shards, "ArrayRecordWriter",
                         lambda path, options: real("/dev/full" if "00002-of" in path else path, options))
-    with pytest.raises(OSError, match="00002-of-00004 cannot be written .*No space left.*is kept: make room"):
+    with pytest.raises(OSError, match=r"The disk of .* is full \(.*No space left.* is kept\. Make room"):
         build(FakeSource(), tmp_path, workers=1)
     before = state(tmp_path)
     assert len(before) == 2 and not hidden(tmp_path)
+    monkeypatch.setattr(shards, "ArrayRecordWriter", lambda path, options: real(f"{path}/nowhere", options))
+    with pytest.raises(OSError, match="00002-of-00004 cannot be written .*is kept: mend what is in the way"):
+        build(FakeSource(), tmp_path, workers=1)
+    assert state(tmp_path) == before and not hidden(tmp_path)
     monkeypatch.undo()
     assert wheres(build(FakeSource(), tmp_path, workers=1)) == LINES and before.items() <= state(tmp_path).items()
 
@@ -351,7 +355,7 @@ def noise(tmp_path_factory):
     return folder, len(rows)
 
 
-def wait_for(condition, seconds=60):
+def wait_for(condition, seconds=180):
     until = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < until
@@ -378,8 +382,8 @@ def test_a_build_that_is_stopped_keeps_its_finished_shards(noise, tmp_path, by):
     wait_for(lambda: len(list((tmp_path / "made").glob("done/*"))) >= 2)
     pids = children(process.pid)
     process.send_signal(by)
-    _, said = process.communicate(timeout=20)
-    wait_for(lambda: not any(map(running, pids)), 10)
+    _, said = process.communicate(timeout=60)
+    wait_for(lambda: not any(map(running, pids)), 30)
     assert process.returncode == {signal.SIGKILL: -9, signal.SIGTERM: 75, signal.SIGINT: 130}[by]
     assert "Traceback" not in said
     if by != signal.SIGKILL:
@@ -387,7 +391,7 @@ def test_a_build_that_is_stopped_keeps_its_finished_shards(noise, tmp_path, by):
     before = {name: about for name, about in state(tmp_path / "made").items()}
     assert len(before) >= 2
     again = start("build", folder, "--out", tmp_path / "made", "--workers", 1)
-    said = again.communicate(timeout=120)
+    said = again.communicate(timeout=300)
     assert again.returncode == 0, said
     after = state(tmp_path / "made")
     assert len(after) == 4 and not hidden(tmp_path / "made")
@@ -401,7 +405,7 @@ def test_two_builders_of_one_dataset_do_not_harm_each_other(noise, tmp_path):
     folder, rows = noise
     both = [start("build", folder, "--out", tmp_path / "made", "--workers", 1) for _ in range(2)]
     for process in both:
-        said = process.communicate(timeout=120)
+        said = process.communicate(timeout=300)
         assert process.returncode == 0, said
     dataset = Dataset(tmp_path / "made")
     assert len(dataset) == rows and not hidden(tmp_path / "made")
@@ -522,6 +526,41 @@ def test_workers_tell_how_far_they_are(tmp_path):
     assert told[-1] == 6
 
 
-def _count_twice():
-    workers.count()
-    workers.count()
+def _count_twice(count):
+    count()
+    count()
+
+
+def _print_and_fail(count):
+    print("not a reply")
+    os.write(1, b"nor this")
+    raise Unusual("first", "second")
+
+
+class Unusual(Exception):
+    """One that cannot be made again from what it says."""
+
+    def __init__(self, one, two):
+        super().__init__(one)
+
+
+@pytest.mark.slow
+def test_what_workers_print_or_raise_is_told(tmp_path):
+    with pytest.raises(RuntimeError, match="Unusual: first"):
+        list(workers.in_workers(_print_and_fail, [()], 1, lambda count: None, "failing"))
+
+
+@pytest.mark.slow
+def test_a_script_without_a_guard_builds_with_workers(tmp_path):
+    """Its program is not run again by the workers."""
+    code = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from test_build import FakeSource
+from realcustom_jax.data.build import build
+print(len(build(FakeSource(), sys.argv[2], workers=2)))
+"""
+    for given in (["-c", code], ["-"]):
+        said = subprocess.run([sys.executable, *given, str(Path(__file__).parent), str(tmp_path / given[0])],
+                              input=code, capture_output=True, text=True, timeout=120, cwd=Path(__file__).parents[1])
+        assert said.stdout.strip() == "8", said.stderr

@@ -1,8 +1,10 @@
 """Configurations as dataclasses: what is wrong is told with the key's name and the nearest known one."""
 
 import importlib.util
+import math
 from pathlib import Path
 
+import ml_collections
 import pytest
 
 from realcustom_jax.training.miniature.config import MiniatureConfig
@@ -65,7 +67,7 @@ def test_what_is_wrong_with_a_miniatures_configuration_is_named(key, value, mess
     ("precomputd", True, "key in config.train: 'precomputd'.*did you mean 'precomputed'"),
     ("mesh.tensr", 2, "key in config.train.mesh: 'tensr'.*did you mean 'tensor'"),
     ("precomputed", "yes", "config.train.precomputed is 'yes'; expected true or false"),
-    ("data", "toys", "config.train.data is 'toys'; expected a mapping of folder, max_broken, seed"),
+    ("data", "toys", "config.train.data is 'toys'; expected a mapping of folder, sources, columns, word"),
     ("kind", "sdlx", "Unknown kind 'sdlx'.*did you mean 'sdxl'"),
     ("fresh.dim_head", 0, "config.train.fresh: dim_head is 0"),
     ("fresh.vision_settings.size", 7, "config.train.fresh.vision_settings: .*size=7"),
@@ -73,3 +75,33 @@ def test_what_is_wrong_with_a_miniatures_configuration_is_named(key, value, mess
 def test_what_is_wrong_with_a_published_models_training_is_named(key, value, message):
     with pytest.raises(ValueError, match=message):
         PublishedConfig.from_config(changed(load("sdxl")["train"], key, value))
+
+
+def test_the_data_of_a_configuration_are_sources_and_filters():
+    train = load("sdxl")["train"]
+    config = PublishedConfig.from_config(changed(changed(train, "data.folder", "a"), "data.columns.caption", "text"))
+    (source,) = config.data.mixture()
+    assert (source.path, source.columns, source.weight) == ("a", (("caption", "text"),), 1.0)
+    assert config.data.filters == {"min_side": 0, "max_aspect": math.inf, "min_score": -math.inf, "held_out": 0.0}
+    sources = ml_collections.ConfigDict(train)
+    sources.data.sources = ({"path": "a", "weight": 2}, {"path": "b", "word": "dog"})
+    config = PublishedConfig.from_config(sources.to_dict())
+    assert [(x.path, x.weight, x.word) for x in config.data.mixture()] == [("a", 2.0, ""), ("b", 1.0, "dog")]
+    with pytest.raises(ValueError, match="config.train.data.folder is empty"):
+        PublishedConfig.from_config(train).data.mixture()
+
+
+@pytest.mark.parametrize("values, message", [
+    ({"data.held_out": 1.0}, "config.train.data: held_out is 1.0"),
+    ({"data.max_aspect": 0.5}, "config.train.data: max_aspect is 0.5"),
+    ({"data.min_side": 0.5}, "config.train.data.min_side is 0.5; expected a whole number"),
+    ({"data.colums": {}}, "did you mean 'columns'"),
+    ({"data.columns.captain": "x"}, "did you mean 'caption'"),
+    ({"data.folder": "a", "data.sources": ({"path": "b"},)}, "folder is 'a', and sources are given too"),
+])
+def test_data_of_a_configuration_that_cannot_be_used_are_named(values, message):
+    train = load("sdxl")["train"]
+    for key, value in values.items():
+        train = changed(train, key, value)
+    with pytest.raises(ValueError, match=message):
+        PublishedConfig.from_config(train)

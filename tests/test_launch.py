@@ -47,11 +47,48 @@ def test_slurm(machine):
     program("bin/srun")
     done, calls = run("slurm.sh", *OPTIONS, SLURM_GPUS_ON_NODE="8", SLURM_CPUS_ON_NODE="64")
     assert done.returncode == 0, done.stderr
-    assert calls == [["srun", "0,1,2,3,4,5,6,7", "--kill-on-bad-exit=1", "--cpus-per-task=64", ".venv/bin/python",
-                      "train.py", "--distributed", *OPTIONS]]
+    assert calls == [["srun", "0,1,2,3,4,5,6,7", "--kill-on-bad-exit=0", "--wait=120", "--cpus-per-task=64",
+                      ".venv/bin/python", "train.py", "--distributed", *OPTIONS]]
     done, _ = run("slurm.sh", *OPTIONS)
     assert done.returncode and "start this with sbatch" in done.stderr
     assert run("slurm.sh")[0].returncode == 2
+
+
+@pytest.mark.parametrize("code", [75, 2, 137])
+def test_slurm_puts_a_job_that_saved_back_into_the_queue(machine, code):
+    program, run = machine
+    program("bin/srun", f"sys.exit({code})")
+    program("bin/scontrol")
+    done, calls = run("slurm.sh", *OPTIONS, SLURM_GPUS_ON_NODE="8", SLURM_JOB_ID="17")
+    assert [call[2:] for call in calls[1:]] == ([["requeue", "17"]] if code == 75 else [])
+    assert done.returncode == (0 if code == 75 else code)
+
+
+# A cloud whose slice is there from the second time on that it is asked for, and whose training ends with these codes.
+CLOUD = """
+import pathlib
+folder, codes = pathlib.Path(os.environ["HOME"]), [int(code) for code in os.environ["CODES"].split()]
+count = len((folder / "calls").read_text().splitlines())
+before = [json.loads(line)[2:] for line in (folder / "calls").read_text().splitlines()][:-1]
+if "describe" in sys.argv:
+    print("READY" if any("create" in call for call in before) else "CREATING")
+    sys.exit(not any("create" in call for call in before))
+if "ssh" in sys.argv:
+    sys.exit(codes[sum("ssh" in call for call in before)])
+"""
+
+
+@pytest.mark.parametrize("codes, ended", [("75 75 0", 0), ("75 2", 2), ("1", 1)])
+@pytest.mark.parametrize("queued", ["", "1"])
+def test_tpu_begins_again_after_a_stop_that_saved(machine, tmp_path, codes, ended, queued):
+    program, run = machine
+    program("bin/gcloud", CLOUD)
+    done, calls = run("tpu.sh", "rc16", "v5litepod-16", *OPTIONS, ZONE="us-west4-a", HOME=str(tmp_path), CODES=codes,
+                      QUEUED=queued, POLL="0")
+    assert done.returncode == ended, done.stderr
+    assert sum("ssh" in call for call in calls) == len(codes.split())
+    made = [call for call in calls if "create" in call]
+    assert len(made) == 1 and ("queued-resources" in made[0]) == bool(queued)
 
 
 def test_tpu(machine, tmp_path):

@@ -19,14 +19,16 @@ import jax
 from pathlib import Path
 if len(sys.argv) > 5:
     jax.distributed.initialize(sys.argv[4], num_processes=2, process_id=int(sys.argv[5]))
-from realcustom_jax.data.pictures.bucketed import BucketBatches
+from realcustom_jax.data.batches import BucketBatches
+from realcustom_jax.data.dataset import Dataset
 from realcustom_jax.pipeline import Pipeline
 from realcustom_jax.training.curriculum import Curriculum
 from realcustom_jax.training.published import features
 features._AT_ONCE, features._ROWS = 2, 4
 model, data, parent = map(Path, sys.argv[1:4])
-batches = BucketBatches(data, batch_size=1, seed=0, curriculum=Curriculum(), steps=1)
-print(features.compute_features(features.Encoders(Pipeline.load(model)), data, batches, parent).folder)
+batches = BucketBatches(Dataset(data), side=64, reference_side=32, batch_size=1, seed=0, curriculum=Curriculum(),
+                        steps=1)
+print(features.compute_features(features.Encoders(Pipeline.load(model)), "rows", batches, parent).folder)
 """
 
 
@@ -35,7 +37,8 @@ def computed(tmp_path_factory):
     """(model, dataset, folder of features that one process computed on one device)."""
     import json
 
-    from realcustom_jax.data.pictures import folder
+    from realcustom_jax.data.build import build
+    from realcustom_jax.data.sources import open_source
 
     path, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
     lines = []
@@ -46,7 +49,7 @@ def computed(tmp_path_factory):
                       "word": "dog cat".split()[i % 2]} | ({"box": [10, 10, 80, 80]} if i % 4 else {}))
     (path / "manifest.jsonl").write_text("\n".join(map(json.dumps, lines)))
     model = write_mini_bundle(path / "model", "sdxl")
-    data = folder.make_dataset(path, path / "data", side=64, reference_side=32)
+    data = build(open_source(path), path.with_name("made"), workers=1).folder
     fresh_process.run(COMPUTE, model, data, path / "one")
     return model, data, path / "one"
 

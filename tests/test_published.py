@@ -115,8 +115,7 @@ def test_an_adapter_is_used_with_the_conditioning_that_it_was_trained_with(run):
 def test_a_reloaded_adapter_makes_the_pictures_that_its_training_showed(run):
     """To the byte, with nothing said of a preset; a preset that is given goes first."""
     _, model, config, workdir = run
-    data = next(path.parent for path in (workdir / "data").rglob("dataset_info.json"))
-    batch = BucketBatches(data, batch_size=2, seed=0, curriculum=Curriculum(), steps=3)[0]
+    batch = batches_of(dataset_of(workdir), steps=3)[0]
     pipeline = dataclasses.replace(Pipeline.load(model, workdir / "adapter"), vocabulary=None)
     references = [Image.fromarray(x) for x in batch["reference"]]
 
@@ -284,6 +283,12 @@ def test_a_run_goes_on_when_its_files_were_moved_and_not_on_another_base(run, tm
     published.train_adapter(config, workdir)
     assert len(list((workdir / "data").rglob("dataset_info.json"))) == 1
     assert times == [path.stat().st_mtime_ns for path in (fresh, next((workdir / "data").rglob("dataset_info.json")))]
+    lines = (pictures / "manifest.jsonl").read_text()
+    (pictures / "manifest.jsonl").write_text(lines.partition("\n")[2])
+    with pytest.raises(ValueError, match="belongs to another run: data is "):
+        published.train_adapter(config, workdir)
+    assert len(list((workdir / "data").rglob("identity.json"))) == 1, "before another dataset is begun"
+    (pictures / "manifest.jsonl").write_text(lines)
     train_anew(moved, "vae")
     with pytest.raises(ValueError, match="belongs to another run: the content of the autoencoder in float32 is '"):
         published.train_adapter(config, workdir)

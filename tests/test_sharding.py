@@ -1,5 +1,8 @@
 """Where parameters lie: every network's are known, and what does not fit is named."""
 
+import dataclasses
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +19,7 @@ from realcustom_jax.models.unet import UNet, UNetConfig
 from realcustom_jax.models.vae import Autoencoder, VAEConfig
 from realcustom_jax.models.vit import VisionTransformer, VitConfig
 from realcustom_jax.training.loop import TrainSettings, init_state
+from realcustom_jax.training.published.config import MeshConfig
 
 
 def mesh(data=1, fsdp=1, tensor=1):
@@ -75,6 +79,45 @@ def test_a_convolution_gathers_its_kernel_along_fsdp():
     [found] = [e.params["sharding"].spec for e in equations if e.primitive.name == "sharding_constraint"]
     assert found == PartitionSpec(None, None, ("tensor",), None)
     assert not any(e.primitive.name == "sharding_constraint" for e in jax.make_jaxpr(convolved)(kernel).eqns)
+
+
+def test_a_mesh_of_slices_says_what_does_not_fit():
+    """Eight chips of two slices; hosts of GPUs count as slices, and need not be told apart."""
+    chips = [SimpleNamespace(platform="tpu", slice_index=i // 4, id=i) for i in range(8)]
+    with pytest.raises(ValueError, match="The devices are of 2 slices, and dcn_data is 1: it must be the number of sl"):
+        make_mesh(data=-1, devices=chips)
+    with pytest.raises(ValueError, match="of 1 slice, and dcn_data is 2"):
+        make_mesh(data=-1, dcn_data=2, devices=chips[:4])
+    with pytest.raises(ValueError, match="of 1 slice, and dcn_data is 2"):
+        make_mesh(data=1, dcn_data=2, devices=[SimpleNamespace(platform="gpu", id=i) for i in range(2)])
+    with pytest.raises(ValueError, match="data=1, fsdp=4, tensor=1, dcn_data=3 does not fit 8 devices"):
+        make_mesh(data=1, fsdp=4, dcn_data=3, devices=chips)
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """What a mesh asks of a chip of a v5e."""
+
+    id: int
+    slice_index: int
+    process_index: int
+    coords: tuple[int, int, int]
+    core_on_chip: int = 0
+    platform: str = "tpu"
+    device_kind: str = "TPU v5 lite"
+
+
+def test_a_mesh_of_slices_lies_slice_by_slice():
+    chips = [Chip(i, i // 4, i // 4, (i % 2, i // 2 % 2, 0)) for i in range(8)]
+    placed = make_mesh(data=2, fsdp=2, dcn_data=2, devices=chips)
+    assert dict(placed.shape) == {"data": 4, "fsdp": 2, "tensor": 1}
+    assert [{chip.slice_index for chip in row.flat} for row in placed.devices] == [{0}, {0}, {1}, {1}]
+
+
+@pytest.mark.parametrize("dcn_data", [0, -1])
+def test_the_number_of_slices_is_checked(dcn_data):
+    with pytest.raises(ValueError, match=f"dcn_data is {dcn_data}; expected the number of TPU slices"):
+        MeshConfig(dcn_data=dcn_data)
 
 
 def test_vmapped_examples_lie_along_the_axes_of_a_batch():

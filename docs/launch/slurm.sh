@@ -6,9 +6,10 @@
 #SBATCH --exclusive
 #SBATCH --mem=0
 #SBATCH --requeue
+#SBATCH --open-mode=append
 #SBATCH --signal=TERM@180
 # Trains on hosts of 8 GPUs each, one process a host. Before a time limit or a preemption SLURM's SIGTERM saves; the
-# requeued job, or the same command again, resumes.
+# job is then put into the queue again, and resumes. So does the same command, submitted again.
 #
 #   sbatch docs/launch/slurm.sh --config=configs/sdxl.py --workdir=/shared/toys            # two hosts
 #   sbatch --nodes=1 docs/launch/slurm.sh --config=configs/sdxl.py --workdir=/shared/toys  # one
@@ -20,4 +21,10 @@ set -euo pipefail
 # Within SLURM, JAX would give each process one GPU.
 JAX_LOCAL_DEVICE_IDS=$(seq -s, 0 $((${SLURM_GPUS_ON_NODE:?start this with sbatch} - 1)))
 export JAX_LOCAL_DEVICE_IDS
-exec srun --kill-on-bad-exit=1 --cpus-per-task="${SLURM_CPUS_ON_NODE:-1}" .venv/bin/python train.py --distributed "$@"
+# 75: all have stopped and saved. After another end of one process the others get two minutes, and not none, because
+# those that save end one after the other.
+code=0
+srun --kill-on-bad-exit=0 --wait=120 --cpus-per-task="${SLURM_CPUS_ON_NODE:-1}" \
+  .venv/bin/python train.py --distributed "$@" || code=$?
+[ "$code" -ne 75 ] || exec scontrol requeue "${SLURM_JOB_ID:?start this with sbatch}"
+exit "$code"

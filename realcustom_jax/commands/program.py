@@ -1,8 +1,13 @@
 """What all commands have in common."""
 
+import contextlib
 import logging
 import sys
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from realcustom_jax.errors import sentence
 
 
 def program(installed: str) -> str:
@@ -14,3 +19,11 @@ def program(installed: str) -> str:
 def say_nothing_of_accelerators() -> None:
     """That JAX finds no accelerator is no news to whoever runs on a CPU."""
     logging.getLogger("jax._src.xla_bridge").setLevel(logging.ERROR)
+
+
+@contextlib.contextmanager
+def warnings_as_sentences(say: Callable[[str], None]) -> Iterator[None]:
+    """Our warnings as one line each, told to `say`; none of the libraries' other kinds."""
+    with warnings.catch_warnings():  # which also puts the caller's way of showing warnings back
+        warnings.showwarning = lambda message, kind, *_: kind is UserWarning and say(f"warning: {sentence(message)}")
+        yield

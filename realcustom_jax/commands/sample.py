@@ -13,7 +13,7 @@ from contextlib import nullcontext
 
 from tqdm import tqdm
 
-from realcustom_jax.commands.program import say_nothing_of_accelerators
+from realcustom_jax.commands.program import say_nothing_of_accelerators, warnings_as_sentences
 from realcustom_jax.commands.sample_options import PROMPT, load_model, parse
 
 # What a pipeline is loaded from, and how.
@@ -33,9 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
         with enough_memory():
             return _run(options)
 
-    with warnings.catch_warnings():  # which also puts the caller's way of showing warnings back
-        warnings.showwarning = lambda message, kind, *_: kind is UserWarning and say(
-            f"warning: {errors.sentence(message)}")
+    with warnings_as_sentences(say):
         return errors.exit_code(work, debug=options.debug, report=say)
 
 

@@ -24,7 +24,10 @@ from absl import logging as absl_logging
 from ml_collections import ConfigDict, config_flags
 
 from realcustom_jax import interruption
-from realcustom_jax.commands.program import program, say_nothing_of_accelerators
+from realcustom_jax.commands import overrides
+from realcustom_jax.commands.program import program, say_nothing_of_accelerators, warnings_as_sentences
+from realcustom_jax.devices import xla_flags
+from realcustom_jax.disk import enough_disk
 from realcustom_jax.errors import exit_code, needs_extra
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The configuration, e.g. configs/mini.py.")
@@ -41,6 +44,8 @@ _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0 on.")
 _PROGRAM = flags.DEFINE_string("program", "step", "What the two above are about: the step of training, or sampler.")
 _JSON = flags.DEFINE_string("json", None, "File to write the report of --compile_only to.")
+_XLA_RECIPE = flags.DEFINE_bool(
+    "xla_recipe", True, "Set XLA's options for training as public recipes have them (devices/xla_flags.py).")
 _DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of whatever goes wrong.")
 
 
@@ -60,11 +65,15 @@ def _main(argv: list[str]) -> None:
     say_nothing_of_accelerators()
     if not flags.FLAGS["verbosity"].present:  # Orbax tells of every file that it opens
         absl_logging.set_verbosity(absl_logging.WARNING)
-    sys.exit(exit_code(_work, debug=_DEBUG.value, report=_say, unusable=(ValueError, OSError, FloatingPointError)))
+    with warnings_as_sentences(_say):
+        code = exit_code(_work, debug=_DEBUG.value, report=_say, unusable=(ValueError, OSError, FloatingPointError))
+    sys.exit(code)
 
 
 def _work() -> None:
     config = _CONFIG.value
+    if _XLA_RECIPE.value:
+        xla_flags.set_recipe("tpu" if _TOPOLOGY.value else xla_flags.platform_here())
     asked = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     if jax.config.jax_num_cpu_devices == -1 and not asked:
         jax.config.update("jax_num_cpu_devices", _cpu_devices(config))
@@ -88,11 +97,14 @@ def _cpu_devices(config: ConfigDict) -> int:
 def _run(config) -> None:
     from realcustom_jax.memory import enough_memory
 
-    with enough_memory("choose a smaller batch, more accumulate, more fsdp, or precomputed features"):
+    with enough_disk(_WORKDIR.value), \
+            enough_memory("choose a smaller batch, more accumulate, more fsdp, or precomputed features"):
         if _COMPILE_ONLY.value or _PRINT_SHARDING.value:
             _look_ahead(config)
         elif _WORKDIR.value is None:
             raise ValueError("--workdir is missing: the folder that checkpoints and results are written to.")
+        elif (said := _unusable(_WORKDIR.value)) is not None:
+            raise OSError(f"--workdir={_WORKDIR.value} cannot be used: {said}; give a folder that can be written to.")
         elif "train" in config:
             with needs_extra("train", "training"):
                 from realcustom_jax.training.published import run as published
@@ -105,20 +117,36 @@ def _run(config) -> None:
             stages.run(config, Path(_WORKDIR.value))
 
 
+def _unusable(workdir: str) -> str | None:
+    """Why nothing can be written to a folder of this machine, or None. Nothing is made."""
+    if "://" in workdir:
+        return None
+    whole = os.path.abspath(workdir)
+    there = next(path for path in map(str, (whole, *Path(whole).parents)) if os.path.exists(path))
+    if not os.path.isdir(there):
+        return f"{there} is a file"
+    folders = (there, *(os.path.join(there, name) for name in ("checkpoints", "data") if there == whole))
+    closed = (path for path in folders if os.path.exists(path) and not os.access(path, os.W_OK | os.X_OK))
+    return next((f"{path} is not open for writing" for path in closed), None)
+
+
 def _parse(argv: list[str]) -> list[str]:
+    config_flags.register_flag_parser_for_type(list, overrides.ListParser())
     try:
-        return app.parse_flags_with_usage(argv)
+        return flags.FLAGS(argv)
     except Exception as error:
         if _is_of_the_users_file(error, argv):
             _fail(f"the file of --config cannot be used: {type(error).__name__}: {error}.")
-        if isinstance(error, OSError):
-            _fail(error)
-        if not isinstance(error, (AttributeError, KeyError)):  # ml_collections' for a key that is not there
-            raise
-        message = str(error.args[0])
-        unknown, nearest = re.search(r"\w+", message), re.search(r'mean "(\w+)"', message)
-        _fail(f"the configuration has no key {unknown[0]!r}"
-              + (f"; did you mean {nearest[1]!r}?" if nearest else "."))
+        if isinstance(error, (OSError, flags.Error)):
+            _fail(overrides.explained(error))
+        if isinstance(error, (AttributeError, KeyError)):  # ml_collections' for a key that is not there
+            message = str(error.args[0])
+            unknown, nearest = re.search(r"\w+", message), re.search(r'mean "(\w+)"', message)
+            _fail(f"the configuration has no key {unknown[0]!r}"
+                  + (f"; did you mean {nearest[1]!r}?" if nearest else "."))
+        if isinstance(error, (TypeError, ValueError)):  # its own for a value that the key does not take
+            _fail(overrides.explained(error))
+        raise
 
 
 def _is_of_the_users_file(error: Exception, argv: list[str]) -> bool:

@@ -124,14 +124,15 @@ def _build_parts(parts: Sequence["Part"], places: Sequence[Place], markers: list
             done = _here(tasks, on_rows)
         else:
             done = pool.in_workers(_in_worker, tasks, min(workers, len(missing)), on_rows, "building the dataset")
-        for number in (missing[i] for i in done):
-            markers[number] = marker = read_marker(places[number])
-            if marker is None:
-                raise OSError(f"The shard {places[number].shard} was changed or removed while the dataset was built; "
-                              "give the same command again when nothing else writes there.")
-            for line in marker.broken[:max(0, _SHOWN - shown)]:
-                tqdm.write(f"skipped, {line}")
-            shown += len(marker.broken)
+        with contextlib.closing(done):  # workers end before the folder that they write into goes
+            for number in (missing[i] for i in done):
+                markers[number] = marker = read_marker(places[number])
+                if marker is None:
+                    raise OSError(f"The shard {places[number].shard} was changed or removed while the dataset was "
+                                  "built; give the same command again when nothing else writes there.")
+                for line in marker.broken[:max(0, _SHOWN - shown)]:
+                    tqdm.write(f"skipped, {line}")
+                shown += len(marker.broken)
         if shown:
             tqdm.write(f"{shown} row(s) were skipped.")
 
@@ -149,9 +150,9 @@ def _here(tasks: Sequence[tuple["Part", Place, Path]], on_rows: Callable[[int], 
         yield number
 
 
-def _in_worker(part: "Part", place: Place, scratch: Path) -> None:
+def _in_worker(part: "Part", place: Place, scratch: Path, count: Callable[[], None]) -> None:
     if read_marker(place) is None:  # another builder may have been faster
-        write_part(part, place, scratch, pool.count)
+        write_part(part, place, scratch, count)
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ import json
 import os
 import threading
 import zipfile
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -48,13 +49,32 @@ def read_about(folder: "AnyPath") -> About | None:
         version = found["format"]
         if version == FORMAT:
             return About(**found)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (ValueError, TypeError, KeyError):
         raise ValueError(f"{file}, which says of which pictures the dataset there is, is damaged: delete the folder "
                          "and build it again.") from None
     raise ValueError(f"The dataset in {folder} has the format {version}, and this version of realcustom_jax reads "
                      f"{FORMAT}: build it again, into another folder.")
+
+
+class Mixed:
+    """The rows of several datasets, one dataset after the other, as if they were one's."""
+
+    def __init__(self, datasets: Sequence["Dataset"]):
+        self.lengths = [len(dataset) for dataset in datasets]
+        self.index = Index.concatenate([dataset.index for dataset in datasets])
+        self._datasets, self._ends = tuple(datasets), np.cumsum(self.lengths)
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def record(self, row: int) -> Record:
+        """See `Dataset.record`."""
+        if not 0 <= row < len(self):
+            raise IndexError(f"row {row} of {len(self)}")
+        number = int(np.searchsorted(self._ends, row, side="right"))
+        return self._datasets[number].record(row - int(self._ends[number] - self.lengths[number]))
 
 
 class Dataset:

@@ -52,8 +52,8 @@ class Order:
         weights = _checked(weights, len(index))
         self._seed, self._batch_size, self._targets = seed, batch_size, index.targets
         rows = np.flatnonzero(weights)
-        self.rows = len(rows)
-        """How many there are to show."""
+        self.rows, self.shown = len(rows), rows
+        """How many there are to show, and their numbers."""
         own = _shapes_of_rows(index, sizes)
         share = np.bincount(own, weights, len(sizes)) / weights[rows].mean()
         self.passes, kept = _kept(share, batch_size)

@@ -40,14 +40,14 @@ FEATURES = tfds.features.FeaturesDict({
 })
 
 
-class _Undecoded(tfds.decode.SkipDecoding):
+class Undecoded(tfds.decode.SkipDecoding):
     """TFDS's own skips single features only, not sequences, when it decodes with NumPy."""
 
     def decode_batch_example_np(self, examples):
         return examples
 
 
-_UNDECODED = {"pictures": _Undecoded(), "masks": _Undecoded()}
+_UNDECODED = {"pictures": Undecoded(), "masks": Undecoded()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +87,7 @@ def write_record(row: Row) -> tuple[bytes, Entry]:
     """
     _check(row)
     contents = [picture.read() for picture in row.pictures]
-    sizes = [_size(content, picture.name) for content, picture in zip(contents, row.pictures, strict=True)]
+    sizes = [size_of(content, picture.name) for content, picture in zip(contents, row.pictures, strict=True)]
     masks = {i: subject.mask.pixels(sizes[0]) for i, subject in enumerate(row.subjects) if subject.mask is not None}
     boxes = {i: subject.box for i, subject in enumerate(row.subjects) if subject.box is not None}
     for i, box in boxes.items():
@@ -121,6 +121,18 @@ def read_record(content: bytes) -> Record:
         score=float(found["score"]), **texts)
 
 
+def size_of(content: bytes, name: str) -> tuple[int, int]:
+    """(height, width) as the picture is meant to be seen; `name` is for messages. Raises ValueError.
+
+    The whole picture is decoded, because a damaged one has to be noticed now rather than in the middle of the training.
+    """
+    try:
+        height, width = load_image(io.BytesIO(content)).shape[:2]
+    except ValueError as error:
+        raise ValueError(str(error).replace("given as BytesIO", name)) from None
+    return height, width
+
+
 def _check(row: Row) -> None:
     if not row.captions or not row.subjects or not 1 <= row.targets <= len(row.pictures):
         raise ValueError("it has no caption, no subject or no target")
@@ -135,16 +147,6 @@ def _check(row: Row) -> None:
         others = [view for view in subject.views if view > 0 or row.targets > 1]
         if subject.mask is None and subject.box is None and len(others) <= (row.targets > 1):
             raise ValueError("it has none of 'reference', 'mask' and 'box': there is no picture of the subject")
-
-
-def _size(content: bytes, name: str) -> tuple[int, int]:
-    """(height, width) as the picture is meant to be seen. The whole picture is decoded, because a damaged one has to be
-    noticed now rather than in the middle of the training."""
-    try:
-        height, width = load_image(io.BytesIO(content)).shape[:2]
-    except ValueError as error:
-        raise ValueError(str(error).replace("given as BytesIO", name)) from None
-    return height, width
 
 
 def _within(box: tuple[float, float, float, float], size: tuple[int, int]) -> tuple[float, float, float, float]:

@@ -22,6 +22,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from realcustom_jax.data.index import Index
 from realcustom_jax.data.records import Entry, write_record
 from realcustom_jax.data.rows import Row
+from realcustom_jax.disk import enough_disk, is_full
 from realcustom_jax.errors import sentence
 from realcustom_jax.files import write_file
 from realcustom_jax.paths import file_system, is_bucket, reaching
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 # One record in a group, so that a row is read alone; pictures are compressed already.
 _OPTIONS = "group_size:1,uncompressed"
 _AT_ONCE = 16
+_ENTRIES = 4096  # of the index as objects, which take ten times the memory of its arrays
 _VERSIONS = "generation", "etag", "ETag", "md5Hash"
 
 
@@ -77,7 +79,7 @@ def write_part(part: "Part", place: Place, scratch: Path, on_row: Callable[[], N
     Raises:
         OSError: the shard cannot be written, as the disk is full. Neither it nor its marker is there then.
     """
-    entries, broken = [], []
+    index, entries, broken = [Index.of([])], [], []
     temporary = scratch / place.shard.name
     with _writing(place):
         writer = ArrayRecordWriter(str(temporary), _OPTIONS)
@@ -90,6 +92,9 @@ def write_part(part: "Part", place: Place, scratch: Path, on_row: Callable[[], N
                 with _writing(place):
                     writer.write(made[0])
                 entries.append(made[1])
+                if len(entries) == _ENTRIES:
+                    index.append(Index.of(entries))
+                    entries.clear()
             on_row()
         with _writing(place):
             writer.close()
@@ -103,7 +108,8 @@ def write_part(part: "Part", place: Place, scratch: Path, on_row: Callable[[], N
             else:
                 place.shard.parent.mkdir(parents=True, exist_ok=True)
                 os.replace(temporary, place.shard)
-            _write_marker(place, Index.of(entries), {"size": size, "hash": digest, "broken": broken})
+            whole = Index.concatenate([*index, Index.of(entries)])
+            _write_marker(place, whole, {"size": size, "hash": digest, "broken": broken})
     finally:
         with contextlib.suppress(RuntimeError):  # of a disk that was full before
             if writer.is_open():
@@ -170,10 +176,13 @@ def _state(path: "AnyPath") -> list[Any]:
 
 @contextlib.contextmanager
 def _writing(place: Place):
-    """One sentence for what goes wrong while a shard is written; ArrayRecord raises RuntimeError for a full disk."""
-    try:
-        yield
-    except (OSError, RuntimeError) as error:
-        reason = getattr(error, "strerror", None) or sentence(error).partition("; ")[0]
-        raise OSError(f"The shard {place.shard} cannot be written ({reason}). What is finished is kept: make room, or "
-                      "mend what is in the way, and give the same command again.") from error
+    """One sentence for what goes wrong while a shard is written; ArrayRecord raises RuntimeError."""
+    with enough_disk(place.folder):
+        try:
+            yield
+        except (OSError, RuntimeError) as error:
+            if is_full(error):
+                raise
+            reason = getattr(error, "strerror", None) or sentence(error).partition("; ")[0]
+            raise OSError(f"The shard {place.shard} cannot be written ({reason}). What was finished is kept: mend what "
+                          "is in the way, and run the same command again.") from error

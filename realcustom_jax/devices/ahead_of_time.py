@@ -41,6 +41,9 @@ _TOKENS, _VIEW_TOKENS = 77, 729  # of CLIP, and of SigLIP and DINOv2 on 384 pixe
 PROGRAMS = ("step", "sampler")
 _MEMORY = ("arguments", "temporaries", "outputs", "aliased", "together")
 _COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+# What leaves a slice is sent by the host; its name says which collective it is a part of.
+_ACROSS_SLICES = (r' = \((\S+), u32\[\]\S* token\[\]\) send\(.*_xla_host_transfer_rendezvous="'
+                  rf'({"|".join(_COLLECTIVES)})\.')
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f32": 4, "s32": 4, "u32": 4, "f64": 8,
           "s64": 8, "u64": 8}
 
@@ -252,7 +255,7 @@ def collectives(program: str) -> dict[str, Mapping[str, int]]:
     """How many collectives of each kind a device takes part in when a compiled program, given as its text, runs, and
     the bytes that they make there. One in a loop counts as often as the loop goes round, one in two halves where it is
     done. A TPU's compiler writes one that goes on beside other work into all the fusions that start it, do that work
-    and end it: it counts where it is started."""
+    and end it: it counts where it is started. What crosses from one TPU slice to others has entries of its own."""
     texts = computations(program)
     times, found = executions(texts), {}
     ends = set(re.findall(r"%async-collective-done[\w.-]* = .* calls=%([\w.-]+)", program))
@@ -261,6 +264,10 @@ def collectives(program: str) -> dict[str, Mapping[str, int]]:
             continue
         for shapes, kind in re.findall(rf" = (\S.*?) ({'|'.join(_COLLECTIVES)})(?:-done)?\(", text):
             entry = found.setdefault(kind, {"count": 0, "bytes": 0})
+            entry["count"] += times[name]
+            entry["bytes"] += times[name] * _bytes(shapes)
+        for shapes, kind in re.findall(_ACROSS_SLICES, text):
+            entry = found.setdefault(f"{kind} across slices", {"count": 0, "bytes": 0})
             entry["count"] += times[name]
             entry["bytes"] += times[name] * _bytes(shapes)
     return found

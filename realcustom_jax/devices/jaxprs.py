@@ -1,5 +1,7 @@
 """What a traced program costs: its arithmetic, and the memory of what it holds on the way."""
 
+import math
+import re
 from collections.abc import Iterator
 
 import jax
@@ -8,8 +10,9 @@ from jax.extend import core
 
 
 def flops(jaxpr: core.Jaxpr) -> int:
-    """Operations in the matrix products and convolutions of a jaxpr, two for each multiply-add. What a scan holds
-    counts once for each round (XLA's own count takes it once), of alternatives the largest."""
+    """Operations in the matrix products and convolutions of a jaxpr, two for each multiply-add, with those of fused
+    attention. What a scan holds counts once for each round (XLA's own count takes it once), a Pallas kernel once for
+    each tile, what each device of a mesh does by itself once for each device, of alternatives the largest."""
     total = 0
     for eqn in jaxpr.eqns:
         if eqn.primitive.name == "dot_general":
@@ -19,12 +22,22 @@ def flops(jaxpr: core.Jaxpr) -> int:
             kernel = eqn.invars[1].aval
             features = kernel.shape[eqn.params["dimension_numbers"].rhs_spec[0]]
             total += 2 * eqn.outvars[0].aval.size * (kernel.size // features)
+        elif cudnn := re.match(r"dot_product_attention_(fwd|bwd)", eqn.primitive.name):
+            # Of two products forward and five backward, which computes the weights again.
+            query, key = (eqn.invars[i].aval for i in (0, 1))
+            total += 2 * {"fwd": 2, "bwd": 5}[cudnn[1]] * query.size * key.shape[1]
         inner = [flops(sub) for sub in inner_jaxprs(eqn)]
-        if eqn.primitive.name == "cond":
-            total += max(inner)
-        else:
-            total += (eqn.params["length"] if eqn.primitive.name == "scan" else 1) * sum(inner)
+        total += max(inner) if eqn.primitive.name == "cond" else _times(eqn) * sum(inner)
     return total
+
+
+def _times(eqn: core.JaxprEqn) -> int:
+    """How often what an operation holds is done."""
+    if eqn.primitive.name == "scan":
+        return eqn.params["length"]
+    if eqn.primitive.name == "pallas_call":
+        return math.prod(eqn.params["grid_mapping"].grid)
+    return eqn.params["mesh"].size if eqn.primitive.name == "shard_map" else 1
 
 
 def peak_bytes(jaxpr: core.Jaxpr) -> int:

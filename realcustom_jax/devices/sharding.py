@@ -1,6 +1,6 @@
 """How arrays lie on the devices, in one place: the mesh, and which axis of which parameter is divided along it.
 
-    data      copies of the parameters, each with its share of the batch
+    data      copies of the parameters, each with its share of the batch; whole slices where there are several
     fsdp      parameters are divided; so is the batch, and each device gathers a layer's parameters when it needs them
     tensor    the inner width of attention and feed-forward layers is divided; devices share the same examples
 
@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 MESH_AXES = ("data", "fsdp", "tensor")
@@ -113,22 +114,38 @@ def gathered(kernel: jax.Array, names: Sequence[str], rules: AxisRules = AxisRul
     return jax.lax.with_sharding_constraint(kernel, NamedSharding(mesh, PartitionSpec(*kept)))
 
 
-def make_mesh(*, data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
+def make_mesh(*, data: int = -1, fsdp: int = 1, tensor: int = 1, dcn_data: int = 1,
+              devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh of all devices, or of `devices`; one size may be −1: as many as are left.
 
-    Raises ValueError if the sizes do not make the number of devices.
+    dcn_data: how many slices there are: TPU pods, or hosts of GPUs, that only the data center's network connects. The
+    other sizes are of one slice, and the axis "data" is `dcn_data` times as long, slice by slice: a slice has all
+    parameters, and gradients alone cross from one to the other.
+
+    Raises ValueError if the sizes do not make the number of devices, or the devices are of another number of slices.
     """
     devices = jax.devices() if devices is None else list(devices)
     sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
     free = [name for name, size in sizes.items() if size == -1]
-    given = math.prod(size for size in sizes.values() if size != -1)
+    given = dcn_data * math.prod(size for size in sizes.values() if size != -1)
     if len(free) == 1 and given > 0 and len(devices) % given == 0:
         sizes[free[0]] = len(devices) // given
-    if math.prod(sizes.values()) != len(devices) or min(sizes.values()) < 1:
-        asked = ", ".join(f"{name}={size}" for name, size in sizes.items())
+    if dcn_data * math.prod(sizes.values()) != len(devices) or min(dcn_data, *sizes.values()) < 1:
+        shown = sizes if dcn_data == 1 else sizes | {"dcn_data": dcn_data}
+        asked = ", ".join(f"{name}={size}" for name, size in shown.items())
         raise ValueError(f"A mesh of {asked} does not fit {len(devices)} devices: the product of the sizes must be "
                          "their number (one size may be -1).")
-    return jax.make_mesh(tuple(sizes.values()), MESH_AXES, devices=devices, axis_types=(AxisType.Auto,) * 3)
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    # Hosts of GPUs count as slices too, and need not be told apart: their network does not stop a mesh.
+    if slices != dcn_data and (dcn_data > 1 or devices[0].platform == "tpu"):
+        raise ValueError(f"The devices are of {slices} slice{'s' * (slices > 1)}, and dcn_data is {dcn_data}: it must "
+                         "be the number of slices.")
+    types = (AxisType.Auto,) * 3
+    if dcn_data > 1:
+        placed = mesh_utils.create_hybrid_device_mesh(tuple(sizes.values()), (dcn_data, 1, 1), devices,
+                                                      allow_split_physical_axes=True)
+        return Mesh(placed, MESH_AXES, axis_types=types)
+    return jax.make_mesh(tuple(sizes.values()), MESH_AXES, devices=devices, axis_types=types)
 
 
 def shardings(tree, mesh: Mesh, rules: AxisRules = AxisRules()):

@@ -5,6 +5,8 @@ weights are not written again, and the batches need no position of their own: ba
 """
 
 import contextlib
+import gc
+import logging
 import shutil
 import sys
 import warnings
@@ -16,13 +18,13 @@ import jax
 import orbax.checkpoint as ocp
 
 from realcustom_jax.devices.shared_disk import all_agree, on_first_process
+from realcustom_jax.disk import is_full
 from realcustom_jax.errors import check_choice
 from realcustom_jax.files import sole_user
 from realcustom_jax.training import checksums
 from realcustom_jax.training.identity import RunIdentity
 
 _STATE, _CHECKSUMS = "default", "checksums"  # the items of a checkpoint; the first is Orbax's name for a single one
-_FULL = ("No space left on device", "Disk quota exceeded", "File too large")
 
 ON_EXISTING: tuple[str, ...] = ("resume", "overwrite", "refuse")
 """What a run does with the checkpoints that it finds in its folder."""
@@ -48,8 +50,10 @@ class Checkpoints:
         self.folder, self._run = folder.absolute(), run or RunIdentity()
         self._run.check(self.folder, on_existing)
         with contextlib.ExitStack() as opened:
+            opened.enter_context(_sentences_only())
             on_first_process(lambda: opened.enter_context(_alone(self.folder, empty=on_existing == "overwrite")))
-            options = ocp.CheckpointManagerOptions(max_to_keep=keep, keep_period=keep_every or None)
+            options = ocp.CheckpointManagerOptions(
+                max_to_keep=keep, keep_period=keep_every or None, cleanup_tmp_directories=True)
             self._manager = ocp.CheckpointManager(self.folder, options=options, item_names=(_STATE, _CHECKSUMS))
             opened.callback(self._manager.close)
             self._set_unfinished_aside()
@@ -91,7 +95,8 @@ class Checkpoints:
         """
         steps = sorted(self._manager.all_steps(), reverse=True)
         for step in steps:
-            restored, problem = self._read(step, wanted)
+            with _quiet_reads():
+                restored, problem = self._read(step, wanted)
             if all_agree(problem is None):
                 problem = self._problem_of(step, restored)
             if all_agree(problem is None):
@@ -113,7 +118,7 @@ class Checkpoints:
         try:
             yield
         except Exception as error:  # TensorStore's is a ValueError, Python's an OSError
-            if not any(reason in str(error) for reason in _FULL):
+            if not is_full(error):
                 raise
             with contextlib.suppress(Exception):  # the one before may still be being written
                 self._manager.wait_until_finished()
@@ -202,6 +207,51 @@ def _alone(folder: Path, *, empty: bool) -> Iterator[None]:
             for path in folder.iterdir():
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         yield
+
+
+@contextlib.contextmanager
+def _sentences_only() -> Iterator[None]:
+    """Without the pages of tracebacks that are printed beside what is raised, and told in one sentence: Orbax logs what
+    it raises, and TensorStore's threads print, at some later time, that nobody waits for a read any more."""
+    absl, hooks = logging.getLogger("absl"), (sys.excepthook, sys.unraisablehook)
+
+    def tell(*error) -> None:
+        if str(error[1]) != "Event loop is closed":
+            hooks[0](*error)
+
+    def tell_of_unraisable(error) -> None:
+        if str(error.exc_value) != "Event loop is closed":
+            hooks[1](error)
+
+    absl.addFilter(_not_of_orbax)
+    sys.excepthook, sys.unraisablehook = tell, tell_of_unraisable
+    try:
+        yield
+    finally:
+        sys.excepthook, sys.unraisablehook = hooks
+        absl.removeFilter(_not_of_orbax)
+
+
+@contextlib.contextmanager
+def _quiet_reads() -> Iterator[None]:
+    """Without what asyncio tells of reads beside the first one that failed."""
+    asyncio, hook = logging.getLogger("asyncio"), sys.unraisablehook
+    asyncio.addFilter(_nothing)
+    sys.unraisablehook = _nothing
+    try:
+        yield
+        gc.collect()  # which is when it tells
+    finally:
+        sys.unraisablehook = hook
+        asyncio.removeFilter(_nothing)
+
+
+def _not_of_orbax(record: logging.LogRecord) -> bool:
+    return "orbax" not in Path(record.pathname).parts
+
+
+def _nothing(*_) -> bool:
+    return False
 
 
 def _listed(names: list[str]) -> str:

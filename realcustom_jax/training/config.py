@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from numbers import Integral, Real
 from typing import Any, TypeVar
 
-from realcustom_jax.errors import check_choice
+from realcustom_jax.errors import check_choice, quoted
 
 Settings = TypeVar("Settings")
 
@@ -22,6 +22,8 @@ _TYPES = {
     float: ("a number", lambda x: isinstance(x, Real) and not isinstance(x, bool)),
     str: ("a text", lambda x: isinstance(x, str)),
 }
+
+_TOO_LARGE = 2**31  # of whole numbers, which arrays hold as int32
 
 
 def read_settings(cls: type[Settings], values: Mapping[str, Any], where: str) -> Settings:
@@ -58,13 +60,18 @@ def _value(hint: Any, value: Any, where: str) -> Any:
     """A value as a field of this type hint holds it."""
     if dataclasses.is_dataclass(hint):
         return value if isinstance(value, hint) else read_settings(hint, value, where)
-    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    kinds = [typing.get_origin(kind) or kind for kind in kinds]
-    if tuple in kinds and isinstance(value, list):
-        return tuple(value)
-    if (value is None and type(None) in kinds) or not set(kinds) & set(_TYPES):
+    hints = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    kinds = [typing.get_origin(kind) or kind for kind in hints]
+    if tuple in kinds and isinstance(value, (list, tuple)):
+        items = typing.get_args(hints[kinds.index(tuple)])
+        return tuple(_value(items[0], item, f"{where}[{i}]") for i, item in enumerate(value)) \
+            if len(items) == 2 and items[1] is Ellipsis else tuple(value)
+    if (value is None and type(None) in kinds) or not set(kinds) & {*_TYPES, tuple}:
         return value
     expected = [_TYPES[kind] for kind in kinds if kind in _TYPES]
     if not any(fits(value) for _, fits in expected):
-        raise ValueError(f"{where} is {value!r}; expected {' or '.join(words for words, _ in expected)}.")
+        said = [words for words, _ in expected] + ["a list"] * (tuple in kinds)
+        raise ValueError(f"{where} is {quoted(value)}; expected {' or '.join(said)}.")
+    if isinstance(value, Integral) and abs(value) >= _TOO_LARGE:
+        raise ValueError(f"{where} is {quoted(value)}; expected a number below 2^31.")
     return value

@@ -1,31 +1,36 @@
 """What files hold, as a hash of each: read once, and again only when their size or one of their times has changed."""
 
 import concurrent.futures
+import contextlib
 import hashlib
 import io
 import os
+import posixpath
+import tempfile
 import time
-from collections.abc import Iterable, Iterator
-from typing import BinaryIO
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 from etils import epath
 from tqdm import tqdm
 
 from realcustom_jax.files import write_file
+from realcustom_jax.paths import as_path, file_system, is_bucket, reaching
 
 _SETTLED = 2 * 10**9  # nanoseconds; some file systems count whole seconds
 _WHOLE = 64 * 2**20  # bytes; of a larger file, as a tar, samples are read, because a terabyte cannot be read at a start
-_SAMPLES, _SAMPLE = 128, 2**18
+_SAMPLES, _SAMPLE = 32, 2**18
 _BLOCK = 2**15  # files that are looked at together
 _READERS = 8
+_UNREADABLE = b"unreadable"
 _KNOWN = np.dtype([("name", "<u8"), ("size", "<i8"), ("modified", "<i8"), ("changed", "<i8"), ("content", "S32")])
 
 
 def digest(root: epath.Path, names: Iterable[str], seen: epath.Path) -> str:
     """A hash of the content of all files with these names, relative to `root`; where they lie does not matter.
 
-    A file that is not there counts as such. Of files above 64 MiB, samples are read: their size, both ends and 126
+    A file that is not there counts as such. Of files above 64 MiB, samples are read: their size, both ends and 30
     pieces between. `seen` is a file that keeps what was read, so that a file that is known costs one look at its times.
     """
     known = _read(seen)
@@ -37,9 +42,29 @@ def digest(root: epath.Path, names: Iterable[str], seen: epath.Path) -> str:
     return hashlib.sha256(found["content"].tobytes()).hexdigest()
 
 
+def beside(root: str | os.PathLike, name: str) -> str:
+    """The path of a file that is named relative to a folder, or by its whole path."""
+    if is_bucket(name) or not is_bucket(root):
+        return name if is_bucket(name) else os.path.join(root, name)
+    scheme, _, place = os.fspath(root).partition("://")
+    return f"{scheme}://{posixpath.normpath(posixpath.join('/', place, name)).lstrip('/')}"  # a bucket knows no ".."
+
+
+def is_file(path: str) -> bool:
+    """Whether there is such a file; False for what can be the name of none. Raises OSError: the bucket cannot say."""
+    return _state(path)[0] >= 0 if is_bucket(path) else os.path.isfile(path)
+
+
+def digest_of_files(files: Sequence[epath.Path], seen: epath.Path) -> str:
+    """The same of files that are named by their whole paths."""
+    paths = [os.fspath(file) for file in files]
+    root = os.path.commonprefix(paths).rpartition("/")[0]
+    return digest(as_path(root or "/"), (path[len(root) + 1:] for path in paths), seen)
+
+
 def stored_size(root: epath.Path, name: str) -> int:
     """Bytes of a file, 0 where it is not there."""
-    return max(_state(os.path.join(os.fspath(root), name))[0], 0)
+    return max(_state(beside(root, name))[0], 0)
 
 
 def _blocks(names: Iterable[str]) -> Iterator[list[tuple[int, str]]]:
@@ -58,21 +83,19 @@ def _blocks(names: Iterable[str]) -> Iterator[list[tuple[int, str]]]:
 
 
 def _looked_at(root: str, block: list[tuple[int, str]], known: np.ndarray) -> np.ndarray:
-    paths = [os.path.join(root, name) for _, name in block]
+    paths = [beside(root, name) for _, name in block]
     found = np.zeros(len(block), _KNOWN)
     found["name"] = [key for key, _ in block]
-    if "://" in root:
-        with concurrent.futures.ThreadPoolExecutor(4 * _READERS) as pool:
-            states = list(pool.map(_state, paths))
-    else:
-        states = list(map(_state, paths))
+    readers = _READERS * (4 if is_bucket(root) else 1)  # a bucket answers late, and many at once
+    with concurrent.futures.ThreadPoolExecutor(readers) as pool:
+        states = list(pool.map(_state, paths) if is_bucket(root) else map(_state, paths))
     found["size"], found["modified"], found["changed"] = np.array(states, np.int64).T
     if len(known):
         at = np.minimum(np.searchsorted(known["name"], found["name"]), len(known) - 1)
         same = np.all([known[name][at] == found[name] for name in ("name", "size", "modified", "changed")], axis=0)
         found["content"][same] = known["content"][at[same]]
     unread = np.flatnonzero((found["content"] == b"") & (found["size"] >= 0))
-    with concurrent.futures.ThreadPoolExecutor(_READERS) as pool:
+    with concurrent.futures.ThreadPoolExecutor(readers) as pool:
         found["content"][unread] = list(pool.map(_content, [paths[i] for i in unread], found["size"][unread].tolist()))
     return found
 
@@ -80,31 +103,59 @@ def _looked_at(root: str, block: list[tuple[int, str]], known: np.ndarray) -> np
 def _state(path: str) -> tuple[int, int, int]:
     """(bytes, when it was written, when it was changed); −1 bytes where there is no such file."""
     try:
-        if "://" in path:
-            remote = epath.Path(path).stat()
+        if is_bucket(path):
+            with reaching(as_path(path)):
+                remote = as_path(path).stat()
             return (remote.length, int(remote.mtime * 10**9), 0) if not remote.is_directory else (-1, 0, 0)
         local = os.stat(path)
-        return local.st_size, local.st_mtime_ns, local.st_ctime_ns
-    except (OSError, ValueError):
+    except FileNotFoundError:
         return -1, 0, 0
+    except (OSError, ValueError):  # a name that no file can have
+        if is_bucket(path):
+            raise
+        return -1, 0, 0
+    return local.st_size, local.st_mtime_ns, local.st_ctime_ns
 
 
 def _content(path: str, size: int) -> bytes:
     try:
-        with epath.Path(path).open("rb") as file:
-            return _hashed(file, size)
-    except OSError:  # which the row that names it will say
-        return b"unreadable"
+        if size > _WHOLE:
+            hashed = hashlib.sha256(str(size).encode())
+            for piece in _pieces(path, np.linspace(0, size - _SAMPLE, _SAMPLES).astype(int).tolist()):
+                hashed.update(piece)
+        else:
+            with as_path(path).open("rb") as file:
+                hashed = hashlib.file_digest(file, "sha256")
+    except OSError:
+        if is_bucket(path):
+            raise
+        return _UNREADABLE  # which the row that names it will say
+    return hashed.hexdigest()[:32].encode()
 
 
-def _hashed(file: BinaryIO, size: int) -> bytes:
-    if size <= _WHOLE:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:32].encode()
-    digest = hashlib.sha256(str(size).encode())
-    for start in np.linspace(0, size - _SAMPLE, _SAMPLES).astype(int).tolist():
-        file.seek(start)
-        digest.update(file.read(_SAMPLE))
-    return digest.hexdigest()[:32].encode()
+def _pieces(path: str, starts: list[int]) -> Iterator[bytes]:
+    if is_bucket(path):
+        with reaching(as_path(path)):
+            for start in starts:
+                yield file_system(as_path(path)).cat_file(path, start=start, end=start + _SAMPLE)
+        return
+    with open(path, "rb") as file:
+        for start in starts:
+            file.seek(start)
+            yield file.read(_SAMPLE)
+
+
+@contextlib.contextmanager
+def fetched(path: epath.Path) -> Iterator[Path]:
+    """A file on this machine with a file's content: itself, or a copy of an object in a bucket, which is deleted after
+    the context. Raises OSError."""
+    if not is_bucket(path):
+        yield Path(path)
+        return
+    with tempfile.TemporaryDirectory(prefix="realcustom-") as folder:
+        with reaching(path):
+            file_system(path).get_file(os.fspath(path), os.path.join(folder, path.name))
+        yield Path(folder, path.name)
 
 
 def _read(seen: epath.Path) -> np.ndarray:
@@ -119,7 +170,7 @@ def _read(seen: epath.Path) -> np.ndarray:
 def _keep(found: np.ndarray, known: np.ndarray, seen: epath.Path) -> None:
     # A file that was written a moment ago may change once more without another time.
     settled = time.time_ns() - np.maximum(found["modified"], found["changed"]) > _SETTLED
-    kept = np.sort(found[settled & (found["size"] >= 0) & (found["content"] != b"unreadable")], order="name")
+    kept = np.sort(found[settled & (found["size"] >= 0) & (found["content"] != _UNREADABLE)], order="name")
     if not np.array_equal(kept, known):
         buffer = io.BytesIO()
         np.save(buffer, kept)

@@ -13,7 +13,6 @@ import functools
 import hashlib
 import itertools
 import json
-import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -21,9 +20,10 @@ import numpy as np
 from etils import epath
 
 from realcustom_jax.data.rows import Row, Stored, StoredFile
-from realcustom_jax.data.sources.contents import digest, stored_size
+from realcustom_jax.data.sources.contents import beside, digest, is_file, stored_size
 from realcustom_jax.data.sources.parts import BrokenRow, part_count
 from realcustom_jax.data.sources.schema import Naming, named_pictures, row_of
+from realcustom_jax.paths import as_path, listing
 
 _SAMPLED = 64  # rows by whose pictures the size of all is guessed
 _BLOCK = 2**24
@@ -49,7 +49,8 @@ class Lines:
         for number, line in _lines(self.file, self.start, self.number, self.count):
             where = f"line {number}" if self.alone else f"{self.file.name} line {number}"
             try:
-                yield row_of(self.naming.renamed(_parsed(line)), where, functools.partial(_find, self.file.parent))
+                given = self.naming.with_word(self.naming.renamed(_parsed(line)))
+                yield row_of(given, where, functools.partial(_find, self.file.parent))
             except (ValueError, OSError) as error:
                 yield BrokenRow(where, str(error))
 
@@ -58,7 +59,7 @@ class Lines:
 class Manifest:
     """One manifest, or several that follow each other."""
 
-    files: tuple[epath.Path, ...]
+    files: tuple[...]
     naming: Naming = Naming()
 
     def parts(self) -> Sequence[Lines]:
@@ -89,6 +90,11 @@ class Manifest:
                     yield from named_pictures(self.naming.renamed(_parsed(line)))
                 except ValueError:  # a broken row, which its part will say
                     continue
+
+
+def manifests(folder: epath.Path) -> list[epath.Path]:
+    """The manifest of a folder, or those that it is cut into."""
+    return listing(folder, "manifest.jsonl") or listing(folder, "manifest-*.jsonl")
 
 
 def _lines(file: epath.Path, start: int, number: int, count: int | None) -> Iterator[tuple[int, bytes]]:
@@ -135,7 +141,7 @@ def _parsed(line: bytes) -> Any:
 
 
 def _find(folder: epath.Path, name: str) -> Stored:
-    path = os.path.join(os.fspath(folder), name)
-    if not (os.path.isfile(path) if "://" not in path else epath.Path(path).exists()):
+    path = beside(folder, name)
+    if not is_file(path):
         raise ValueError(f"the file {path} does not exist")
-    return StoredFile(epath.Path(path))
+    return StoredFile(as_path(path))

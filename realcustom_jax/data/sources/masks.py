@@ -110,11 +110,11 @@ def _filled(corners: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     height, width = size
     crossings = np.zeros((height, width + 1), np.int32)
     for (x0, y0), (x1, y1) in itertools.pairwise(np.concatenate([corners, corners[:1]])):
-        if y0 == y1:
-            continue
         low, high = np.clip(np.ceil(np.sort([y0, y1]) - 0.5), 0, height).astype(int)
+        if low == high:
+            continue
         rows = np.arange(low, high)
-        x = x0 + (rows + 0.5 - y0) * ((x1 - x0) / (y1 - y0))
+        x = x0 + (rows + 0.5 - y0) / (y1 - y0) * (x1 - x0)
         np.add.at(crossings, (rows, np.clip(np.ceil(x - 0.5), 0, width).astype(int)), 1)
     return np.cumsum(crossings[:, :width], axis=1) % 2 == 1
 

@@ -85,12 +85,16 @@ class Naming:
 
     def renamed(self, given: Any) -> Any:
         """An object with the keys of a row."""
-        if isinstance(given, Mapping) and (self.columns or self.word):
-            names = dict(self.columns)
-            taken = {names[key]: key for key in names}
-            given = {taken.get(name, name): value for name, value in given.items()}
-            if self.word and given.get("word") is None and given.get("subjects") is None:
-                given["word"] = self.word
+        if not isinstance(given, Mapping) or not self.columns:
+            return given
+        found = {key: given[name] for key, name in self.columns if name in given}
+        names = {name for _, name in self.columns}
+        return {name: value for name, value in given.items() if name not in names} | found
+
+    def with_word(self, given: Any) -> Any:
+        """The object, with the word where it has none."""
+        if isinstance(given, Mapping) and self.word and given.get("word") is None and given.get("subjects") is None:
+            return {**given, "word": self.word}
         return given
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from realcustom_jax import interruption
+from realcustom_jax import disk, interruption
 from realcustom_jax.data.sprites.world import (
     FRAME,
     NOUNS,
@@ -123,6 +123,7 @@ def _paint(config: BankConfig, folder: Path | None) -> dict[str, np.ndarray]:
         cut_outs = np.empty(shape, np.uint8)
     else:  # straight to the disk, which is where a large bank has room
         cut_outs = np.lib.format.open_memmap(folder / "cut_outs.npy", "w+", np.uint8, shape)
+        disk.allocate(folder / "cut_outs.npy")
     identities, poses, bounds = np.empty((count, 6), np.int32), np.empty(count, np.float32), np.empty((count, 4), "f4")
     for i, painted in enumerate(_map(functools.partial(_paint_identity, config), config.identities, "painting things")):
         for j, (identity, pose, picture, bound) in enumerate(painted):

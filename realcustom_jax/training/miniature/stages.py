@@ -39,6 +39,7 @@ from realcustom_jax.model_files.adapter import (
 from realcustom_jax.model_files.source import FolderSource
 from realcustom_jax.model_files.tensors import LazyTensors
 from realcustom_jax.models.clip_text import ClipText, ClipTextConfig
+from realcustom_jax.training.identity import RunIdentity
 from realcustom_jax.training.loop import fit
 from realcustom_jax.training.low_rank import low_rank_tensors
 from realcustom_jax.training.miniature import adapter, autoencoder, base, distill, encoders, judge
@@ -54,6 +55,9 @@ def run(config: ConfigDict, workdir: Path) -> None:
     names = tuple(STAGES) if read.stage == "all" else tuple(read.stage.split(","))
     for name in names:
         check_choice("stage", name, ("all", *STAGES))
+    for name in names:  # before the bank takes its time
+        settings = getattr(read.optimization, name)
+        RunIdentity.of(_about(name, read), settings).check(workdir / name / "checkpoints", settings.on_existing)
     on_first_process(lambda: _bank(read, workdir))
     for name in names:
         STAGES[name](read, workdir)
@@ -67,16 +71,31 @@ def _save_part(workdir: Path, part: str, config: Mapping, tensors: Mapping[str, 
     on_first_process(lambda: bundle.save_part(workdir / "bundle", part, config, bundle.to_half(tensors)))
 
 
-_THE_RUN = {"base": ("base",), "adapter": ("curriculum", "adapter"), "distill": ("distill", "preset")}
+_THE_RUN = {
+    "autoencoder": ("models.vae",),
+    "encoders": ("models.text_encoder", "models.image_encoder_siglip", "models.image_encoder_dinov2"),
+    "judge": ("models.judge",),
+    "base": ("models.text_encoder", "models.unet", "prediction", "base"),
+    "adapter": ("models.adapter", "prediction", "curriculum", "adapter"),
+    "distill": ("prediction", "distill", "preset"),
+}
 """What of a configuration, beside seed and data, may not change while a stage goes on."""
 
 
+def _about(name: str, config: MiniatureConfig) -> dict[str, Any]:
+    """What a stage is about, as far as the configuration says it. `accumulate` is, because a loss that compares
+    examples sees a part's only."""
+    said = config.said | {f"models.{part}": model for part, model in config.said["models"].items()}
+    keys = ("seed", "data", *_THE_RUN[name])
+    return {key: said[key] for key in keys if key in said} | {
+        "accumulate": getattr(config.optimization, name).accumulate}
+
+
 def _fit(name: str, task, config: MiniatureConfig, workdir: Path):
-    settings = getattr(config.optimization, name)
-    about = {key: config.said[key] for key in ("seed", "data", *_THE_RUN.get(name, ())) if key in config.said}
     # What an earlier stage made may have been trained anew since; the paintings follow from `data`.
     frozen = {part: params for part, params in task.frozen.items() if part != "paintings"}
-    return fit(name, task, settings, workdir / name, run=about | {"frozen": fingerprint.of_parameters(frozen)})
+    return fit(name, task, getattr(config.optimization, name), workdir / name,
+               run=_about(name, config) | {"frozen": fingerprint.of_parameters(frozen)})
 
 
 def _batches(name: str, config: MiniatureConfig, workdir: Path, **options) -> PictureBatches:

@@ -6,9 +6,10 @@ The defaults are those of both published models; their files say only in what th
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from realcustom_jax.conditioning.references import VisionSettings
+from realcustom_jax.data.selection import check_filters
 from realcustom_jax.errors import check_choice
 from realcustom_jax.model_files import single_file
 from realcustom_jax.models.projector import VARIANTS
@@ -18,25 +19,69 @@ from realcustom_jax.training.config import read_settings
 from realcustom_jax.training.curriculum import Curriculum
 from realcustom_jax.training.loop import TrainSettings
 
+if TYPE_CHECKING:
+    from realcustom_jax.data.sources.mixture import MixtureEntry
+
 TRAINED_DTYPES = ("float32", "bfloat16")
 """Of everything frozen, and of computation; float16's range is too small for gradients."""
 
 
 @dataclasses.dataclass(frozen=True)
-class PicturesConfig:
-    """Your own pictures, see docs/training/own_pictures.md."""
+class ColumnsConfig:
+    """What a source calls the keys of a row; "": as docs/training/data.md says."""
 
-    folder: str = ""  # of the pictures and their manifest.jsonl
-    max_broken: int = 0  # how many rows of the manifest may be unusable
+    target: str = ""
+    views: str = ""
+    caption: str = ""
+    word: str = ""
+    reference: str = ""
+    mask: str = ""
+    box: str = ""
+    subjects: str = ""
+    subject: str = ""
+    score: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class PicturesConfig:
+    """Your own pictures, see docs/training/data.md. Filters work when pictures are read: nothing is built anew."""
+
+    folder: str = ""  # a source: a folder, a file, a pattern as train-{000..012}.tar, or a mixture's .json or .py file
+    sources: tuple[Mapping[str, Any], ...] = ()  # instead: [{"path", "weight"?, "columns"?, "word"?}, …]
+    columns: ColumnsConfig = ColumnsConfig()  # of sources that say nothing of their own
+    word: str = ""  # the subject's, in rows that have none
+    max_broken: int = 0  # how many rows may be unusable
     seed: int = 0  # of how references are changed
+    min_side: int = 0  # least of a target's shorter side in pixels
+    max_aspect: float = math.inf  # most of its longer side divided by its shorter one
+    min_score: float = -math.inf  # least score of a row; with one, rows without a score are left out
+    held_out: float = 0.0  # share of the subjects that is kept from training
     workers: int = -1  # threads that read ahead; 0: none; -1: as many as cores, up to 16
     prefetch: int = 2  # batches that are read ahead
 
     def __post_init__(self):
-        for name, least in (("workers", -1), ("prefetch", 1)):
+        check_filters(**self.filters)
+        if self.folder and self.sources:
+            raise ValueError(f"folder is {self.folder!r}, and sources are given too; give one of them.")
+        for name, least in (("max_broken", 0), ("seed", 0), ("workers", -1), ("prefetch", 1)):
             number = getattr(self, name)
             if isinstance(number, bool) or not isinstance(number, int) or number < least:
-                raise ValueError(f"{name} is {number!r}; expected a whole number, at least {least}.")
+                raise ValueError(f"{name} is {number!r}; expected a whole number, {least} or more.")
+
+    @property
+    def filters(self) -> dict[str, Any]:
+        """The options of `selection.select`."""
+        return {name: getattr(self, name) for name in ("min_side", "max_aspect", "min_score", "held_out")}
+
+    def mixture(self) -> tuple["MixtureEntry", ...]:
+        """The sources with their weights. Raises ValueError, OSError: there is none, or it makes no sense."""
+        from realcustom_jax.data.sources.mixture import read_mixture  # needs packages that sampling does not
+
+        if not (self.folder or self.sources):
+            raise ValueError("config.train.data.folder is empty: the folder of your pictures and their manifest.jsonl, "
+                             "or another source, see docs/training/data.md.")
+        given = {name: column for name, column in dataclasses.asdict(self.columns).items() if column}
+        return read_mixture(self.sources or self.folder, columns=given, word=self.word)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,8 +106,11 @@ class MeshConfig:
     data: int = 1  # each has a part of the batch, and copies of the parameters
     fsdp: int = -1  # each has a part of the batch, and a part of the parameters
     tensor: int = 1  # each has a part of every layer
+    dcn_data: int = 1  # TPU slices, each a mesh of the sizes above; gradients alone cross from one to the other
 
     def __post_init__(self):
+        if self.dcn_data < 1:
+            raise ValueError(f"dcn_data is {self.dcn_data}; expected the number of TPU slices, at least 1.")
         for name, count in dataclasses.asdict(self).items():
             if count != -1 and count < 1:
                 raise ValueError(f"{name} is {count}; expected a number of devices, or -1 for as many as are left.")
@@ -118,8 +166,7 @@ def published_defaults(**given: Any) -> dict[str, Any]:
     """
     config = dataclasses.asdict(PublishedConfig(**{name: x for name, x in given.items() if name != "preset"}))
     config["preset"] = given.get("preset", {})
-    for name in ("on_existing", "optimizer"):
-        config["optimization"].pop(name)  # the first is said above, the second is not for published models
+    config["optimization"].pop("on_existing")  # which is said above, once for all
     vision = config["fresh"]["vision_settings"]
     return config | {"fresh": config["fresh"] | {"vision_settings": {
         name: list(x) if isinstance(x, tuple) else x for name, x in vision.items()}}}

@@ -170,11 +170,12 @@ def compute_features(encoders: Encoders, data: str, batches: BucketBatches, pare
     Raises OSError: the disk has not enough room, said before much is computed; ValueError: a feature does not fit
     float16, or another process failed.
     """
-    shapes = batches.order.shapes
+    shapes = np.full(len(batches.index), -1)  # of rows that are not shown
+    shapes[batches.order.shown] = batches.order.shapes[batches.order.shown]
     read = fingerprint.of_values(
         batches.sizes, fingerprint.of_tensors({"": shapes}), batches.reference_side, batches.placing)
     folder = parent / f"{data[:16]}_{read}_{encoders.fingerprint()}_parts"
-    of_shapes = [np.flatnonzero(shapes == shape) for shape in np.unique(shapes)]
+    of_shapes = [np.flatnonzero(shapes == shape) for shape in np.unique(shapes) if shape >= 0]
     parts = [rows[start:start + _ROWS] for rows in of_shapes for start in range(0, len(rows), _ROWS)]
     missing = np.array([not (folder / part_name(number)).is_dir() for number in range(len(parts))])
     # The first process decides, because a disk may show a new folder to some processes later than to others.

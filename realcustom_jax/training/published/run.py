@@ -65,9 +65,7 @@ def train_adapter(config: ConfigDict, workdir: Path) -> None:
     enable_compilation_cache()
     plain = config.train.to_dict()
     train = PublishedConfig.from_config(plain)
-    if not train.data.folder:
-        raise ValueError("config.train.data.folder is empty: the folder of your pictures and their manifest.jsonl, "
-                         "see docs/training/own_pictures.md.")
+    train.data.mixture()  # whether there is one
     mesh = sharding.make_mesh(**dataclasses.asdict(train.mesh))
     on_first_process(functools.partial(_find_parts, train))  # before the pictures take their hours
     with contextlib.ExitStack() as alone:
@@ -81,13 +79,14 @@ def _train(train: PublishedConfig, plain: Mapping[str, Any], mesh: Mesh, workdir
     vision = continued.vision if continued else train.fresh.vision_settings
     pictures = find_pictures(train.data, workdir / "data", train.side)
     identity = {name: plain[name] for name in _THE_RUN} | {
-        "data": {"content": pictures.identity, "seed": train.data.seed},
+        "data": pictures.about,
         "adapter": {"settings": continued.settings, "vision": dataclasses.asdict(vision)} if continued else "fresh"}
     RunIdentity.of(identity, settings).check(checkpoints, settings.on_existing)
     shares = sharding.batch_sharding(mesh, settings.batch_size // settings.accumulate)
+    rows = pictures.rows()
     batches = BucketBatches(
-        pictures.dataset(), side=train.side, reference_side=vision.size, batch_size=settings.batch_size,
-        seed=settings.seed, steps=settings.steps, curriculum=train.curriculum, placing=train.data.seed,
+        rows, side=train.side, reference_side=vision.size, batch_size=settings.batch_size, seed=settings.seed,
+        steps=settings.steps, curriculum=train.curriculum, placing=train.data.seed, weights=pictures.weights(rows),
         examples=sharding.examples_here(shares, settings.batch_size))
     start = Path(train.adapter) if train.adapter else workdir / "fresh" / "adapter"
     # What a run began with stays as it is while the run goes on, also where the model turns out to be another one.
@@ -101,8 +100,8 @@ def _train(train: PublishedConfig, plain: Mapping[str, Any], mesh: Mesh, workdir
         identity |= _contents(train.dtype, pipeline)
         RunIdentity.of(identity, settings).check(checkpoints, settings.on_existing)  # before features take their hours
         if not train.adapter:
-            rows = [batches.read_row(0, row, 0, 0, 0) for row in range(min(len(batches.rows), _LOOKED_AT))]
-            pipeline = with_tokens_like_text(pipeline, [row.reference for row in rows], [row.caption for row in rows])
+            some = [batches.read_row(0, int(row), 0, 0, 0) for row in batches.order.shown[:_LOOKED_AT]]
+            pipeline = with_tokens_like_text(pipeline, [row.reference for row in some], [row.caption for row in some])
     limit = train.snr_limit or None
     stored = features.compute_features(
         Encoders(pipeline), pictures.identity, batches, workdir / "features") if train.precomputed else None
