@@ -189,8 +189,8 @@ print(exit_code(work, report=print))
     "        paint_bank(BankConfig(identities=36, poses=2, scenes=2), Path(sys.argv[1]) / 'bank')",
     "from realcustom_jax.model_files import bundle\n        from pathlib import Path; import numpy as np\n"
     "        bundle.save_part(Path(sys.argv[1]), 'adapter', {}, {'x': np.ones(2_000_000, np.float32)})",
-    "from realcustom_jax.data.pictures import folder; import test_bad_settings\n"
-    "        folder.make_dataset(test_bad_settings.noise(sys.argv[1]), sys.argv[1], side=1024)"])
+    "from realcustom_jax.data.build import build; from realcustom_jax.data.sources import open_source\n"
+    "        import test_bad_settings; build(open_source(test_bad_settings.noise(sys.argv[1])), sys.argv[1])"])
 def test_a_full_disk_is_one_sentence_wherever_it_is_met(tmp_path, work):
     """A real one, of 1 MB: the bank, a part of a bundle, a dataset. Nothing is left that would be believed."""
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", tmp_path], capture_output=True).returncode:

@@ -310,10 +310,14 @@ def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch):
     real = shards.ArrayRecordWriter
     monkeypatch.setattr(shards, "ArrayRecordWriter",
                         lambda path, options: real("/dev/full" if "00002-of" in path else path, options))
-    with pytest.raises(OSError, match="00002-of-00004 cannot be written .*No space left.*is kept: make room"):
+    with pytest.raises(OSError, match=r"The disk of .* is full \(.*No space left.* is kept\. Make room"):
         build(FakeSource(), tmp_path, workers=1)
     before = state(tmp_path)
     assert len(before) == 2 and not hidden(tmp_path)
+    monkeypatch.setattr(shards, "ArrayRecordWriter", lambda path, options: real(f"{path}/nowhere", options))
+    with pytest.raises(OSError, match="00002-of-00004 cannot be written .*is kept: mend what is in the way"):
+        build(FakeSource(), tmp_path, workers=1)
+    assert state(tmp_path) == before and not hidden(tmp_path)
     monkeypatch.undo()
     assert wheres(build(FakeSource(), tmp_path, workers=1)) == LINES and before.items() <= state(tmp_path).items()
 

@@ -224,7 +224,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 @pytest.mark.slow
 @pytest.mark.parametrize("module, function", [
-    ("realcustom_jax.data.pictures.folder", "example"),
+    ("realcustom_jax.data.shards", "write_record"),
     ("realcustom_jax.training.published.features", "Encoders.time_ids"),
 ])
 @pytest.mark.parametrize("number, code, words", [

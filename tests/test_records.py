@@ -47,6 +47,18 @@ GROUP = Row("dog/1", tuple(picture((10 + i, 20)) for i in range(5)), ("a dog",),
 BOX = Row("line 3", (picture((40, 30)),), ("a dog",), (Subject("dog", box=(5, 5, 90, 20)),))
 
 
+@pytest.mark.parametrize("kind, numbers", [
+    ("png", np.uint16([26000, 40000])), ("tiff", np.uint16([26000, 40000])), ("tiff", np.int32([26000, 40000])),
+    ("tiff", np.float32([0.4, 0.6])), ("tiff", np.float32([100, 150])), ("png", np.uint8([100, 150])),
+    ("png", np.bool([False, True]))])
+def test_half_is_the_threshold_of_masks_of_every_depth(kind, numbers):
+    marked = np.zeros((18, 9), int)
+    marked[3:9, 2:8] = 1
+    buffer = io.BytesIO()
+    Image.fromarray(numbers[marked]).save(buffer, kind)
+    np.testing.assert_array_equal(MaskPicture(InMemory(buffer.getvalue())).pixels((18, 9)), marked)
+
+
 def test_a_record_holds_the_row_and_the_bytes_of_its_pictures():
     content, entry = write_record(TWO)
     found = read_record(content)

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from realcustom_jax.data.pictures import folder
 from realcustom_jax.training.identity import RunIdentity, has_checkpoints
 from realcustom_jax.training.miniature import stages
+from realcustom_jax.training.published import pictures as training_pictures
 from realcustom_jax.training.published import run as published
 
 from test_config import load
@@ -49,7 +49,7 @@ def go_on(mini_folder, pictures, tmp_path, monkeypatch):
         at.joinpath("1").mkdir(parents=True)
         self.note(at)
 
-    monkeypatch.setattr(folder, "make_dataset", build)
+    monkeypatch.setattr(training_pictures, "build", build)
     with monkeypatch.context() as patched, pytest.raises(Built):
         patched.setattr(RunIdentity, "check", begin)
         published.train_adapter(change(), tmp_path / "run")

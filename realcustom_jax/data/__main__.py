@@ -28,10 +28,12 @@ def main(arguments: list[str] | None = None) -> int:
 def _build(options: argparse.Namespace) -> None:
     from realcustom_jax.data.build import build, check_outside
     from realcustom_jax.data.sources import open_source
+    from realcustom_jax.disk import enough_disk
 
     check_outside(options.out, options.source)
-    dataset = build(open_source(options.source), options.out, side=options.side, workers=options.workers,
-                    max_broken=options.max_broken, host=options.host)
+    with enough_disk(options.out):
+        dataset = build(open_source(options.source), options.out, side=options.side, workers=options.workers,
+                        max_broken=options.max_broken, host=options.host)
     if dataset is None:
         print(f"The parts of host {options.host[0]} are built; parts of other hosts are missing. The host that is the "
               "last to finish finishes the dataset.")

@@ -22,6 +22,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from realcustom_jax.data.index import Index
 from realcustom_jax.data.records import Entry, write_record
 from realcustom_jax.data.rows import Row
+from realcustom_jax.disk import enough_disk, is_full
 from realcustom_jax.errors import sentence
 from realcustom_jax.files import write_file
 from realcustom_jax.paths import file_system, is_bucket, reaching
@@ -175,10 +176,13 @@ def _state(path: "AnyPath") -> list[Any]:
 
 @contextlib.contextmanager
 def _writing(place: Place):
-    """One sentence for what goes wrong while a shard is written; ArrayRecord raises RuntimeError for a full disk."""
-    try:
-        yield
-    except (OSError, RuntimeError) as error:
-        reason = getattr(error, "strerror", None) or sentence(error).partition("; ")[0]
-        raise OSError(f"The shard {place.shard} cannot be written ({reason}). What is finished is kept: make room, or "
-                      "mend what is in the way, and give the same command again.") from error
+    """One sentence for what goes wrong while a shard is written; ArrayRecord raises RuntimeError."""
+    with enough_disk(place.folder):
+        try:
+            yield
+        except (OSError, RuntimeError) as error:
+            if is_full(error):
+                raise
+            reason = getattr(error, "strerror", None) or sentence(error).partition("; ")[0]
+            raise OSError(f"The shard {place.shard} cannot be written ({reason}). What was finished is kept: mend what "
+                          "is in the way, and run the same command again.") from error

@@ -81,7 +81,7 @@ class PublishedTask:
 
     def example_shapes(self):
         """Of every shape of targets."""
-        return [example_shape(self._pipeline, (height, width)) for width, height in self._batches.shapes]
+        return [example_shape(self._pipeline, size) for size in self._batches.shapes]
 
     def scalars(self, step):
         """The epoch and the curriculum's."""
@@ -138,7 +138,7 @@ class PrecomputedTask(PublishedTask):
 
     def example_shapes(self):
         """Of every shape of targets."""
-        return [stored_shape(self._pipeline, (height, width)) for width, height in self._batches.shapes]
+        return [stored_shape(self._pipeline, size) for size in self._batches.shapes]
 
     def _given(self, batch: dict[str, Any]) -> dict[str, Any]:
         """targets, text, pooled, time_ids and features, see `StoredFeatures.batch`."""

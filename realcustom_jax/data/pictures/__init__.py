@@ -1,1 +1,0 @@
-"""Pictures: how does a folder of your own pictures become a dataset?"""
