@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from realcustom_jax.conditioning.images import load_image, load_pixels
+from realcustom_jax.conditioning.images import load_image, load_rgb
 from realcustom_jax.conditioning.references import square_pixels, square_reference
 from realcustom_jax.data import examples as examples_module
 from realcustom_jax.data.batches import BucketBatches
@@ -195,8 +195,9 @@ def test_squares_of_bytes_are_those_of_sampling_rounded(size):
 def test_pixels_are_the_picture_in_bytes(picture):
     buffer = io.BytesIO()
     picture.save(buffer, "PNG")
-    np.testing.assert_array_equal(load_pixels(buffer.getvalue()), np.round(load_image(buffer.getvalue()) * 255))
-    assert load_pixels(buffer.getvalue()).dtype == np.uint8
+    found = load_rgb(buffer.getvalue())
+    np.testing.assert_array_equal(np.asarray(found), np.round(load_image(buffer.getvalue()) * 255))
+    assert found.mode == "RGB"
 
 
 def test_an_example_is_what_its_row_says():
@@ -210,9 +211,9 @@ def test_an_example_is_what_its_row_says():
     expected, corner = cover(picture, (128, 128), focus=(160, 45))
     references = {
         1: load_image(row.pictures[1].read()), CUT_OUT: load_image(cut_out_subject(picture, mask > 0)),
-        PLACED_ANEW: load_image(recontextualised(picture, mask > 0, np.random.default_rng(3), 64))}
+        PLACED_ANEW: load_image(recontextualised(picture, mask > 0, np.random.default_rng((3,)), 64))}
     for reference, expected_reference in references.items():
-        made = read_example(record, Drawn(0, 0, reference, 1), (128, 128), 64, np.random.default_rng(3))
+        made = read_example(record, Drawn(0, 0, reference, 1), (128, 128), 64, (3,))
         np.testing.assert_array_equal(made.target, np.asarray(expected))
         np.testing.assert_array_equal(made.reference, np.round(square_reference(expected_reference, 64) * 255))
         assert made.original_size.tolist() == [100, 200] and made.crop_top_left.tolist() == list(corner)
@@ -221,7 +222,7 @@ def test_an_example_is_what_its_row_says():
 
 def test_a_box_is_cut_to_its_picture():
     row = Row("line 1", (stored(noise(200, 100)),), ("a dog",), (Subject("dog", box=(-5.5, 10.2, 80, 300)),))
-    made = read_example(read_record(write_record(row)[0]), Drawn(0, 0, CUT_OUT, 0), (64, 64), 64, None)
+    made = read_example(read_record(write_record(row)[0]), Drawn(0, 0, CUT_OUT, 0), (64, 64), 64, (0,))
     mask = mask_of(200, 100, 0, 10, 80, 100) > 0
     cut_out = np.asarray(cut_out_subject(Image.fromarray(noise(200, 100)), mask))
     np.testing.assert_array_equal(made.reference, square_pixels(cut_out, 64))
@@ -252,9 +253,9 @@ def test_only_the_pictures_that_are_used_are_decoded(monkeypatch):
 
     def load(content):
         decoded.append(len(content))
-        return load_pixels(content)
+        return load_rgb(content)
 
-    monkeypatch.setattr(examples_module, "load_pixels", load)
+    monkeypatch.setattr(examples_module, "load_rgb", load)
     sizes = []
     for views in (1, 8):
         decoded.clear()
@@ -280,6 +281,9 @@ def test_what_is_shown_is_what_can_be_shown(many):
     assert seen[8] == {(0, 1, 0), (1, CUT_OUT, 0), (1, PLACED_ANEW, 0)}
     assert len(seen[7]) == 4 * 3 * 2
     assert batches.epoch(9) == pytest.approx(4)
+    wide = BucketBatches(Rows(Row("1", (stored(noise(200, 100)),), ("a dog",), (Subject("dog", box=(0, 0, 9, 9)),))),
+                         side=256, reference_side=16, batch_size=2, seed=0, curriculum=Curriculum(), steps=2)
+    assert wide.shapes == [wide[0]["target"].shape[1:3]] == [(192, 320)]
 
 
 def equal(first, second):

@@ -19,6 +19,8 @@ import numpy as np
 from PIL import Image, JpegImagePlugin, UnidentifiedImageError
 from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, SAMPLEFORMAT
 
+from realcustom_jax.paths import as_path, local_copy
+
 if TYPE_CHECKING:
     import jax
 
@@ -65,23 +67,24 @@ def load_image(source: ImageSource) -> np.ndarray:
         sides.
     Raises:
         FileNotFoundError, ValueError: there is no such file, it cannot be read, or this is no picture; says which.
+        OSError: the bucket that it lies in cannot be reached.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's, of metadata that it skips, and of sizes below its limit
-        pixels = _load(source)
-    if pixels.dtype != np.uint8:
-        return pixels
-    parts = pixels.astype(np.float32)
+        found = _load(source)
+    if not isinstance(found, Image.Image):
+        return found
+    parts = np.array(found, np.float32)
     parts /= 255
     return parts
 
 
-def load_pixels(source: ImageSource) -> np.ndarray:
-    """`load_image` rounded to 8 bits: uint8 [H, W, 3]. Of pictures with 8 bits a channel, as most are, nothing is
+def load_rgb(source: ImageSource) -> Image.Image:
+    """`load_image` rounded to 8 bits, as an image of Pillow. Of pictures with 8 bits a channel, as most are, nothing is
     computed in floats. Several threads may call it, which is why Pillow's warnings are left alone: whether they are
     shown is one setting of all threads."""
-    pixels = _load(source)
-    return pixels if pixels.dtype == np.uint8 else np.uint8(np.round(pixels * 255))
+    found = _load(source)
+    return found if isinstance(found, Image.Image) else Image.fromarray(np.uint8(np.round(found * 255)))
 
 
 def listed(images: ImageSource | Iterable[ImageSource]) -> list[ImageSource]:
@@ -115,14 +118,16 @@ def grid(images: jax.Array | np.ndarray, columns: int) -> Image.Image:
     return Image.fromarray(sheet.reshape(rows * height, columns * width, channels))
 
 
-def _load(source: ImageSource) -> np.ndarray:
-    """[H, W, 3], float32 in [0, 1] or, of 8 bits a channel, uint8. Raises what `load_image` raises."""
+def _load(source: ImageSource) -> Image.Image | np.ndarray:
+    """An RGB image of Pillow where there are 8 bits a channel, or else float32 [H, W, 3] in [0, 1]. Raises what
+    `load_image` raises."""
+    copied = _from_bucket(source)
     try:
         if _is_array(source):
             return _from_array(_on_host(source))
         if isinstance(source, Image.Image):
             return _from_image(source)
-        return _from_file(_openable(source))
+        return _from_file(_openable(copied))
     except FileNotFoundError:
         raise
     except _Unusable as error:
@@ -150,6 +155,12 @@ def _name(source: Any) -> str:
     return f"given as {type(source).__name__}"
 
 
+def _from_bucket(source: Any) -> Any:
+    """This host's copy of a picture that lies in a bucket; others as they are. Raises as `paths.local_copy`."""
+    bucket = isinstance(source, str | os.PathLike) and os.fsdecode(source).startswith(("gs:", "s3:"))
+    return local_copy(as_path(os.fsdecode(source))) if bucket else source
+
+
 def _openable(source: Any) -> str | io.BytesIO:
     """What Pillow can open, more than once."""
     if isinstance(source, str | os.PathLike):
@@ -172,7 +183,7 @@ def _openable(source: Any) -> str | io.BytesIO:
     return io.BytesIO(source)
 
 
-def _from_file(file: str | io.BytesIO) -> np.ndarray:
+def _from_file(file: str | io.BytesIO) -> Image.Image | np.ndarray:
     try:
         with _opened(file) as image:
             return _from_image(image)
@@ -225,13 +236,16 @@ def _without_metadata(content: bytes) -> bytes | None:
     return None if bare == content else bare
 
 
-def _from_image(image: Image.Image) -> np.ndarray:
+def _from_image(image: Image.Image) -> Image.Image | np.ndarray:
     if not all(image.size):
         raise _Unusable(f"has no pixels: its size is {image.width} × {image.height}.")
     image.load()  # a TIFF file turns itself meanwhile
-    turn = _TURNS.get(_orientation(image), np.asarray)
-    numbers = image.mode.startswith(("I", "F"))
-    return np.ascontiguousarray(turn(_from_numbers(image) if numbers else _from_colours(image)))
+    turn = _TURNS.get(_orientation(image))
+    if image.mode.startswith(("I", "F")):
+        numbers = _from_numbers(image)
+        return numbers if turn is None else np.ascontiguousarray(turn(numbers))
+    colours = _from_colours(image)
+    return colours if turn is None else Image.fromarray(np.ascontiguousarray(turn(np.asarray(colours))))
 
 
 def _orientation(image: Image.Image) -> int:
@@ -242,12 +256,12 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _from_colours(image: Image.Image) -> np.ndarray:
+def _from_colours(image: Image.Image) -> Image.Image:
     """Of a picture with 8 bits a channel."""
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return np.array(image.convert("RGB"))
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _from_numbers(image: Image.Image) -> np.ndarray:
@@ -274,7 +288,7 @@ def _on_host(array: Any) -> np.ndarray:
     return np.asarray(array)
 
 
-def _from_array(array: np.ndarray) -> np.ndarray:
+def _from_array(array: np.ndarray) -> Image.Image | np.ndarray:
     shape = array.shape
     if array.ndim == 2:
         array = array[..., None]

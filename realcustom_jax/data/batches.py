@@ -72,6 +72,7 @@ class BucketBatches:
         self.parts = len(self.examples)
         self._seed, self._batch_size, self.placing = seed, batch_size, placing
         self._curriculum, self._steps = curriculum, steps
+        self._levels = np.unique(difficulties(self.index.choice[:, 1]))
 
     def __len__(self) -> int:
         """Batches of an epoch."""
@@ -79,12 +80,17 @@ class BucketBatches:
 
     @property
     def shapes(self) -> list[tuple[int, int]]:
-        """The (width, height) of the targets that batches have."""
-        return [self.sizes[shape] for shape in self.order.kept]
+        """The (height, width) of the targets that batches have."""
+        return [self.sizes[shape][::-1] for shape in self.order.kept]
 
     def epoch(self, step: int) -> float:
         """How often a row was shown before a step, on average."""
         return step * self._batch_size / self.order.rows
+
+    def scalars(self, step: int) -> dict[str, float]:
+        """The epoch of a step, with its fraction, and the curriculum's (`Curriculum.scalars`) for the difficulties that
+        there are."""
+        return {"epoch": self.epoch(step), **self._curriculum.scalars(step, self._steps, self._levels)}
 
     def chosen(self, step: int) -> Chosen:
         """What the examples of a batch show."""
@@ -106,9 +112,9 @@ class BucketBatches:
     def read_row(self, shape: int, row: int, target: int, choice: int, caption: int) -> Example:
         """A row with these of its targets, of the index's references and of its captions, in a shape."""
         subject, reference = self.index.choice[self.index.choices[row] + choice].tolist()
-        rng = np.random.default_rng((self.placing, row, subject))
-        return read_example(self.rows.record(row), Drawn(target, subject, reference, caption), self.sizes[shape],
-                            self.reference_side, rng)
+        drawn = Drawn(target, subject, reference, caption)
+        return read_example(self.rows.record(row), drawn, self.sizes[shape], self.reference_side,
+                            (self.placing, row, subject))
 
     def __getitem__(self, step: int) -> Batch:
         """target uint8 [B, H, W, 3]; caption, word: B texts; original_size, crop_top_left int32 [B, 2] (vertical

@@ -5,11 +5,12 @@ Only the pictures that are used are decoded: the target, and the reference where
 
 import dataclasses
 import io
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
 
-from realcustom_jax.conditioning.images import load_pixels
+from realcustom_jax.conditioning.images import load_rgb
 from realcustom_jax.conditioning.references import square_pixels
 from realcustom_jax.data.cutouts import cut_out_subject, recontextualised
 from realcustom_jax.data.records import CUT_OUT, PLACED_ANEW, Record
@@ -49,13 +50,13 @@ def difficulties(references: np.ndarray) -> np.ndarray:
 
 
 def read_example(record: Record, drawn: Drawn, size: tuple[int, int], reference_side: int,
-                 rng: np.random.Generator) -> Example:
+                 seed: Sequence[int]) -> Example:
     """The example that is drawn from a record.
 
     Args:
         size: (width, height) of its target.
         reference_side: S.
-        rng: of how a reference is placed anew.
+        seed: of how a reference is placed anew.
     Raises ValueError: a picture cannot be read; names the row.
     """
     picture = _decoded(record, drawn.target)
@@ -68,7 +69,7 @@ def read_example(record: Record, drawn: Drawn, size: tuple[int, int], reference_
     if drawn.reference == CUT_OUT:
         reference = cut_out_subject(picture, mask)
     elif drawn.reference == PLACED_ANEW:
-        reference = recontextualised(picture, mask, rng, reference_side)
+        reference = recontextualised(picture, mask, np.random.default_rng(seed), reference_side)
     else:
         reference = _decoded(record, drawn.reference)
     return Example(
@@ -79,7 +80,7 @@ def read_example(record: Record, drawn: Drawn, size: tuple[int, int], reference_
 
 def _decoded(record: Record, number: int) -> Image.Image:
     try:
-        return Image.fromarray(load_pixels(record.pictures[number]))
+        return load_rgb(record.pictures[number])
     except ValueError as error:
         where = f"{number} of the row {record.where!r} in the dataset"
         raise ValueError(str(error).replace("given as bytes", where)) from None

@@ -47,6 +47,8 @@ def cover(
 ) -> tuple[Image.Image, tuple[int, int]]:
     """(the picture scaled to cover `size` and cropped to it, the crop's top and left in the scaled picture); `focus`
     (x, y in pixels of the picture) is as near to the middle as the picture allows."""
+    if picture.size == size:
+        return picture, (0, 0)
     scale = max(size[0] / picture.width, size[1] / picture.height)
     whole = tuple(max(round(length * scale), s) for length, s in zip(picture.size, size, strict=True))
     left, top = (int(np.clip(at * scale - s / 2, 0, w - s)) for at, s, w in zip(focus, size, whole, strict=True))
