@@ -15,7 +15,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from tensorflow_datasets.proto import tf_example_pb2
 
-from realcustom_jax.conditioning.images import load_pixels
+from realcustom_jax.conditioning.images import load_rgb
 from realcustom_jax.conditioning.words import word_spans
 from realcustom_jax.data.rows import Row
 from realcustom_jax.files import png
@@ -130,7 +130,7 @@ def size_of(content: bytes, name: str) -> tuple[int, int]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's, of metadata that it skips, and of sizes below its limit
-            height, width = load_pixels(io.BytesIO(content)).shape[:2]
+            width, height = load_rgb(io.BytesIO(content)).size
     except ValueError as error:
         raise ValueError(str(error).replace("given as BytesIO", name)) from None
     return height, width
