@@ -100,5 +100,6 @@ def get_config() -> ml_collections.ConfigDict:
     }
     for settings in config.optimization.values():
         settings.update({"accumulate": 1, "keep": 1, "keep_every": 0, "clip": 1.0, "log_every": 20, "save_every": 500,
-                         "sample_every": 2000, **settings})
+                         "sample_every": 2000, "evaluate_every": 0, "evaluate_pictures_every": 0, "wandb": "",
+                         **settings})
     return config

@@ -18,16 +18,20 @@ import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
 from realcustom_jax.errors import check_choice, check_text, printable, quoted, sentence, visible
 from realcustom_jax.files import png, sole_user, write_file, write_json
 from realcustom_jax.memory import enough_memory
+from realcustom_jax.paths import as_path, beside, is_bucket, listing, local_copy, make_folder, reaching
 from realcustom_jax.sampling.options import check_options
+
+if TYPE_CHECKING:
+    from realcustom_jax.paths import AnyPath
 
 _SOURCE = "source"  # the key of a record that is not compared
 _TEMPORARY = re.compile(r"\..+\.(png|json)\.[a-z0-9_]{8}")  # what a killed `write_file` leaves
@@ -41,7 +45,7 @@ class Row:
     name: str  # of the files that it makes, without their endings
     prompt: str
     targets: tuple[str, ...]
-    references: tuple[Path, ...]
+    references: "tuple[AnyPath, ...]"
     options: Mapping[str, Any]  # what else it says, of `_KEYS`
     pictures: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # `_PICTURES`: paths and boxes
 
@@ -86,7 +90,7 @@ def read_rows(file: str | Path) -> tuple[Row | BadRow, ...]:
             continue
         where = f"{file}, line {number}"
         try:
-            row = _parse(line, f"{number:04d}", Path(file).parent, where)
+            row = _parse(line, f"{number:04d}", as_path(file).parent, where)
             first = taken.setdefault(row.name.casefold(), number)  # Dog and dog are one file on some systems
             if first != number:
                 raise ValueError(f"the name {row.name!r} is taken by line {first}")
@@ -105,7 +109,7 @@ def read_rows(file: str | Path) -> tuple[Row | BadRow, ...]:
 def _read(file: str | Path) -> bytes:
     """What a file of lines holds, without a byte order mark, in UTF-8 if it is in the UTF-16 of Windows' shells."""
     try:
-        content = Path(file).read_bytes()
+        content = local_copy(as_path(file)).read_bytes()
     except (OSError, ValueError) as error:  # ValueError: no file can have this name
         kind = type(error) if isinstance(error, OSError) else ValueError
         raise kind(f"{file} cannot be read ({getattr(error, 'strerror', None) or error}); give a file with a JSON "
@@ -120,7 +124,7 @@ def _report(line: str) -> None:
 
 
 def run_batch(
-    pipeline: Callable, rows: Sequence[Row | BadRow], out: Path, *, options: Mapping[str, Any],
+    pipeline: Callable, rows: Sequence[Row | BadRow], out: "AnyPath", *, options: Mapping[str, Any],
     loaded: Mapping[str, Any] = MappingProxyType({"model": "mini"}), source: Mapping[str, Any] = MappingProxyType({}),
     report: Callable[[str], None] = _report,
 ) -> Summary:
@@ -151,7 +155,7 @@ def run_batch(
         except (ValueError, OSError) as error:
             unreadable.append(_failure(row, error))
     _check_names(requests)
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     with sole_user(out):
         todo = _todo(requests, out)
         for line in unreadable:
@@ -165,15 +169,15 @@ def _failure(row: Row | BadRow, error: Exception) -> str:
     return visible(f"{title} failed: {sentence(error)}")
 
 
-def _todo(requests: Sequence[tuple[Row, Mapping[str, Any]]], out: Path) -> list[tuple[Row, Mapping[str, Any]]]:
+def _todo(requests: Sequence[tuple[Row, Mapping[str, Any]]], out: "AnyPath") -> list[tuple[Row, Mapping[str, Any]]]:
     """The rows that are not complete in a folder that is there; takes away what a killed run has left."""
     todo = [(row, request) for row, request in requests if not _is_complete(out, row, request)]
-    for file in [file for file in out.iterdir() if _TEMPORARY.fullmatch(file.name)]:
+    for file in [file for file in listing(out) if _TEMPORARY.fullmatch(file.name)]:
         file.unlink()
     return todo
 
 
-def _run(pipeline, todo: Sequence[tuple[Row, Mapping[str, Any]]], count: int, out: Path, report) -> Summary:
+def _run(pipeline, todo: Sequence[tuple[Row, Mapping[str, Any]]], count: int, out: "AnyPath", report) -> Summary:
     """Makes the rows of `todo`, of `count` altogether, in a folder that nobody else uses."""
     failed, skipped = 0, count - len(todo)
     for row, request in tqdm(todo, total=count, initial=skipped, desc="Prompts (a new shape compiles)"):
@@ -238,7 +242,7 @@ _KEYS = {  # what a value must be, for a program and for a reader
 _PICTURES = "init_image", "mask_image", "masks"
 
 
-def _parse(line: bytes, default_name: str, folder: Path, where: str) -> Row:
+def _parse(line: bytes, default_name: str, folder: "AnyPath", where: str) -> Row:
     """The row in one line; raises ValueError that says what is wrong with it."""
     try:
         values = json.loads(line)
@@ -260,13 +264,13 @@ def _parse(line: bytes, default_name: str, folder: Path, where: str) -> Row:
     if lacking := [key for key in ("prompt", "image", "target") if key not in values]:
         raise ValueError(f"it lacks {', '.join(lacking)}")
     images, targets = ([x] if isinstance(x, str) else x for x in (values.pop("image"), values.pop("target")))
-    references = tuple(folder / image for image in images)
+    references = tuple(beside(folder, image) for image in images)
     if _is_region(values.get("masks")):
         values["masks"] = [values["masks"]]
     pictures = {name: _with_paths(values.pop(name), folder) for name in _PICTURES if name in values}
     files = [x for value in pictures.values() for x in (value if isinstance(value, list) else [value])]
-    for path in (*references, *(x for x in files if isinstance(x, Path))):
-        if not os.path.isfile(path):
+    for path in (*references, *(x for x in files if isinstance(x, PurePath))):
+        if not (_is_object(path) if is_bucket(path) else os.path.isfile(path)):
             raise ValueError(f"the image {_shortened(str(path))} does not exist")
     prompt, name = values.pop("prompt"), values.pop("name", default_name)
     check_options(**{key: x for key, x in values.items() if key not in ("width", "height", "negative_prompt")},
@@ -274,11 +278,16 @@ def _parse(line: bytes, default_name: str, folder: Path, where: str) -> Row:
     return Row(where, name, prompt, tuple(targets), references, values, pictures)
 
 
-def _with_paths(value: Any, folder: Path) -> Any:
+def _is_object(path: "AnyPath") -> bool:
+    with reaching(path):
+        return path.is_file()
+
+
+def _with_paths(value: Any, folder: "AnyPath") -> Any:
     """The value with texts as paths of files in the folder."""
     if isinstance(value, list):
         return [_with_paths(x, folder) for x in value]
-    return folder / value if isinstance(value, str) else value
+    return beside(folder, value) if isinstance(value, str) else value
 
 
 def _shortened(path: str) -> str:
@@ -298,8 +307,8 @@ def _request(row: Row, options: Mapping[str, Any], loaded: Mapping[str, Any]) ->
 
 def _recorded(value: Any) -> Any:
     """The value with files as their names and contents."""
-    if isinstance(value, Path):
-        return {"file": value.name, "sha256": hashlib.sha256(value.read_bytes()).hexdigest()}
+    if isinstance(value, PurePath):
+        return {"file": value.name, "sha256": hashlib.sha256(local_copy(value).read_bytes()).hexdigest()}
     if isinstance(value, dict):
         return {name: _recorded(x) for name, x in value.items()}
     return [_recorded(x) for x in value] if isinstance(value, list | tuple) else value
@@ -314,7 +323,7 @@ def _check_names(requests: Sequence[tuple[Row, Mapping[str, Any]]]) -> None:
                 raise ValueError(f"{owner.where} and {row.where} would both write {file}; give one another name.")
 
 
-def _is_complete(out: Path, row: Row, request: Mapping[str, Any]) -> bool:
+def _is_complete(out: "AnyPath", row: Row, request: Mapping[str, Any]) -> bool:
     """Whether the row's files are all there; raises ValueError if they are another request's."""
     marker = out / f"{row.name}.json"
     if not marker.is_file():

@@ -8,13 +8,17 @@ from where they are weakest (grey) to where they are strongest; their labels say
 
 import os
 import textwrap
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from realcustom_jax.files import png, write_file
+from realcustom_jax.paths import check_reachable, is_bucket
 from realcustom_jax.pipeline import Result
+
+if TYPE_CHECKING:
+    from realcustom_jax.paths import AnyPath
 
 CELL = 256
 _GAP, _LABEL, _TITLE, _FRAME = 14, 26, 34, 4
@@ -69,14 +73,17 @@ def contact_sheet(result: Result, columns: int = 5) -> Image.Image:
     return _sheet(result.prompt, f"{len(result.masks)} steps, seed {result.seed}", rows)
 
 
-def check_folder(folder: Path) -> None:
-    """Raises ValueError if pictures could not be written there; creates nothing."""
+def check_folder(folder: "AnyPath") -> None:
+    """Raises ValueError, or OSError for a bucket, if pictures could not be written there; creates nothing."""
+    if is_bucket(folder):
+        check_reachable(folder)
+        return
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not (existing.is_dir() and os.access(existing, os.W_OK)):
         raise ValueError(f"Pictures cannot be written to {folder}: {existing} is not a folder that you may write to.")
 
 
-def save_pictures(result: Result, folder: Path) -> list[Path]:
+def save_pictures(result: Result, folder: "AnyPath") -> "list[AnyPath]":
     """Writes `image_N.png`, `mask_N.png` (the last step's masks) and `contact_sheet.png`, each whole or not at all.
 
     Returns the files, the contact sheet last.

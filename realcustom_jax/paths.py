@@ -9,14 +9,18 @@ Neither etils nor fsspec is imported before a path of a bucket is used.
 """
 
 import contextlib
+import errno
 import fnmatch
 import hashlib
+import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
 
 from realcustom_jax.errors import needs_extra, quoted, sentence
 
@@ -36,6 +40,7 @@ _CACHE = Path("~/.cache/realcustom_jax/buckets")
 _EXTRAS = {"gs": ("gcs", "gcsfs"), "s3": ("s3", "s3fs")}  # scheme → extra that brings it, package
 _BUCKETS = tuple(f"{scheme}://" for scheme in _EXTRAS)
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(/*)")  # of two letters or more: C:\ is a drive
+_LARGE = 2**26  # bytes from which on copying shows how far it is
 _VERSION = ("generation", "etag", "ETag", "VersionId", "md5Hash", "updated", "LastModified")
 """What file systems call the version of an object. It follows the content, or at least the write."""
 
@@ -85,6 +90,9 @@ def _epath():
     import fsspec
     from etils import epath
 
+    for client in ("gcsfs", "s3fs"):  # what they log, with tracebacks, is raised too, and told in a sentence
+        if (logger := logging.getLogger(client)).level == logging.NOTSET:
+            logger.setLevel(logging.CRITICAL)
     for protocol in ("gs", "gcs", "s3"):  # a listing that is kept would not show what another process writes
         fsspec.config.conf.setdefault(protocol, {}).setdefault("use_listings_cache", False)
     return epath
@@ -111,9 +119,18 @@ def reaching(path: "AnyPath") -> Iterator[None]:
     except Exception as error:
         if not is_bucket(path):
             raise
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise OSError(f"The disk of {cache_folder()} is full, so that {os.fspath(path)} cannot be copied to it; "
+                          f"make room, or name another folder by {CACHE_VARIABLE}.") from None
         raise OSError(f"{os.fspath(path)} cannot be reached ({sentence(error)[:300] or type(error).__name__}); are the "
                       "bucket's name, your credentials and their permissions right (docs/training/buckets.md)?"
                       ) from error
+
+
+def beside(folder: "AnyPath", name: str) -> "AnyPath":
+    """What a file in `folder` calls `name`: a path from there on, or a whole one, of a disk or in a bucket."""
+    path = as_path(name)
+    return path if is_bucket(path) else folder / name
 
 
 def absolute(path: "AnyPath") -> "AnyPath":
@@ -166,28 +183,34 @@ def remove_tree(path: "AnyPath") -> None:
         file_system(path).rm(os.fspath(path), recursive=True)
 
 
-def local_copy(path: "AnyPath") -> Path:
+def local_copy(path: "AnyPath", *beside: str) -> Path:
     """A file of this machine with the content of `path`: the path itself on a disk; of an object in a bucket, the copy
     that this host keeps, which is made at the first call and anew when the object has changed.
 
     Every call asks for the object's version, one request. Several processes may call it at once: one copies, the others
     wait. A copy has the object's name, so that its suffix is kept.
 
+    Args:
+        beside: names of files in the same folder that are copied along, where they are there.
     Raises:
         FileNotFoundError: there is no such object. OSError: the bucket cannot be reached, or the disk is full.
     """
     if not is_bucket(path):
         return Path(path)
-    with reaching(path):
-        found = file_system(path).info(os.fspath(path))
-    if found.get("type") == "directory":
+    files = {}
+    for name in (path.name, *beside):
+        with reaching(path) if name == path.name else contextlib.suppress(FileNotFoundError):
+            files[name] = file_system(path).info(os.fspath(path.parent / name))
+    if files[path.name].get("type") == "directory":
         raise IsADirectoryError(f"{os.fspath(path)} is a folder; expected a file.")
-    return _snapshot(path.parent, {path.name: found}) / path.name
+    return _snapshot(path.parent, files) / path.name
 
 
-def local_folder(path: "AnyPath", wanted: Callable[[str], bool] = lambda name: True) -> Path:
-    """The same of a folder with everything below it whose name, relative to the folder with slashes, is `wanted`.
+def local_folder(path: "AnyPath", chosen: Callable[[Collection[str]], Collection[str]] = lambda names: names) -> Path:
+    """The same of a folder with everything below it.
 
+    Args:
+        chosen: gives those of the files' names, relative to the folder and with slashes, that are copied.
     Raises:
         FileNotFoundError: nothing there. OSError: as `local_copy`.
     """
@@ -197,10 +220,22 @@ def local_folder(path: "AnyPath", wanted: Callable[[str], bool] = lambda name: T
         found = file_system(path).find(os.fspath(path), detail=True)
     start = _key(path) + "/"
     files = {name.removeprefix(start): about for name, about in found.items() if name.startswith(start)}
-    files = {name: about for name, about in files.items() if name and not name.endswith("/") and wanted(name)}
+    names = chosen([name for name in files if name and not name.endswith("/")])
+    files = {name: files[name] for name in sorted(names)}
     if not files:
         raise FileNotFoundError(f"{os.fspath(path)} does not exist.")
     return _snapshot(path, files)
+
+
+def host_folder(path: "AnyPath") -> Path:
+    """A folder of this host to work in for what belongs to a folder that may be in a bucket: of a disk the folder
+    itself. What stands there is this host's alone, and can be made again."""
+    return cache_folder() / "work" / _in_cache(path) if is_bucket(path) else Path(path)
+
+
+def _in_cache(path: "AnyPath") -> str:
+    scheme, _, key = os.fspath(path).partition("://")
+    return f"{scheme}/{key}"
 
 
 def _key(path: "AnyPath") -> str:
@@ -220,22 +255,28 @@ def _snapshot(folder: "AnyPath", files: dict[str, dict[str, Any]]) -> Path:
     versions = [(name, about.get("size"), *(str(about[key]) for key in _VERSION if about.get(key)))
                 for name, about in sorted(files.items())]
     digest = hashlib.sha256(repr(versions).encode()).hexdigest()[:16]
-    scheme, _, key = os.fspath(folder).partition("://")
-    place = cache_folder() / scheme / key / f"@{digest}"
+    place = cache_folder() / _in_cache(folder) / f"@{digest}"
     if place.is_dir():
         return place
     place.parent.mkdir(parents=True, exist_ok=True)
     partial = place.with_name(f"{place.name}.partial")
     with _alone(place.with_name(f"{place.name}.lock")):
         if not place.is_dir():
-            for name, about in files.items():
-                if not (partial / name).is_file():  # an earlier process may have been ended before it had all
-                    _download(folder / name, partial / name, about.get("size"))
+            sizes = {name: about.get("size") or 0 for name, about in files.items()}
+            total = sum(sizes.values())
+            with tqdm(total=total, desc=f"copying {os.fspath(folder)}", unit="B", unit_scale=True, leave=False,
+                      disable=total < _LARGE) as bar:
+                for name, size in sizes.items():
+                    if not (partial / name).is_file():  # an earlier process may have been ended before it had all
+                        download(folder / name, partial / name, size)
+                    bar.update(size)
             partial.replace(place)
     return place
 
 
-def _download(path: "AnyPath", target: Path, size: int | None) -> None:
+def download(path: "AnyPath", target: Path, size: int | None = None) -> None:
+    """Copies an object of a bucket to a file, whole or not at all. Raises OSError where it does not come, or not with
+    `size` bytes."""
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{os.getpid()}")
     try:

@@ -1,10 +1,20 @@
-"""Python in a process of its own: with other devices, to be killed, or beside another one."""
+"""Python in a process of its own: with other devices, to be killed, or beside another one; and emulators of buckets."""
 
+import contextlib
 import os
 import socket
 import subprocess
 import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
+
+_BUCKET = "pictures-bucket"
+_PACKAGES = {"gs": ("gcsfs", "gcp_storage_emulator"), "s3": ("s3fs", "moto.server")}
 
 
 def start(script: str, *arguments, devices: int = 1, **options) -> subprocess.Popen:
@@ -27,3 +37,49 @@ def free_port() -> int:
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         return one.getsockname()[1]
+
+
+@contextlib.contextmanager
+def emulator(scheme: str, cache) -> Iterator[str]:
+    """Starts an emulator of Google's (gs) or Amazon's (s3) storage with a bucket, whose URL it gives.
+
+    Until the end this process's environment leads there, and host copies lie in the folder `cache`. Once a scheme and
+    process, because etils keeps the connection.
+    """
+    for package in _PACKAGES[scheme]:
+        pytest.importorskip(package)
+    import fsspec
+
+    port = free_port()
+    address = f"http://127.0.0.1:{port}"
+    command, variables = {
+        "gs": (["-m", "gcp_storage_emulator", "start", "--host=127.0.0.1", f"--port={port}", "--in-memory", "--quiet"],
+               {"STORAGE_EMULATOR_HOST": address, "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false"}),
+        "s3": (["-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+               {"AWS_ENDPOINT_URL": address, "AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing",
+                "AWS_DEFAULT_REGION": "us-east-1"})}[scheme]
+    server = subprocess.Popen([sys.executable, *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in {**variables, "REALCUSTOM_BUCKET_CACHE": os.fspath(cache)}.items():
+                patch.setenv(name, value)
+            _wait_for(address, server)
+            files = fsspec.filesystem(scheme)
+            files.mkdir(f"{scheme}://{_BUCKET}")
+            yield f"{scheme}://{_BUCKET}"
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def _wait_for(address: str, server: subprocess.Popen) -> None:
+    for _ in range(900):
+        assert server.poll() is None, "the emulator has ended"
+        try:
+            urllib.request.urlopen(address, timeout=1)
+            return
+        except urllib.error.HTTPError:
+            return
+        except OSError:
+            time.sleep(0.1)
+    raise TimeoutError(f"no emulator at {address}")

@@ -112,7 +112,7 @@ def every_kind(folder) -> dict:
     colours = ("red", "green", "blue", "yellow", "purple", "orange")
     target = [picture((64, 64), colour) for colour in colours]
     other = [picture((48, 64), colour, "WEBP") for colour in colours]
-    captions = [f"a {word} in the grass" for word in ("dog", "car") * 3]
+    captions = [f"a {word} on the beach" for word in ("dog", "car") * 3]
     words = ["dog", "car"] * 3
     for name in ("manifest", "groups", "tars", "parquet", *(f"views/dog/{i}" for i in range(6))):
         (folder / name).mkdir(parents=True)
@@ -121,6 +121,7 @@ def every_kind(folder) -> dict:
         (folder / "manifest" / f"{i}.webp").write_bytes(other[i])
         (folder / "views" / "dog" / f"{i}" / "0.jpg").write_bytes(target[i])
         (folder / "views" / "dog" / f"{i}" / "1.webp").write_bytes(other[i])
+    (folder / "views" / "captions.json").write_text(json.dumps({"dog": ["a dog on the beach", "a dog in the room"]}))
     rows = [{"target": f"{i}.jpg", "caption": captions[i], "word": words[i]} for i in range(6)]
     ways = ({"reference": "0.webp"}, {"box": [4, 4, 60, 60]}, {"mask": [[4, 4, 60, 4, 60, 60, 4, 60]]})
     (folder / "manifest" / "manifest.jsonl").write_text(
@@ -134,10 +135,10 @@ def every_kind(folder) -> dict:
             members |= {f"{i}.jpg": target[i], f"{i}.txt": captions[i], f"{i}.cls": words[i], f"{i}.ref.webp": other[i]}
         write_tar(folder / "tars" / f"train-{tar:03}.tar", members)
     write_parquet(folder / "parquet" / "train.parquet", {
-        "image": [image(x) for x in target], "text": captions, "label": words, "ref": [image(x) for x in other]},
+        "image": [image(x) for x in target], "text": captions, "word": words, "ref": [image(x) for x in other]},
         row_group_size=2)
     write_dataset(folder / "tfds", {"image": tfds.features.Image(encoding_format="jpeg"), "text": tfds.features.Text()},
-                  [{"image": x, "text": "a dog in the grass"} for x in target])
+                  [{"image": x, "text": "a dog on the beach"} for x in target])
     kinds = {name: (folder / name, {}) for name in ("manifest", "groups", "tars", "parquet", "views")}
     return kinds | {"tfds": (folder / "tfds", {"word": "dog"})}
 

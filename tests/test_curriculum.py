@@ -40,3 +40,11 @@ def test_bad_settings_are_named():
 def test_where_there_is_one_kind_of_references_it_is_taken(recipe):
     for difficulty in ([0, 0], [1, 1]):
         np.testing.assert_allclose(Curriculum(recipe).weights(0, 10, difficulty), [0.5, 0.5])
+
+
+def test_what_a_log_says_of_a_step():
+    curriculum = Curriculum(start=0.0, end=0.5, final_reconstruction=0.2)
+    assert curriculum.scalars(0, 100, (0, 0.5, 1)) == {
+        "curriculum/progress": 0, "curriculum/0.00": 1, "curriculum/0.50": 0, "curriculum/1.00": 0}
+    assert curriculum.scalars(50, 100, (0, 0.5, 1)) == pytest.approx({
+        "curriculum/progress": 1, "curriculum/0.00": 0.2, "curriculum/0.50": 0.4, "curriculum/1.00": 0.4})

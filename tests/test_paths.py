@@ -2,12 +2,18 @@
 test_buckets.py, with emulators."""
 
 import builtins
+import errno
 import os
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from realcustom_jax import files, paths
+from realcustom_jax import files, paths, staging
+from realcustom_jax.staging import Staging
+
+import fresh_process
 
 
 @pytest.mark.parametrize("text", ["run", "/data/run", "./a:b", "a:b", "C:\\data", "c:/data", "gs", "~/run", "x/gs://b"])
@@ -83,8 +89,8 @@ def bucket(monkeypatch, tmp_path):
             found = super().info(path, **options)
             return found | {"ETag": hash(self.cat_file(path))} if found["type"] == "file" else found
 
-    monkeypatch.setattr(paths, "file_system", lambda path: Bucket())
-    monkeypatch.setattr(files, "file_system", lambda path: Bucket())
+    for module in (paths, files, staging):
+        monkeypatch.setattr(module, "file_system", lambda path: Bucket())
     monkeypatch.setenv(paths.CACHE_VARIABLE, str(tmp_path / "cache"))
     yield epath.Path("s3://bucket/run")
     memory.store.clear()
@@ -120,7 +126,7 @@ def test_a_local_copy_follows_its_object(bucket):
 def test_a_local_folder_holds_what_is_wanted(bucket):
     for name in ("config.json", "unet/model.safetensors", "unet/model.bin"):
         files.write_file(bucket / name, name.encode())
-    copy = paths.local_folder(bucket, lambda name: not name.endswith(".bin"))
+    copy = paths.local_folder(bucket, lambda names: [name for name in names if not name.endswith(".bin")])
     assert sorted(str(path.relative_to(copy)) for path in copy.rglob("*.*")) == [
         "config.json", "unet/model.safetensors"]
     assert (copy / "unet" / "model.safetensors").read_bytes() == b"unet/model.safetensors"
@@ -129,16 +135,86 @@ def test_a_local_folder_holds_what_is_wanted(bucket):
 def test_a_copy_that_was_interrupted_goes_on(bucket, monkeypatch):
     for name in ("a", "b"):
         files.write_file(bucket / name, name.encode())
-    copied, real = [], paths._download
+    copied, real = [], paths.download
 
     def broken(path, *rest):
         if path.name == "b":
             raise KeyboardInterrupt
         real(path, *rest)
 
-    monkeypatch.setattr(paths, "_download", broken)
+    monkeypatch.setattr(paths, "download", broken)
     with pytest.raises(KeyboardInterrupt):
         paths.local_folder(bucket)
-    monkeypatch.setattr(paths, "_download", lambda path, *rest: (copied.append(path.name), real(path, *rest)))
+    monkeypatch.setattr(paths, "download", lambda path, *rest: (copied.append(path.name), real(path, *rest)))
     copy = paths.local_folder(bucket)
     assert copied == ["b"] and sorted(path.name for path in copy.iterdir()) == ["a", "b"]
+
+
+def test_those_who_ask_at_once_share_one_copy(bucket, monkeypatch):
+    files.write_file(bucket / "shard", b"content")
+    copied, real = [], paths.download
+
+    def slow(path, *rest):
+        copied.append(path)
+        time.sleep(0.05)
+        real(path, *rest)
+
+    monkeypatch.setattr(paths, "download", slow)
+    with ThreadPoolExecutor(4) as readers:
+        found = set(readers.map(lambda _: paths.local_copy(bucket / "shard"), range(4)))
+    assert len(copied) == 1 and len(found) == 1 and found.pop().read_bytes() == b"content"
+
+
+def test_an_object_that_comes_with_another_length_is_no_copy(bucket, monkeypatch):
+    files.write_file(bucket / "shard", b"content")
+    short = paths.file_system(bucket)
+    monkeypatch.setattr(type(short), "get_file", lambda self, path, target: Path(target).write_bytes(b"con"))
+    with pytest.raises(OSError, match=r"s3://bucket/run/shard came with 3 bytes of 7"):
+        paths.local_copy(bucket / "shard")
+    assert not [path for path in paths.cache_folder().rglob("*") if path.name.endswith("shard")]
+
+
+def test_what_a_client_raises_is_one_sentence_that_names_the_path(bucket):
+    with pytest.raises(OSError, match=r"^s3://bucket/run cannot be reached \(no credentials\); are the bucket's name"):
+        with paths.reaching(bucket):
+            raise RuntimeError("no\ncredentials")
+    with pytest.raises(OSError, match=r"^The disk of .*cache is full, so that s3://bucket/run cannot be copied to it"):
+        with paths.reaching(bucket):
+            raise OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(RuntimeError), paths.reaching(Path("run")):
+        raise RuntimeError
+
+
+def test_staged_files_are_copied_when_they_are_new_or_have_changed(bucket):
+    files.write_file(bucket / "metrics.jsonl", b"one\n")
+    with Staging(bucket, "metrics.jsonl", "none") as staged:
+        with (staged.local / "metrics.jsonl").open("a") as lines:
+            lines.write("two\n")
+        (staged.local / "board").mkdir()
+        (staged.local / "board" / "events").write_bytes(b"")
+        staged.upload()
+        staged.upload("board", but="events")
+        assert (bucket / "metrics.jsonl").name in {path.name for path in paths.listing(bucket)}
+        assert paths.file_system(bucket).cat_file(f"{bucket}/metrics.jsonl") == b"one\ntwo\n"
+        assert paths.listing(bucket / "board") == [bucket / "board" / "events"]
+        paths.remove_tree(bucket / "board")
+        staged.upload()  # it has not changed
+        assert paths.listing(bucket / "board") == []
+    assert not staged.local.exists()
+
+
+def test_on_a_disk_staging_is_the_folder_itself(tmp_path):
+    with Staging(tmp_path) as staged:
+        (staged.local / "file").touch()
+        staged.upload()
+    assert staged.local == tmp_path and (tmp_path / "file").exists()
+
+
+def test_paths_of_the_disk_load_no_client():
+    printed = fresh_process.run("""
+import sys
+from realcustom_jax import files, paths, staging
+paths.local_copy(paths.as_path("x"))
+print([name for name in ("etils", "fsspec", "gcsfs", "s3fs", "jax") if name in sys.modules])
+""")
+    assert printed == "[]\n"

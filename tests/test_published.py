@@ -19,6 +19,7 @@ from realcustom_jax.data.build import build
 from realcustom_jax.data.dataset import Dataset
 from realcustom_jax.data.sources import open_source
 from realcustom_jax.devices.ahead_of_time import AdapterStep
+from realcustom_jax.devices.shapes import batch_shapes
 from realcustom_jax.model_files import bundle
 from realcustom_jax.model_files.adapter import find_adapter, scaled_tokens
 from realcustom_jax.model_files.source import FolderSource
@@ -27,11 +28,13 @@ from realcustom_jax.model_files.weights import read_config
 from realcustom_jax.pipeline import Pipeline
 from realcustom_jax.presets import PRESETS
 from realcustom_jax.training.curriculum import Curriculum
-from realcustom_jax.training.loop import TrainSettings, init_state, make_train_step
-from realcustom_jax.training.published import features
+from realcustom_jax.training.optimizer import step_inputs
+from realcustom_jax.training.published import features, tasks
 from realcustom_jax.training.published import run as published
 from realcustom_jax.training.published.config import PublishedConfig
 from realcustom_jax.training.published.initial_adapter import with_tokens_like_text, write_fresh_adapter
+from realcustom_jax.training.settings import TrainSettings
+from realcustom_jax.training.step import init_state, make_train_step
 
 import fresh_process
 from mini_bundle import ENCODER_SIDE, SIDE, train_anew, write_mini_bundle
@@ -150,7 +153,7 @@ def test_choices_that_an_adapter_cannot_bring_are_named(mini_folder, tmp_path, s
 @pytest.mark.slow
 def test_a_caption_that_cannot_be_sampled_stays_grey(run, monkeypatch, capsys):
     _, model, _, workdir = run
-    task = published.PublishedTask(Pipeline.load(model, workdir / "adapter"), batches_of(dataset_of(workdir), steps=3))
+    task = tasks.PublishedTask(Pipeline.load(model, workdir / "adapter"), batches_of(dataset_of(workdir), steps=3))
 
     def fail(*_, **__):
         raise ValueError("the word is cut off")
@@ -192,13 +195,13 @@ def test_training_that_stopped_goes_on_to_the_same_bytes(run, tmp_path, monkeypa
     config.train.optimization.sample_every = 0
     asked = []
 
-    def batch(self, step, whole=published.PublishedTask.batch):
+    def batch(self, step, whole=tasks.PublishedTask.batch):
         asked.append(step)
         if len(asked) == 3:
             raise KeyboardInterrupt
         return whole(self, step)
 
-    monkeypatch.setattr(published.PublishedTask, "batch", batch)
+    monkeypatch.setattr(tasks.PublishedTask, "batch", batch)
     with pytest.raises(KeyboardInterrupt):
         published.train_adapter(config, tmp_path)
     published.train_adapter(config, tmp_path)
@@ -341,20 +344,31 @@ def test_the_step_compiled_ahead_for_a_tpu_is_the_one_that_runs_there(run, tmp_p
                              scan_layers=True, platform="tpu")
     batches = batches_of(dataset_of(workdir))
     square = next(i for i in range(8) if batches[i]["target"].shape[1:3] == (128, 128))
-    task = published.PublishedTask(pipeline, batches)
+    task = tasks.PublishedTask(pipeline, batches)
     if precomputed:
         encoders = features.Encoders(pipeline)
         stored = features.compute_features(encoders, "rows", batches, tmp_path)
-        task = published.PrecomputedTask(pipeline, batches, stored)
+        task = tasks.PrecomputedTask(pipeline, batches, stored)
+    # What is compiled before training begins are the batches that come, of every shape.
+    kinds = [{shape_of(task.batch(step)) for step in range(8)},
+             {shape_of(batch_shapes(example, 2)) for example in task.example_shapes()}]
+    assert kinds[0] == kinds[1]
+    said = task.scalars(8)
+    assert said["epoch"] == 8 / len(batches) and said["curriculum/progress"] == 1 and len(task.captions()) == 2
+    assert said["curriculum/0.00"] + said["curriculum/0.50"] + said["curriculum/1.00"] == pytest.approx(1)
     settings = TrainSettings(**train["optimization"])
     state, batch = init_state(task.init(None), settings), task.batch(square)
-    live = make_train_step(task.loss, settings).trace(state, task.frozen, batch).jaxpr
+    live = make_train_step(task.loss, settings).trace(state, task.frozen, batch, step_inputs(settings, 0)).jaxpr
 
     parts = [path.parent for path in model.glob("*/config.json") if path.parent.name not in ("adapter", "judge")]
     train = PublishedConfig.from_config(train)
     ahead = AdapterStep(train, "tpu", {path.name: read_config(path / "config.json") for path in parts})
-    assert text(ahead.function([None]).trace(*ahead.arguments()).jaxpr) == text(live)
+    assert text(ahead.function([None]).trace(*ahead.arguments(), *ahead.numbers()).jaxpr) == text(live)
     assert ahead.about()["platform"] == "tpu"
+
+
+def shape_of(batch):
+    return str(jax.tree.map(lambda x: (tuple(x.shape), str(x.dtype)), batch))
 
 
 def text(jaxpr) -> str:
@@ -404,7 +418,7 @@ def test_size_conditioning_is_ordered_as_the_preset_says(run):
     ids = {}
     for order in ("width_first", "height_first"):
         pipeline = Pipeline.load(model, workdir / "fresh/adapter", preset={"size_order": order})
-        ids[order] = published.PublishedTask(pipeline, batches).batch(0)["time_ids"]
+        ids[order] = tasks.PublishedTask(pipeline, batches).batch(0)["time_ids"]
     np.testing.assert_array_equal(ids["width_first"][:, [1, 0, 3, 2, 5, 4]], ids["height_first"])
     np.testing.assert_array_equal(ids["height_first"][:, 4:], [batches[0]["target"].shape[1:3]] * 2)
 

@@ -8,10 +8,10 @@ from realcustom_jax.data.records import Entry
 from realcustom_jax.data.selection import is_held_out, select
 
 ROWS = Index.of([
-    Entry([(100, 100), (10, 10)], 1, [(0, 1)], 0, 0.5),
-    Entry([(200, 50)], 1, [(0, -1)], 2**63, np.nan),
-    Entry([(100, 120), (100, 90), (30, 100)], 2, [(0, 0), (0, 1)], 2**64 - 1, 0.9),
-    Entry([(100, 120), (50, 60)], 2, [(0, 0), (0, 1)], 2**62, 0.1),
+    Entry([(100, 100), (10, 10)], 1, 1, [(0, 1)], 0, 0.5),
+    Entry([(200, 50)], 1, 1, [(0, -1)], 2**63, np.nan),
+    Entry([(100, 120), (100, 90), (30, 100)], 2, 1, [(0, 0), (0, 1)], 2**64 - 1, 0.9),
+    Entry([(100, 120), (50, 60)], 2, 1, [(0, 0), (0, 1)], 2**62, 0.1),
 ])
 
 
@@ -50,7 +50,7 @@ def test_an_empty_index_has_no_rows():
 
 def test_subjects_are_held_out_whole_about_as_many_as_asked_for_and_more_only_add():
     identities = np.random.default_rng(0).integers(0, 2**64, 2000, np.uint64)
-    rows = Index.of([Entry([(9, 9)], 1, [(0, -1)], int(identities[i % 2000]), np.nan) for i in range(4000)])
+    rows = Index.of([Entry([(9, 9)], 1, 1, [(0, -1)], int(identities[i % 2000]), np.nan) for i in range(4000)])
     held = is_held_out(rows, 0.1)
     assert 0.08 < held.mean() < 0.12
     np.testing.assert_array_equal(held[:2000], held[2000:])

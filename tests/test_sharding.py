@@ -18,8 +18,9 @@ from realcustom_jax.models.conv import Conv
 from realcustom_jax.models.unet import UNet, UNetConfig
 from realcustom_jax.models.vae import Autoencoder, VAEConfig
 from realcustom_jax.models.vit import VisionTransformer, VitConfig
-from realcustom_jax.training.loop import TrainSettings, init_state
 from realcustom_jax.training.published.config import MeshConfig
+from realcustom_jax.training.settings import TrainSettings
+from realcustom_jax.training.step import init_state
 
 
 def mesh(data=1, fsdp=1, tensor=1):

@@ -225,7 +225,12 @@ def test_what_is_no_source_says_what_to_do(tmp_path):
     (tmp_path / "a.tar.gz").write_bytes(b"x")
     assert "does not exist; expected a manifest.jsonl" in said("gone") and "is empty" in said("")
     assert "empty is empty; expected a manifest.jsonl" in said("empty")
-    for name in ("bare", "inner"):
+    (tmp_path / "split" / "train").mkdir(parents=True)
+    (tmp_path / "split" / "train" / "a.jpg").write_bytes(picture())
+    (tmp_path / "hub").mkdir()
+    (tmp_path / "hub" / "metadata.jsonl").write_text("{}")
+    assert "metadata.jsonl with columns.target=file_name" in said("hub")
+    for name in ("bare", "inner", "split"):
         assert "has pictures, and nothing says what they show: write" in said(name)
     assert "text is no training data: it has 'a.txt'" in said("text")
     assert "is no training data" in said("text/a.txt") and "is a picture" in said("bare/a.jpg")

@@ -13,9 +13,13 @@ import numpy as np
 import optax
 import pytest
 
+from realcustom_jax.data.sprites.bank import BankConfig
 from realcustom_jax.data.sprites.captions import Spelling
 from realcustom_jax.data.sprites.composition import compose_few
+from realcustom_jax.evaluation.cases import make_cases
+from realcustom_jax.evaluation.generate import Generator
 from realcustom_jax.evaluation.judge import ATTRIBUTES, Verdict, load_judge
+from realcustom_jax.evaluation.scores import score_pictures
 from realcustom_jax.model_files import bundle, weights
 from realcustom_jax.model_files.adapter import merge_unet, scaled_tokens
 from realcustom_jax.model_files.tensors import read_tensors
@@ -26,8 +30,10 @@ from realcustom_jax.sampling.sampler import sample_latents
 from realcustom_jax.training import loop
 from realcustom_jax.training.miniature import base, encoders, stages
 from realcustom_jax.training.miniature.autoencoder import AutoencoderTask
+from realcustom_jax.training.miniature.config import MiniatureConfig
 from realcustom_jax.training.miniature.judge import JudgeTask, disturb, places
 from realcustom_jax.training.miniature.pictures import PictureBatches
+from realcustom_jax.training.scored import find_judge, scored_pictures
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 CONFIG = Path(__file__).parents[1] / "configs" / "mini.py"
@@ -446,3 +452,41 @@ def test_what_a_stage_logs_has_every_metric_of_its_loss(trained):
                          ("encoders", {"siglip", "dinov2", "caption", "said"}), ("autoencoder", {"pixels", "edges"})):
         rows = [json.loads(line) for line in (trained / stage / "metrics.jsonl").read_text().splitlines()]
         assert any(names <= row.keys() for row in rows), stage
+
+
+# -------------------- what is watched
+
+
+@pytest.mark.slow
+def test_what_the_adapters_task_says_of_itself(trained, config):
+    task = task_of(config, trained, stage="adapter")
+    first, again, second = task.held_out(0), task.held_out(0), task.held_out(1)
+    jax.tree.map(np.testing.assert_array_equal, first, again)
+    batches = [task.batch(step) for step in range(4)]
+    assert all((first["layout"].thing != other["layout"].thing).any() for other in (second, *batches))
+    assert task.held_out(2) is None
+    assert task.scalars(0) == {"curriculum/progress": 0, "curriculum/0.00": 1, "curriculum/0.33": 0,
+                               "curriculum/0.67": 0, "curriculum/1.00": 0}
+    last = task.scalars(4)
+    assert last["curriculum/progress"] == 1 and last["curriculum/0.00"] == pytest.approx(0.1)
+    captions = task.captions()
+    assert len(captions) == 4 and all(text.startswith("a ") for text in captions)
+
+
+@pytest.mark.slow
+def test_pictures_are_scored_while_the_adapter_trains_by_the_pipeline_that_the_bundle_will_be(trained, config):
+    read = MiniatureConfig.from_config(config.to_dict())
+    task, params = task_of(config, trained, stage="adapter"), train(config, trained, "adapter")
+    pipeline, loaded = stages._pipeline(task, params, read, trained), Pipeline.load(trained / "bundle")
+    for name in ("vision_settings", "prediction", "sample_size", "preset", "solver"):
+        assert getattr(pipeline, name) == getattr(loaded, name), name
+    judge = find_judge(5, trained / "bundle")
+    report, = scored_pictures(5, judge, lambda params: loaded)
+    scores = report.make(None).scalars
+    assert report.every == 5 and scores.keys() >= {
+        "evaluation/subject_similarity", "evaluation/text_controllability", "evaluation/mask_auc"}
+    cases = make_cases("one", 4, 0, BankConfig(side=32, cut_out=36))
+    made = Generator(loaded, judge)(cases, "fused")
+    expected = score_pictures(judge, cases, made.images)
+    assert scores["evaluation/text_controllability"] == pytest.approx(expected["text_controllability"].mean())
+    assert report.make(None).scalars == scores

@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[1]
     (["--config.stagee=base", "--workdir=x"], "no key 'stagee'; did you mean 'stage'?"),
     (["--config.optimisation.base.steps=1", "--workdir=x"], "no key 'optimisation'"),
     ([], "--workdir is missing"),
+    (["--workdir=x", "--profile_steps=7:5"], "profile_steps is '7:5'; expected FIRST:LAST"),
     (["--config=nosuch.py"], "No such file or directory: 'nosuch.py'); give one such as configs/mini.py."),
     (["--config", "nosuch.py"], "No such file or directory: 'nosuch.py'); give one such as configs/mini.py."),
     (["--config=nosuch.py", "--config.stage=base"], "'nosuch.py'); give one such as configs/mini.py."),

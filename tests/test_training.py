@@ -21,14 +21,10 @@ from realcustom_jax.devices.sharding import (  # noqa: F401  (of the scripts bel
     examples_here,
     make_mesh,
 )
-from realcustom_jax.training.loop import (  # noqa: F401
-    TrainSettings,
-    choose_shardings,
-    fit,
-    init_state,
-    make_optimizer,
-    make_train_step,
-)
+from realcustom_jax.training.loop import choose_shardings, fit  # noqa: F401
+from realcustom_jax.training.optimizer import make_optimizer, step_inputs
+from realcustom_jax.training.settings import TrainSettings
+from realcustom_jax.training.step import init_state, make_train_step
 
 from fresh_process import free_port, run, start
 
@@ -83,9 +79,10 @@ def test_a_loss_that_is_not_finite_names_the_step_and_keeps_the_checkpoint(tmp_p
 
 def test_training_learns_and_averages():
     task, state = Regression(), init_state({"w": jnp.zeros(3)}, SETTINGS)
-    train_step = make_train_step(task.loss, TrainSettings(steps=300, learning_rate=0.05, warmup=5))
+    settings = TrainSettings(steps=300, learning_rate=0.05, warmup=5)
+    train_step = make_train_step(task.loss, settings)
     for step in range(300):
-        state, _ = train_step(state, task.frozen, task.batch(step))
+        state, _ = train_step(state, task.frozen, task.batch(step), step_inputs(settings, step))
     np.testing.assert_allclose(state.params["w"], 1, atol=0.05)
     np.testing.assert_allclose(state.ema["w"], 1, atol=0.15)
     assert train_step._cache_size() == 1
@@ -171,7 +168,8 @@ def test_accumulated_parts_are_the_whole_batch():
     found = []
     for accumulate in (1, 2):
         settings = dataclasses.replace(SETTINGS, accumulate=accumulate, warmup=0)
-        state, metrics = make_train_step(loss, settings)(init_state({"w": jnp.ones(3)}, settings), {}, task.batch(0))
+        state, metrics = make_train_step(loss, settings)(
+            init_state({"w": jnp.ones(3)}, settings), {}, task.batch(0), step_inputs(settings, 0))
         assert np.abs(state.params["w"] - 1).min() > 0.01
         found.append(np.array([*state.params["w"], metrics["loss"], metrics["gradient_norm"]]))
     np.testing.assert_allclose(*found, rtol=1e-5)
@@ -290,7 +288,7 @@ state = jax.jit(make, out_shardings=placed)()
 loss = lambda p, f, b, k: (((b['x'] @ p['to_q']['kernel'] + p['to_q']['bias']) ** 2).mean(), {})
 step = make_train_step(loss, settings, placed)
 for i in range(3):
-    state, _ = step(state, {}, {'x': np.ones((4, 8), np.float32)})
+    state, _ = step(state, {}, {'x': np.ones((4, 8), np.float32)}, step_inputs(settings, i))
 assert step._cache_size() == 1
 assert all(jax.tree.leaves(jax.tree.map(lambda x, s: x.sharding.is_equivalent_to(s, x.ndim), state, placed)))
 """, tmp_path)
@@ -345,8 +343,8 @@ def test_muon_makes_every_matrix_orthogonal_and_leaves_the_rest_to_adam():
     params = {name: {"kernel": jax.random.normal(key, shape), "bias": jnp.ones(shape[-1])}
               for name, shape in shapes.items()}
     gradients = jax.tree.map(lambda x: jax.random.normal(key, x.shape), params)
-    muon, adam = (make_optimizer(TrainSettings(steps=10, learning_rate=1e-2, warmup=0, clip=1e9, optimizer=name))
-                  for name in ("muon", "adamw"))
+    inputs = step_inputs(TrainSettings(steps=10, learning_rate=1e-2, warmup=0, clip=1e9), 0)
+    muon, adam = (make_optimizer(name, inputs) for name in ("muon", "adamw"))
     updates, _ = muon.update(gradients, muon.init(params), params)
     adams, _ = adam.update(gradients, adam.init(params), params)
     for name, shape in shapes.items():
@@ -358,7 +356,7 @@ def test_muon_makes_every_matrix_orthogonal_and_leaves_the_rest_to_adam():
         np.testing.assert_array_less(updates[name]["bias"] * gradients[name]["bias"], 0)
         assert not np.allclose(updates[name]["kernel"], adams[name]["kernel"])
     with pytest.raises(ValueError, match="optimizer"):
-        make_optimizer(TrainSettings(steps=1, optimizer="lion"))
+        TrainSettings(steps=1, optimizer="lion")
 
 
 def test_a_batch_that_the_devices_cannot_share_is_refused(tmp_path):

@@ -1,13 +1,19 @@
 """What all commands have in common."""
 
+import argparse
 import contextlib
 import logging
 import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from realcustom_jax.errors import sentence
+from realcustom_jax.paths import as_path
+
+if TYPE_CHECKING:
+    from realcustom_jax.paths import AnyPath
 
 
 def program(installed: str) -> str:
@@ -27,3 +33,11 @@ def warnings_as_sentences(say: Callable[[str], None]) -> Iterator[None]:
     with warnings.catch_warnings():  # which also puts the caller's way of showing warnings back
         warnings.showwarning = lambda message, kind, *_: kind is UserWarning and say(f"warning: {sentence(message)}")
         yield
+
+
+def path_option(text: str) -> "AnyPath":
+    """`paths.as_path` as the type of an option of argparse, which shows the sentence of no other exception."""
+    try:
+        return as_path(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None

@@ -5,7 +5,7 @@ import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from realcustom_jax.commands.program import program
+from realcustom_jax.commands.program import path_option, program
 
 if TYPE_CHECKING:
     from realcustom_jax.pipeline import Pipeline
@@ -49,8 +49,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--image", action="append", help="a reference picture (a bundled dog); repeat it for several subjects")
     add("--target", action="append", help="the prompt's words for the subject (dog); one for each subject")
     add("--negative-prompt", help="what the pictures should not show (the preset's)")
-    add("--batch", type=Path, help="a JSON-lines file of prompts instead (see realcustom_jax/batch.py); resumable")
-    add("--out", type=Path, default=Path("out"), help="folder for the pictures")
+    add("--batch", type=path_option,
+        help="a JSON-lines file of prompts instead (see realcustom_jax/batch.py); resumable")
+    add("--out", type=path_option, default=Path("out"), help="folder for the pictures")
     add("--seed", type=int, default=0, help="of the noise")
     add("--num-images", type=int, default=1, help="how many pictures to make")
     add("--width", type=int, help="of the pictures, in pixels (what the model was made for)")

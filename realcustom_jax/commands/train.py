@@ -16,7 +16,7 @@ import re
 import sys
 import traceback
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import jax
 from absl import app, flags
@@ -29,6 +29,10 @@ from realcustom_jax.commands.program import program, say_nothing_of_accelerators
 from realcustom_jax.devices import xla_flags
 from realcustom_jax.disk import enough_disk
 from realcustom_jax.errors import exit_code, needs_extra
+from realcustom_jax.paths import as_path, check_reachable, is_bucket
+
+if TYPE_CHECKING:
+    from realcustom_jax.paths import AnyPath
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The configuration, e.g. configs/mini.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of checkpoints, samples and bundle; run again to resume.")
@@ -36,6 +40,8 @@ _RESUME = flags.DEFINE_bool("resume", False, "Continue from the checkpoints in t
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Delete the checkpoints in the workdir and begin anew.")
 _COMPILE_ONLY = flags.DEFINE_bool("compile_only", False, "Compile the step and report its memory; nothing is run.")
 _PRINT_SHARDING = flags.DEFINE_bool("print_sharding", False, "Print where each parameter lies; nothing is run.")
+_PROFILE_STEPS = flags.DEFINE_string(
+    "profile_steps", None, "FIRST:LAST, e.g. 100:105: traces these steps to the workdir's profile/, for XProf.")
 _TOPOLOGY = flags.DEFINE_string("topology", None, "A TPU slice that is not there, e.g. v5e:4x4 (needs libtpu).")
 _DISTRIBUTED = flags.DEFINE_bool(
     "distributed", False, "One of several processes, as a TPU pod, SLURM or GKE starts them; or give the next three.")
@@ -79,6 +85,10 @@ def _work() -> None:
         jax.config.update("jax_num_cpu_devices", _cpu_devices(config))
     if _RESUME.value or _OVERWRITE.value:
         (config.train if "train" in config else config).on_existing = "resume" if _RESUME.value else "overwrite"
+    if _PROFILE_STEPS.value is not None:
+        with config.unlocked():  # a file need not name the key
+            for part in _optimizations(config):
+                part.profile_steps = _PROFILE_STEPS.value
     config.lock()
     _join()
     # Only now, because a process that waits for others in `_join` would not hear of the signal.
@@ -89,37 +99,44 @@ def _work() -> None:
 def _cpu_devices(config: ConfigDict) -> int:
     """How many devices a CPU pretends to be: two half-batches side by side keep two cores busier than one batch whose
     every operation is divided (1.3x). As many as divide all batches."""
-    parts = [config.train.optimization] if "train" in config else config.optimization.values()
-    batches = [part.batch_size // max(part.accumulate, 1) for part in parts]
+    batches = [part.batch_size // max(part.accumulate, 1) for part in _optimizations(config)]
     return max(1, math.gcd(os.cpu_count() or 1, 8, *batches))
+
+
+def _optimizations(config: ConfigDict) -> list[ConfigDict]:
+    """How each of its trainings is optimised."""
+    return [config.train.optimization] if "train" in config else list(config.optimization.values())
 
 
 def _run(config) -> None:
     from realcustom_jax.memory import enough_memory
 
+    workdir = _WORKDIR.value and as_path(_WORKDIR.value)
+    if workdir:
+        check_reachable(workdir)
     with enough_disk(_WORKDIR.value), \
             enough_memory("choose a smaller batch, more accumulate, more fsdp, or precomputed features"):
         if _COMPILE_ONLY.value or _PRINT_SHARDING.value:
             _look_ahead(config)
-        elif _WORKDIR.value is None:
+        elif not workdir:
             raise ValueError("--workdir is missing: the folder that checkpoints and results are written to.")
-        elif (said := _unusable(_WORKDIR.value)) is not None:
+        elif (said := _unusable(workdir)) is not None:
             raise OSError(f"--workdir={_WORKDIR.value} cannot be used: {said}; give a folder that can be written to.")
         elif "train" in config:
             with needs_extra("train", "training"):
                 from realcustom_jax.training.published import run as published
 
-            published.train_adapter(config, Path(_WORKDIR.value))
+            published.train_adapter(config, workdir)
         else:
             with needs_extra("train", "training"):
                 from realcustom_jax.training.miniature import stages
 
-            stages.run(config, Path(_WORKDIR.value))
+            stages.run(config, workdir)
 
 
-def _unusable(workdir: str) -> str | None:
+def _unusable(workdir: "AnyPath") -> str | None:
     """Why nothing can be written to a folder of this machine, or None. Nothing is made."""
-    if "://" in workdir:
+    if is_bucket(workdir):
         return None
     whole = os.path.abspath(workdir)
     there = next(path for path in map(str, (whole, *Path(whole).parents)) if os.path.exists(path))

@@ -19,6 +19,8 @@ import numpy as np
 from PIL import Image, JpegImagePlugin, UnidentifiedImageError
 from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, SAMPLEFORMAT
 
+from realcustom_jax.paths import as_path, local_copy
+
 if TYPE_CHECKING:
     import jax
 
@@ -65,6 +67,7 @@ def load_image(source: ImageSource) -> np.ndarray:
         sides.
     Raises:
         FileNotFoundError, ValueError: there is no such file, it cannot be read, or this is no picture; says which.
+        OSError: the bucket that it lies in cannot be reached.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's, of metadata that it skips, and of sizes below its limit
@@ -118,12 +121,13 @@ def grid(images: jax.Array | np.ndarray, columns: int) -> Image.Image:
 def _load(source: ImageSource) -> Image.Image | np.ndarray:
     """An RGB image of Pillow where there are 8 bits a channel, or else float32 [H, W, 3] in [0, 1]. Raises what
     `load_image` raises."""
+    copied = _from_bucket(source)
     try:
         if _is_array(source):
             return _from_array(_on_host(source))
         if isinstance(source, Image.Image):
             return _from_image(source)
-        return _from_file(_openable(source))
+        return _from_file(_openable(copied))
     except FileNotFoundError:
         raise
     except _Unusable as error:
@@ -149,6 +153,12 @@ def _name(source: Any) -> str:
         path = os.fsdecode(source)
         return path if 0 < len(path) <= 300 and path.isprintable() else f"{path[:50]!r}{'…' * (len(path) > 50)}"
     return f"given as {type(source).__name__}"
+
+
+def _from_bucket(source: Any) -> Any:
+    """This host's copy of a picture that lies in a bucket; others as they are. Raises as `paths.local_copy`."""
+    bucket = isinstance(source, str | os.PathLike) and os.fsdecode(source).startswith(("gs:", "s3:"))
+    return local_copy(as_path(os.fsdecode(source))) if bucket else source
 
 
 def _openable(source: Any) -> str | io.BytesIO:

@@ -72,6 +72,7 @@ class BucketBatches:
         self.parts = len(self.examples)
         self._seed, self._batch_size, self.placing = seed, batch_size, placing
         self._curriculum, self._steps = curriculum, steps
+        self._levels = np.unique(difficulties(self.index.choice[:, 1]))
 
     def __len__(self) -> int:
         """Batches of an epoch."""
@@ -85,6 +86,11 @@ class BucketBatches:
     def epoch(self, step: int) -> float:
         """How often a row was shown before a step, on average."""
         return step * self._batch_size / self.order.rows
+
+    def scalars(self, step: int) -> dict[str, float]:
+        """The epoch of a step, with its fraction, and the curriculum's (`Curriculum.scalars`) for the difficulties that
+        there are."""
+        return {"epoch": self.epoch(step), **self._curriculum.scalars(step, self._steps, self._levels)}
 
     def chosen(self, step: int) -> Chosen:
         """What the examples of a batch show."""

@@ -9,7 +9,6 @@ import math
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
 import jax
@@ -28,14 +27,17 @@ from realcustom_jax.memory import enough_memory
 from realcustom_jax.model_files import single_file, weights
 from realcustom_jax.models import context
 from realcustom_jax.models.unet import UNet, UNetConfig
+from realcustom_jax.paths import as_path, is_bucket
 from realcustom_jax.pipeline import Pipeline
 from realcustom_jax.presets import Preset
 from realcustom_jax.sampling.lanes import Conditioning
 from realcustom_jax.sampling.sampler import sample_latents
 from realcustom_jax.sampling.solvers import make_solver
-from realcustom_jax.training.loop import choose_shardings, init_state, make_train_step
+from realcustom_jax.training.loop import choose_shardings
+from realcustom_jax.training.optimizer import step_inputs
 from realcustom_jax.training.published.config import PublishedConfig
 from realcustom_jax.training.published.hollow import hollow_pipeline, hollow_task, published_configs
+from realcustom_jax.training.step import init_state, make_train_step
 
 _TOKENS, _VIEW_TOKENS = 77, 729  # of CLIP, and of SigLIP and DINOv2 on 384 pixels
 PROGRAMS = ("step", "sampler")
@@ -66,12 +68,16 @@ class Program(Protocol):
     def arguments(self) -> tuple[Any, ...]:
         """Shapes."""
 
+    def numbers(self) -> tuple[Any, ...]:
+        """Shapes of what the function takes after its batch, a copy on every device."""
+
     def function(self, placed: Sequence[Any]) -> Callable:
         """The jitted function; `placed` are the shardings of its parameters."""
 
 
 class AdapterStep:
-    """The training step of an adapter on a published model, as shapes: (state, frozen, batch) → (state, metrics).
+    """The training step of an adapter on a published model, as shapes: (state, frozen, batch, numbers) → (state,
+    metrics).
 
     Args:
         train: see configs/sdxl.py.
@@ -110,6 +116,10 @@ class AdapterStep:
         """Shapes of state (float32), frozen (of the configuration's dtype) and batch."""
         trained = tree_shapes(self.task.trained, jnp.float32)
         return jax.eval_shape(lambda x: init_state(x, self.settings), trained), self.task.frozen, self._batch
+
+    def numbers(self) -> tuple[Any]:
+        """Learning rate and the like, of a step."""
+        return (tree_shapes(step_inputs(self.settings, 0)),)
 
     def vision_tokens(self) -> int:
         """How many tokens the projector makes of a reference."""
@@ -171,6 +181,9 @@ class Sampler:
         params = jax.eval_shape(lambda params: context.for_platform(params, unet.platform), _unet_shapes(unet))
         return tree_shapes(params, unet.dtype), batch_shapes(inputs, self.batch_size)
 
+    def numbers(self) -> tuple[()]:
+        return ()
+
 
 def _unet_shapes(unet: UNet):
     args, kwargs = weights.unet_inputs(unet.config)
@@ -207,11 +220,12 @@ def describe_program(program: Program, mesh: Mesh, rules: AxisRules = AxisRules(
 
 def report_compilation(program: Program, mesh: Mesh, path: str | None) -> None:
     """Compiles, prints what `compile_ahead` finds and writes it to `path`, whose folder must be there beforehand."""
-    if path and not Path(path).absolute().parent.is_dir():
+    file = path and as_path(path)
+    if file and not is_bucket(file) and not file.absolute().parent.is_dir():
         raise FileNotFoundError(f"{path} cannot be written: its folder does not exist.")
     found = compile_ahead(program, mesh)
-    if path:
-        write_json(Path(path), found)
+    if file:
+        write_json(file, found)
     for name, value in found.items():
         gib = f"  {value / 2**30:.2f} GiB on a device" if name in (*_MEMORY, *program.parameters) else ""
         print(f"{name:26}{value:,}{gib}" if isinstance(value, int) else f"{name:26}{value}")
@@ -229,7 +243,7 @@ def compile_ahead(program: Program, mesh: Mesh, rules: AxisRules = AxisRules()) 
         (*parameters, batch), (*placed, jax.tree.map(lambda _: rows, batch)), strict=True)]
     start = time.monotonic()
     with jax.set_mesh(mesh):
-        traced = program.function(placed).trace(*arguments)
+        traced = program.function(placed).trace(*arguments, *program.numbers())
         lowered = traced.lower()
         lowering = time.monotonic() - start
         with enough_memory(f"the program does not fit {mesh.size} devices of kind "

@@ -7,11 +7,11 @@ import argparse
 import dataclasses
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from realcustom_jax.commands.program import path_option
 from realcustom_jax.data.sprites.bank import BankConfig
 from realcustom_jax.errors import check_choice, exit_code
 from realcustom_jax.evaluation.cases import TASKS, Case, check_request, make_cases, make_exam, paint_bounds
@@ -27,6 +27,7 @@ from realcustom_jax.evaluation.scores import (
     score_pictures,
 )
 from realcustom_jax.files import png, write_file, write_json
+from realcustom_jax.paths import check_reachable, is_bucket
 from realcustom_jax.sampling.options import check_options
 
 _EXAM_PICTURES = 512
@@ -54,8 +55,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--solver", help="one of sample.py's (the preset's)")
     add("--guidance", type=float, help="scale of classifier-free guidance; 1 is none (the preset's)")
     add("--methods", default=",".join(METHODS), help="which methods, with commas between (%(default)s)")
-    add("--json", type=Path, help="file to write the scores to")
-    add("--out", type=Path, help="folder to write contact sheets to: one a task, and failures.png")
+    add("--json", type=path_option, help="file to write the scores to")
+    add("--out", type=path_option, help="folder to write contact sheets to: one a task, and failures.png")
     add("--debug", action="store_true", help="show the traceback of whatever goes wrong")
     return parser.parse_args(arguments)
 
@@ -108,7 +109,10 @@ def _check(options: argparse.Namespace) -> tuple[str, ...]:
     _names(options.methods, "method", METHODS)
     check_options(steps=options.steps, solver=options.solver, guidance_scale=options.guidance)
     for path in (options.json, options.out):
-        if path is not None and not path.absolute().parent.is_dir():
+        if path is None:
+            continue
+        check_reachable(path)
+        if not is_bucket(path) and not path.absolute().parent.is_dir():
             raise FileNotFoundError(f"{path} cannot be written: the folder {path.absolute().parent} does not exist.")
     if options.json is not None and options.json.is_dir():
         raise ValueError(f"--json {options.json} is a folder; give the name of a file.")

@@ -60,7 +60,7 @@ def find_adapter(path: str | Path) -> Adapter:
     Raises:
         FileNotFoundError, ValueError: nothing there, or not an adapter; says what was expected.
     """
-    path = Path(path)
+    path = locate.on_this_host(path)
     if path.is_dir():
         config, files = locate.config_file(path), locate.weight_files(path)
         if not config or not files:

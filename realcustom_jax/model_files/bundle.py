@@ -9,13 +9,15 @@ Module `source` reads it, and the other layouts that people have.
 """
 
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import safetensors.numpy
 
 from realcustom_jax.files import write_file, write_json
+
+if TYPE_CHECKING:
+    from realcustom_jax.paths import AnyPath
 
 WEIGHT_FILES = {
     "vae": "diffusion_pytorch_model.safetensors",
@@ -30,13 +32,13 @@ WEIGHT_FILES = {
 FEW_STEPS, FEW_STEPS_LORA = "few_steps", "lora.safetensors"
 
 
-def save_part(bundle: Path, part: str, config: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> None:
+def save_part(bundle: "AnyPath", part: str, config: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> None:
     """Writes one part's `config.json` and weights (torch names, see `weights.to_torch`)."""
     write_file(bundle / part / WEIGHT_FILES[part], safetensors.numpy.save(dict(tensors)))
     write_json(bundle / part / "config.json", config)
 
 
-def save_few_steps(bundle: Path, choices: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> None:
+def save_few_steps(bundle: "AnyPath", choices: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> None:
     """Writes the form of a model for which a few steps suffice: a LoRA (names of PEFT), and the choices of
     `presets.Preset` that it was made for."""
     write_file(bundle / FEW_STEPS / FEW_STEPS_LORA, safetensors.numpy.save(dict(tensors)))

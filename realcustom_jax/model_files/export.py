@@ -9,18 +9,23 @@ import argparse
 import io
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import safetensors.numpy
 
 from realcustom_jax import errors
+from realcustom_jax.commands.program import path_option
 from realcustom_jax.files import write_file
 from realcustom_jax.model_files import bundle, weights
 from realcustom_jax.model_files.adapter import adapter_tensors, find_adapter, load_adapter_projector, split_unet
 from realcustom_jax.model_files.source import ModelSource
 
+if TYPE_CHECKING:
+    from realcustom_jax.paths import AnyPath
 
-def export_adapter(model: str | Path, adapter: str | Path | None, out: Path) -> int:
+
+def export_adapter(model: str | Path, adapter: str | Path | None, out: "AnyPath") -> int:
     """Writes an adapter of a model, by default its own, to `out` (`.safetensors`, or `.pth` where torch is installed).
 
     Returns the number of tensors. Raises ValueError for another ending, or if adapter and model do not fit.
@@ -34,7 +39,7 @@ def export_adapter(model: str | Path, adapter: str | Path | None, out: Path) -> 
     return len(tensors)
 
 
-def export_unet(model: str | Path, out: Path) -> int:
+def export_unet(model: str | Path, out: "AnyPath") -> int:
     """Writes the model's UNet, without visual attention, as a diffusers folder `out`. Returns the number of tensors."""
     source = ModelSource.open(model)
     config, stored = source.config("unet"), source.tensors("unet")
@@ -49,7 +54,7 @@ def _as_stored(tensors, stored) -> dict[str, np.ndarray]:
     return {name: value.astype(stored[name].dtype) for name, value in tensors.items()}
 
 
-def _write(out: Path, tensors: dict[str, np.ndarray]) -> None:
+def _write(out: "AnyPath", tensors: dict[str, np.ndarray]) -> None:
     if out.suffix == ".safetensors":
         write_file(out, safetensors.numpy.save(tensors))
     elif out.suffix in (".pth", ".bin"):
@@ -73,8 +78,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("adapter", "unet"))
     parser.add_argument("--model", default="mini", help="folder, single file, name on the hub, or mini")
-    parser.add_argument("--adapter", type=Path, help="adapter file or folder (the model's own)")
-    parser.add_argument("--out", type=Path, required=True, help="file (.pth, .safetensors) or, of a UNet, folder")
+    parser.add_argument("--adapter", help="adapter file or folder (the model's own)")
+    parser.add_argument("--out", type=path_option, required=True,
+                        help="file (.pth, .safetensors) or, of a UNet, folder")
     parser.add_argument("--debug", action="store_true", help="show the traceback of whatever goes wrong")
     options = parser.parse_args(arguments)
     return errors.exit_code(lambda: _export(options), debug=options.debug)

@@ -5,15 +5,18 @@ part, with weights as one file or as shards with an index, as safetensors or tor
 Module `source` makes one object of it; what lies in a single-file checkpoint, module `single_file` knows.
 """
 
+import fnmatch
 import json
+import os
 import re
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Collection, Mapping
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from realcustom_jax.model_files import single_file
 from realcustom_jax.model_files.kinds import check_is_itself
 from realcustom_jax.model_files.tensors import read_index
+from realcustom_jax.paths import as_path, file_system, is_bucket, local_copy, local_folder, reaching
 
 ASSETS = Path(__file__).parents[1] / "assets"
 """What comes with the package: the miniature and its references."""
@@ -60,6 +63,49 @@ _FETCHED = ("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "token
 _NOT_FETCHED = ("*non_ema*", "*openvino*", "*flax*")
 _ALONE = "."  # where an autoencoder or a UNet lies that is published alone
 _WITH_WEIGHTS = (*(part for part in _FETCHED if part not in ("tokenizer", "tokenizer_2", "scheduler")), _ALONE)
+
+
+def on_this_host(path: str | os.PathLike) -> Path:
+    """The folder or file of a model, a part or an adapter, on this host: the path itself, whatever is there, or the
+    copy that is kept of what lies in a bucket (`paths.local_folder`). Weights are mapped into memory, and transformers
+    reads files alone, so that nothing is read from the bucket piece by piece.
+
+    Of a folder that is a model's parts with one form of their weights; a file comes with the JSONs that may describe
+    it.
+
+    Raises:
+        ValueError, FileNotFoundError, OSError: as `paths.as_path` and `paths.local_folder`.
+    """
+    path = as_path(path)
+    if not is_bucket(path):
+        return path
+    with reaching(path):
+        alone = file_system(path).isfile(os.fspath(path))
+    return local_copy(path, f"{path.stem}.json", "config.json", "adapter_config.json") if alone else local_folder(
+        path, _needed)
+
+
+def _needed(names: Collection[str]) -> list[str]:
+    """Those files of a folder that a model is read from, by names relative to it."""
+    parts = {*_FETCHED, "judge", *(place for places in FOLDERS.values() for place in places)}
+    whole = any(name.startswith("unet/") for name in names)  # then a weight file at the top is the same model again
+    needed = []
+    for name in sorted(names):
+        folder, _, file = name.rpartition("/")
+        suffix = PurePosixPath(file).suffix
+        if folder and folder not in parts or any(fnmatch.fnmatchcase(name, other) for other in _NOT_FETCHED):
+            continue
+        weights = suffix in SINGLE_FILES and (folder or not whole) and not _better_forms(name) & set(names)
+        if weights or suffix in (".json", ".txt"):
+            needed.append(name)
+    return needed
+
+
+def _better_forms(name: str) -> set[str]:
+    """The names of the same weights in the forms that `weight_files` takes before this one."""
+    stem = re.sub(r"(^|/)pytorch_(model[^/]*)$", r"\1\2", name.removesuffix(PurePosixPath(name).suffix))
+    forms = {name, f"{stem}.safetensors"}
+    return (forms | {form.replace(".fp16", "") for form in forms}) - {name}
 
 
 def is_on_hub(model: str | Path) -> bool:
@@ -149,8 +195,9 @@ def read_config(config: Mapping[str, Any] | str | Path) -> dict[str, Any]:
     if isinstance(config, Mapping):
         return dict(config)
     try:
-        check_is_itself(Path(config))
-        value = json.loads(Path(config).read_text())
+        file = local_copy(as_path(config))
+        check_is_itself(file)
+        value = json.loads(file.read_text())
     except FileNotFoundError:
         raise FileNotFoundError(f"configuration file {config} does not exist.") from None
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:

@@ -11,6 +11,7 @@ Here a name is cut into part, layer and role. Which of a model's weights a layer
 import dataclasses
 import json
 import math
+import os
 import re
 from collections.abc import Iterable, Mapping
 from numbers import Real
@@ -22,6 +23,7 @@ from realcustom_jax.model_files import locate
 from realcustom_jax.model_files.kinds import advice, identify
 from realcustom_jax.model_files.names import listed
 from realcustom_jax.model_files.tensors import LazyTensors, read_tensors
+from realcustom_jax.paths import as_path
 
 PARTS = {"unet": "UNet", "te1": "text encoder", "te2": "second text encoder"}
 """What a LoRA changes."""
@@ -92,7 +94,7 @@ def read_loras(given: Any) -> tuple[Lora, ...]:
         FileNotFoundError: there is no such file.
         ValueError: a scale is no finite number, or a file holds no LoRA, or one of a kind that is not supported.
     """
-    given = (given,) if isinstance(given, (str, Path, Lora)) else given
+    given = (given,) if isinstance(given, (str, os.PathLike, Lora)) else given
     if given is not None and not isinstance(given, Iterable) or isinstance(given, Mapping):
         raise ValueError(f"loras is {quoted(given)}; expected a sequence of files, or of pairs (file, scale).")
     # What is wrong with a pair is told before any file is opened.
@@ -101,18 +103,19 @@ def read_loras(given: Any) -> tuple[Lora, ...]:
 
 
 def _pair(given: Any) -> tuple[Path, float]:
-    pair = (given, 1.0) if isinstance(given, (str, Path)) else given
+    pair = (given, 1.0) if isinstance(given, (str, os.PathLike)) else given
     if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not (
-            isinstance(pair[0], (str, Path)) and str(pair[0])):
+            isinstance(pair[0], (str, os.PathLike)) and str(pair[0])):
         raise ValueError(f"loras holds {quoted(given)}; expected a file or a pair (file, scale), as in "
                          "[('style.safetensors', 0.8)].")
     file, scale = pair
     if not _is_number(scale):
         raise ValueError(f"the scale of the LoRA {file} is {quoted(scale)}; expected a finite number, such as 0.8.")
-    return Path(file), float(scale)
+    return as_path(file), float(scale)
 
 
 def _read(path: Path, scale: float) -> Lora:
+    path = locate.on_this_host(path)
     if not path.exists():
         where = " here, and the hub is not asked for LoRAs: download it" * locate.is_on_hub(path)
         raise FileNotFoundError(f"the LoRA {path} does not exist{where}.")

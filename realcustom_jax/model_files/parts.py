@@ -118,7 +118,7 @@ class PatchedSource(ModelSource):
 
 def _find(part: str, path: str | Path) -> Path:
     """The file, or the folder of nothing but this part."""
-    place = Path(path)
+    place = locate.on_this_host(path)
     if not place.exists() and locate.is_on_hub(path):
         place = locate.download(str(path))
     if not place.exists():

@@ -55,7 +55,7 @@ class ModelSource(abc.ABC):
             FileNotFoundError, ValueError: it is none of them, cannot be downloaded, or is of a kind that is not
                 supported; says what to give instead.
         """
-        path = locate.ASSETS / "mini" if model == "mini" else Path(model)
+        path = locate.ASSETS / "mini" if model == "mini" else locate.on_this_host(model)
         if path.is_dir():
             return FolderSource(path)
         if path.is_file() and path.suffix in locate.SINGLE_FILES:
@@ -200,7 +200,7 @@ class FolderSource(ModelSource):
     """A folder for each part: diffusers' layout, which is ours too, or that of the released RealCustom (`locate`)."""
 
     def __init__(self, root: Path):
-        super().__init__(root)
+        super().__init__(locate.on_this_host(root))
         self._opened: dict[tuple[str, bool], LazyTensors] = {}
 
     def has(self, part: str) -> bool:

@@ -23,6 +23,7 @@ from realcustom_jax.errors import needs_extra
 from realcustom_jax.model_files.kinds import check_is_itself
 from realcustom_jax.model_files.names import MARKERS, is_bookkeeping, listed, wrapping
 from realcustom_jax.model_files.scaled import apply_scales
+from realcustom_jax.paths import as_path, local_copy
 
 Reader = Callable[[], np.ndarray]
 _DEEPEST = 8  # dictionaries within dictionaries; a file may hold one within itself
@@ -106,7 +107,7 @@ def read_tensors(*files: str | Path | LazyTensors) -> LazyTensors:
     readers, metadata = {}, {}
     for file in files:
         if not isinstance(file, LazyTensors):
-            file = _read_file(Path(file))
+            file = _read_file(local_copy(as_path(file)))
         readers |= file.readers
         metadata |= file.metadata
     return LazyTensors(readers, metadata)

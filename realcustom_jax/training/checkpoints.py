@@ -7,12 +7,11 @@ weights are not written again, and the batches need no position of their own: ba
 import contextlib
 import gc
 import logging
-import shutil
 import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import orbax.checkpoint as ocp
@@ -21,8 +20,12 @@ from realcustom_jax.devices.shared_disk import all_agree, on_first_process
 from realcustom_jax.disk import is_full
 from realcustom_jax.errors import check_choice
 from realcustom_jax.files import sole_user
+from realcustom_jax.paths import absolute, listing, make_folder, remove_tree
 from realcustom_jax.training import checksums
 from realcustom_jax.training.identity import RunIdentity
+
+if TYPE_CHECKING:
+    from realcustom_jax.paths import AnyPath
 
 _STATE, _CHECKSUMS = "default", "checksums"  # the items of a checkpoint; the first is Orbax's name for a single one
 
@@ -44,10 +47,10 @@ class Checkpoints:
         OSError, from `save` on: the disk is full; the checkpoints before the one being written are intact.
     """
 
-    def __init__(self, folder: Path, *, keep: int = 2, keep_every: int = 0, on_existing: str = "resume",
+    def __init__(self, folder: "AnyPath", *, keep: int = 2, keep_every: int = 0, on_existing: str = "resume",
                  run: RunIdentity | None = None):
         check_choice("on_existing", on_existing, ON_EXISTING)
-        self.folder, self._run = folder.absolute(), run or RunIdentity()
+        self.folder, self._run = absolute(folder), run or RunIdentity()
         self._run.check(self.folder, on_existing)
         with contextlib.ExitStack() as opened:
             opened.enter_context(_sentences_only())
@@ -128,7 +131,7 @@ class Checkpoints:
                           "command again.") from None
 
     def _written(self) -> list[int]:
-        return [int(path.name) for path in self.folder.iterdir() if path.name.isdigit()]
+        return [int(path.name) for path in listing(self.folder) if path.name.isdigit()]
 
     def _read(self, step: int, wanted: Any) -> tuple[Any, str | None]:
         """(the state, None), or (None, what is wrong with it)."""
@@ -199,13 +202,13 @@ class Checkpoints:
 
 
 @contextlib.contextmanager
-def _alone(folder: Path, *, empty: bool) -> Iterator[None]:
+def _alone(folder: "AnyPath", *, empty: bool) -> Iterator[None]:
     """Makes the folder, of this process alone until the block ends; `empty`: without what is in it."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     with sole_user(folder):
         if empty:
-            for path in folder.iterdir():
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            for path in listing(folder):
+                remove_tree(path)
         yield
 
 

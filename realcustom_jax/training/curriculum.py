@@ -38,6 +38,13 @@ class Curriculum:
         """u in [0, 1]."""
         return float(np.clip((step / steps - self.start) / (self.end - self.start), 0, 1))
 
+    def scalars(self, step: int, steps: int, difficulty: Sequence[float]) -> dict[str, float]:
+        """What a log says of a step: curriculum/progress, and for each difficulty the share of the pairs that has it
+        where a pair has references of all of them, such as curriculum/0.33."""
+        weights = self.weights(step, steps, difficulty)
+        return {"curriculum/progress": self.progress(step, steps),
+                **{f"curriculum/{d:.2f}": float(w) for d, w in zip(difficulty, weights, strict=True)}}
+
     def weights(self, step: int, steps: int, difficulty: Sequence[float]) -> np.ndarray:
         """The probability of each reference of a pair.
 

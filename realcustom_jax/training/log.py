@@ -1,78 +1,142 @@
-"""What a run says about itself: metrics.jsonl, TensorBoard's files where tensorboardX is installed, and its speed."""
+"""Where a run's numbers and pictures go: metrics.jsonl, TensorBoard's files where tensorboardX is installed, and
+Weights & Biases where a project there is named."""
 
 import contextlib
 import json
 import math
-import statistics
+import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from PIL import Image
 
 from realcustom_jax.files import write_file
 
+Values = Mapping[str, float | str]
+
+
+class _Writer(Protocol):
+    def write(self, step: int, values: Values) -> None: ...
+
+    def picture(self, step: int, name: str, picture: Image.Image, captions: Sequence[str]) -> None: ...
+
+    def close(self) -> None: ...
+
 
 class Log:
-    """Scalars of a run's steps, a context manager.
-
-    Every record also has `step_seconds`, the median of the steps since the record before (without compiling, saving
-    and sampling), and, on devices whose peak is known, `mfu`, the share of it that the step's operations use, including
-    those that the backward pass does again.
+    """What is known of a run's steps, a context manager.
 
     Args:
-        folder: gets `metrics.jsonl` and `tensorboard/`; what they say of steps from `start` on is dropped.
-        peak: operations a second of all devices together, or None.
-        operations: counts those of one step; called once, if there is a peak.
+        folder: gets `metrics.jsonl`, `tensorboard/`, `samples/` and `wandb/`; what the first two say of steps from
+            `start` on is dropped.
+        wandb: a project at Weights & Biases; "": none.
     """
 
-    def __init__(self, folder: Path, start: int, *, peak: float | None, operations: Callable[[], int]):
-        _forget(folder / "metrics.jsonl", start)
-        self._file = (folder / "metrics.jsonl").open("a")
-        self._board = _tensorboard(folder / "tensorboard", start)
-        self._peak, self._count, self._operations = peak, operations, None
-        self._before, self._seconds = None, []
+    def __init__(self, folder: Path, start: int, *, wandb: str = ""):
+        self._folder = folder
+        self._writers: list[_Writer] = [_Lines(folder / "metrics.jsonl", start)]
+        with contextlib.suppress(ImportError):
+            self._writers.append(_TensorBoard(folder / "tensorboard", start))
+        if wandb:
+            self._writers.append(_WeightsAndBiases(folder, wandb, start))
 
     def __enter__(self):
         return self
 
     def __exit__(self, *exception):
-        self._file.close()
-        if self._board is not None:
-            self._board.close()
+        for writer in self._writers:
+            writer.close()
 
-    def finished(self) -> None:
-        """Another step is finished; to be called right after it."""
-        now = time.perf_counter()
-        if self._before is not None:
-            self._seconds.append(now - self._before)
-        self._before = now
+    def write(self, step: int, values: Values) -> None:
+        """A record of a step: numbers, and in metrics.jsonl texts too."""
+        for writer in self._writers:
+            writer.write(step, values)
 
-    def pause(self) -> None:
-        """What happens until the next step is finished is no step's time."""
-        self._before = None
+    def picture(self, step: int, name: str, picture: Image.Image, captions: Sequence[str] = ()) -> None:
+        """A picture made after a step, and what it shows; `samples/` has it by the number of steps that are done."""
+        (self._folder / "samples").mkdir(parents=True, exist_ok=True)
+        with (self._folder / "samples" / f"{step + 1:06d}.png").open("wb") as file:
+            picture.save(file, "PNG")
+        for writer in self._writers:
+            writer.picture(step, name, picture, captions)
 
-    def write(self, step: int, values: Mapping[str, float]) -> None:
-        """The record of a step."""
-        record = {"step": step, "time": round(time.time(), 1), **values}
-        if self._seconds:
-            record["step_seconds"] = statistics.median(self._seconds)
-            if self._peak is not None:
-                self._operations = self._operations or self._count()
-                record["mfu"] = self._operations / record["step_seconds"] / self._peak
-            self._seconds.clear()
-        self._file.write(json.dumps(record) + "\n")
+
+class _Lines:
+    """One JSON object a line; no pictures."""
+
+    def __init__(self, file: Path, start: int):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        _forget(file, start)
+        self._file = file.open("a")
+
+    def write(self, step, values):
+        self._file.write(json.dumps({"step": step, "time": round(time.time(), 1), **values}) + "\n")
         self._file.flush()
-        if self._board is not None:
-            for name in record.keys() - {"step", "time"}:
-                self._board.add_scalar(name, record[name], step)
-            self._board.flush()
+
+    def picture(self, step, name, picture, captions):
+        pass
+
+    def close(self):
+        self._file.close()
 
 
-def _tensorboard(folder: Path, start: int):
-    with contextlib.suppress(ImportError):
+class _TensorBoard:
+    def __init__(self, folder: Path, start: int):
         from tensorboardX import SummaryWriter
 
-        return SummaryWriter(str(folder), purge_step=start)
-    return None
+        self._board = SummaryWriter(str(folder), purge_step=start)
+
+    def write(self, step, values):
+        for name, value in _numbers(values).items():
+            self._board.add_scalar(name, value, step)
+        self._board.flush()
+
+    def picture(self, step, name, picture, captions):
+        self._board.add_image(name, np.asarray(picture.convert("RGB")), step, dataformats="HWC")
+        if captions:
+            self._board.add_text(f"{name}/captions", _listed(captions), step)
+        self._board.flush()
+
+    def close(self):
+        self._board.close()
+
+
+class _WeightsAndBiases:
+    def __init__(self, folder: Path, project: str, start: int):
+        import wandb
+
+        # A run that is resumed is the same run there.
+        noted = folder / "wandb_run.txt"
+        if not start or not noted.is_file():
+            write_file(noted, secrets.token_hex(4).encode())
+        self._module = wandb
+        try:
+            self._run = wandb.init(project=project, dir=str(folder), name=folder.name, id=noted.read_text(),
+                                   resume="allow")
+        except Exception as error:  # wandb's own kinds, of a login, a network or a project
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise ValueError(f"Weights & Biases does not take the run ({reason}); log in with `wandb login`, or set "
+                             "WANDB_MODE=offline.") from None
+
+    def write(self, step, values):
+        self._run.log(_numbers(values), step=step)
+
+    def picture(self, step, name, picture, captions):
+        self._run.log({name: self._module.Image(picture, caption=_listed(captions))}, step=step)
+
+    def close(self):
+        self._run.finish()
+
+
+def _numbers(values: Values) -> dict[str, float]:
+    return {name: value for name, value in values.items() if not isinstance(value, str)}
+
+
+def _listed(captions: Sequence[str]) -> str:
+    return "\n".join(f"{number}. {caption}" for number, caption in enumerate(captions, 1))
 
 
 def _forget(log: Path, start: int) -> None:

@@ -1,5 +1,6 @@
 """The losses of all stages, as pure functions of predictions and targets."""
 
+import itertools
 from collections.abc import Callable, Sequence
 
 import flax.struct
@@ -69,10 +70,31 @@ def add_training_noise(latents: jax.Array, key: jax.Array, *, betas: ArrayLike, 
     return NoisyLatents(solvers.add_noise(latents, noise, t, betas), t, target)
 
 
+@flax.struct.dataclass
+class Mean:
+    """A mean that is put together from parts of batches and of steps: of `count` numbers with the sum `total`, float32
+    scalars; of none where `count` is 0."""
+
+    total: jax.Array
+    count: jax.Array
+
+
+def by_timestep(errors: jax.Array, t: jax.Array, num_steps: int) -> dict[str, Mean]:
+    """The means of examples' errors [B] over each quarter of the timesteps: loss/t0-250 and so on, for timesteps t [B]
+    below 1000."""
+    ends = [round(num_steps * part / 4) for part in range(5)]
+    found = {}
+    for low, high in itertools.pairwise(ends):
+        inside = (t >= low) & (t < high)
+        # What is outside may be infinite, and 0 · ∞ is no number.
+        found[f"loss/t{low}-{high}"] = Mean(jnp.where(inside, errors, 0).sum(), inside.sum().astype(jnp.float32))
+    return found
+
+
 def denoising_error(predicted: jax.Array, sample: NoisyLatents, *, betas: ArrayLike, prediction: str,
                     coverage: jax.Array | None = None, emphasis: float = 3.0,
-                    snr_limit: float | None = None) -> jax.Array:
-    """Mean squared error of a prediction [B, h, w, C], a scalar.
+                    snr_limit: float | None = None) -> tuple[jax.Array, dict[str, Mean]]:
+    """Mean squared error of a prediction [B, h, w, C], a scalar; and, as it is weighed, `by_timestep`.
 
     Args:
         coverage: [B, h, w] in [0, 1], how much of each place the subjects fill. A place's error counts
@@ -87,15 +109,19 @@ def denoising_error(predicted: jax.Array, sample: NoisyLatents, *, betas: ArrayL
         limited = jnp.minimum(snr, snr_limit) / (snr if prediction == "epsilon" else snr + 1)
         error = limited[:, None, None] * error
     if coverage is None:
-        return error.mean()
-    weight = 1 + emphasis * jnp.sqrt(snr / (1 + snr))[:, None, None] * coverage
-    return (weight * error).sum() / weight.sum()
+        value, of_each = error.mean(), error.mean(axis=(1, 2))
+    else:
+        weight = 1 + emphasis * jnp.sqrt(snr / (1 + snr))[:, None, None] * coverage
+        value = (weight * error).sum() / weight.sum()
+        of_each = (weight * error).sum(axis=(1, 2)) / weight.sum(axis=(1, 2))
+    return value, by_timestep(jax.lax.stop_gradient(of_each), sample.t, len(betas))
 
 
 def denoising_loss(predict: Callable[[jax.Array, jax.Array], jax.Array], latents: jax.Array, key: jax.Array, *,
                    betas: ArrayLike, prediction: str,
                    teacher: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
-                   teaching: float = 1.0, timesteps: tuple[float, float] = (0.0, 1.0), **weights) -> jax.Array:
+                   teaching: float = 1.0, timesteps: tuple[float, float] = (0.0, 1.0),
+                   **weights) -> tuple[jax.Array, dict[str, Mean]]:
     """`denoising_error` of `predict`, (noisy latents [B, h, w, C], timesteps int32 [B]) → prediction, on latents to
     which `add_training_noise` was added (`timesteps` are its); `weights` are the error's.
 

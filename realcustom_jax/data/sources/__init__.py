@@ -12,7 +12,7 @@ from realcustom_jax.data.sources.manifest import Manifest, manifests
 from realcustom_jax.data.sources.parts import BrokenRow, Part, Source
 from realcustom_jax.data.sources.patterns import is_pattern, matching
 from realcustom_jax.data.sources.schema import Naming
-from realcustom_jax.data.sources.views import Tree
+from realcustom_jax.data.sources.views import Tree, pictures_below
 from realcustom_jax.data.sources.webdataset import PICTURES, Tars
 from realcustom_jax.errors import quoted
 from realcustom_jax.paths import as_path, check_reachable, is_bucket, listing
@@ -94,10 +94,14 @@ def _of_folder(folder: epath.Path, naming: Naming) -> Source:
             return _of_files(_training(files), naming)
     if files := [path for path in listing(folder / "data") if _ending(path) == ".parquet"]:
         return _of_files(_training(files), naming)  # as repositories of Hugging Face have them
+    if "metadata.jsonl" in names or "metadata.csv" in names:
+        raise ValueError(f"{folder} is an imagefolder of Hugging Face; give {folder / 'metadata.jsonl'} with "
+                         "columns.target=file_name and columns.caption=text, or write manifest.jsonl, an object on "
+                         f"each line, as {_ROW}.")
     tree = Tree(folder, naming)
     if tree.groups:
         return tree
-    if any(_ending(path)[1:] in PICTURES for place in (folder, folder / "images") for path in listing(place)):
+    if any(_ending(path)[1:] in PICTURES for path in names.values()) or any(pictures_below(folder)):
         raise ValueError(f"{folder} has pictures, and nothing says what they show: write {folder / 'manifest.jsonl'}, "
                          f"an object on each line, as {_ROW}, or put the views of each object into a folder of its "
                          "own.")

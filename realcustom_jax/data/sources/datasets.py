@@ -63,6 +63,10 @@ class Examples:
     def name(self) -> str:
         return f"{self.folder.name}, {self.split} {self.first} to {self.end - 1}"
 
+    @property
+    def count(self) -> int:
+        return self.end - self.first
+
     def rows(self) -> Iterator[Row | BrokenRow]:
         """See `Part.rows`."""
         builder = _builder(self.folder)
@@ -120,7 +124,7 @@ class Dataset:
 
     def _table(self) -> Table:
         features = _builder(self.folder).info.features
-        usable = {name: feature for name, feature in features.items() if isinstance(_inner(feature), _KINDS)
+        usable = {name: feature for name, feature in sorted(features.items()) if isinstance(_inner(feature), _KINDS)
                   or feature.np_dtype in (str, object, np.float32, np.float64) or name in dict(self.naming.columns)}
         classes = {name: tuple(feature.names) for name, feature in features.items()
                    if isinstance(feature, tfds.features.ClassLabel)}

@@ -86,8 +86,8 @@ def _entry(given: Any, where: str, usual: Naming) -> MixtureEntry:
     if not isinstance(path, str) or not path:
         raise ValueError(f"{where}.path is {quoted(path)}; expected where the source lies.")
     if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < math.inf:
-        raise ValueError(f"{where}.weight is {quoted(weight)}; expected a number above 0: how often its rows are shown "
-                         "in an epoch.")
+        raise ValueError(f"{where}.weight is {quoted(weight)}; expected a number above 0: how often its rows are "
+                         "shown.")
     naming = Naming.of(given.get("columns", dict(usual.columns)), given.get("word", usual.word))
     return MixtureEntry(path, float(weight), naming.columns, naming.word)
 

@@ -1,5 +1,6 @@
 """Parquet files, as Hugging Face's `datasets` writes them: pictures lie in a column's cells. A row group is a part."""
 
+import concurrent.futures
 import dataclasses
 import functools
 import hashlib
@@ -19,6 +20,7 @@ from realcustom_jax.errors import needs_extra
 from realcustom_jax.paths import as_path
 
 _AT_ONCE = 8  # rows in memory
+_READERS = 16
 with needs_extra("parquet", "reading Parquet files"):
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -26,12 +28,13 @@ with needs_extra("parquet", "reading Parquet files"):
 
 @dataclasses.dataclass(frozen=True)
 class RowGroup:
-    """One row group of a file; its first row is the file's row `first`."""
+    """One row group of a file with `count` rows; the first of them is the file's row `first`."""
 
     file: epath.Path
     table: Table
     number: int
     first: int
+    count: int
 
     @property
     def name(self) -> str:
@@ -79,14 +82,16 @@ class Parquet:
     def parts(self) -> Sequence[RowGroup]:
         """See `Source.parts`."""
         found = []
-        for file in self.files:
-            metadata = _metadata(file)
+        with concurrent.futures.ThreadPoolExecutor(_READERS) as pool:  # a bucket answers late, and many at once
+            metadata_of_files = list(pool.map(_metadata, self.files))
+        for file, metadata in zip(self.files, metadata_of_files, strict=True):
             if missing := set(self.table.columns) - set(metadata.schema.to_arrow_schema().names):
                 raise ValueError(f"{file} has no column {sorted(missing)[0]!r}, which {self.files[0].name} has.")
             first = 0
             for number in range(metadata.num_row_groups):
-                found.append(RowGroup(file, self.table, number, first))
-                first += metadata.row_group(number).num_rows
+                count = metadata.row_group(number).num_rows
+                found.append(RowGroup(file, self.table, number, first, count))
+                first += count
         return found
 
     def identity(self, seen: epath.Path) -> str:
@@ -116,8 +121,8 @@ def _cell(cell: Any, where: str) -> Any:
     """A cell with its pictures as stored ones."""
     if isinstance(cell, bytes):
         return StoredBytes(where, cell)
-    if isinstance(cell, dict) and {"bytes", "path"} <= cell.keys():
-        return StoredBytes(where, cell["bytes"]) if cell["bytes"] is not None else cell["path"]
+    if isinstance(cell, dict) and "bytes" in cell:
+        return StoredBytes(where, cell["bytes"]) if cell["bytes"] is not None else cell.get("path")
     if isinstance(cell, dict):
         return {name: value if isinstance(value, bytes) else _cell(value, where) for name, value in cell.items()}
     if isinstance(cell, list):

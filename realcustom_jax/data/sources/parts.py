@@ -25,7 +25,8 @@ class BrokenRow:
 
 
 class Part(Protocol):
-    """Some rows of a source. It can be pickled, and says only where they are."""
+    """Some rows of a source. It can be pickled, and says only where they are. One that knows how many rows it has, the
+    broken ones with them, says it as `count`."""
 
     @property
     def name(self) -> str:

@@ -1,5 +1,6 @@
 """Paths that stand for several files: train-{000..012}.tar, {a,b}.parquet, part-*.jsonl."""
 
+import fnmatch
 import itertools
 import os
 import re
@@ -29,16 +30,18 @@ def matching(path: str) -> list[epath.Path]:
     unfolded = list(itertools.islice(_unfolded(path), _MOST + 1))
     if len(unfolded) > _MOST:
         raise ValueError(f"{path} stands for more than {_MOST:,} files; give several patterns as sources.")
-    found = []
+    found, there = [], {}
     for one in unfolded:
         folder, _, name = one.rpartition("/")
         if any(letter in folder for letter in "*?["):
             raise ValueError(f"{path} has a star in a folder's name; only the file's own name may have one.")
-        several = any(letter in name for letter in "*?[")
-        files = listing(as_path(folder or "."), name) if several else [as_path(one)]
-        if not files or not files[0].exists():
+        if folder not in there:  # one look at a folder, because a bucket answers late
+            place = as_path(folder or ("/" if one.startswith("/") else "."))
+            there[folder] = {file.name: file for file in listing(place)}
+        names = [name] if name in there[folder] else fnmatch.filter(there[folder], name)
+        if not names:
             raise FileNotFoundError(f"There is no file {one}, for which {path} stands.")
-        found += files
+        found += [there[folder][name] for name in sorted(names)]
     return found
 
 

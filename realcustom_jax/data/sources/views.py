@@ -32,8 +32,9 @@ from realcustom_jax.data.sources.words import cleaned
 from realcustom_jax.errors import quoted
 from realcustom_jax.paths import file_system, is_bucket, reaching
 
-_INNER = {"images", "image", "imgs", "rgb", "frames", "views", "view", "color", "colour"}
-"""Folders between an object's own and its pictures."""
+_INNER = {"images", "image", "imgs", "rgb", "frames", "views", "view", "color", "colour", "data", "train", "val",
+          "validation", "test"}
+"""Names of folders that are of no object and of no class."""
 _MASKS = re.compile(r"(^|[_\-.])(mask|masks|segmentation|alpha|depth)([_\-.]|$)", re.IGNORECASE)
 _SAMPLED = 64  # groups by whose pictures the size of all is guessed
 
@@ -57,6 +58,10 @@ class Groups:
     @property
     def name(self) -> str:
         return f"{self.groups[0][0].folder} to {self.groups[-1][0].folder}"
+
+    @property
+    def count(self) -> int:
+        return len(self.groups)
 
     def rows(self) -> Iterator[Row | BrokenRow]:
         """See `Part.rows`."""
@@ -86,7 +91,7 @@ class Tree:
     def groups(self) -> tuple[Group, ...]:
         """Sorted; empty where there are none."""
         found = {}
-        for folder, name in _pictures(self.root):
+        for folder, name in pictures_below(self.root):
             found.setdefault(folder, []).append(name)
         return tuple(Group(folder, tuple(sorted(found[folder], key=_in_order)))
                      for folder in sorted(found, key=_in_order) if _object(folder))
@@ -139,7 +144,7 @@ def _said_of(folder: str, said: dict[str, dict[str, Any]]) -> dict[str, Any]:
     return {key: value for one in reversed(found) for key, value in one.items()}
 
 
-def _pictures(root: epath.Path) -> Iterator[tuple[str, str]]:
+def pictures_below(root: epath.Path) -> Iterator[tuple[str, str]]:
     """(folder relative to the root, file name) of every picture that lies below one of the root's folders."""
     if is_bucket(root):
         with reaching(root):

@@ -90,6 +90,7 @@ class Spelling:
         self.start, self.end = tokenizer.bos_token_id, tokenizer.eos_token_id
         vocabulary = tokenizer.get_vocab()
         self._ids = {word: vocabulary[f"{word}</w>"] for word in VOCABULARY}
+        self._words = {number: word for word, number in self._ids.items()}
 
     def ids(self, words: Sequence[str]) -> np.ndarray:
         """int32 [T], padded with the end of text as CLIP's tokenizer pads. Raises ValueError if they are too many."""
@@ -99,6 +100,10 @@ class Spelling:
         ids[0] = self.start
         ids[1 : 1 + len(words)] = [self._ids[word] for word in words]
         return ids
+
+    def text(self, ids: np.ndarray) -> str:
+        """The words of ids [T]."""
+        return " ".join(self._words[int(i)] for i in ids if int(i) in self._words)
 
     def place(self, word: int) -> int:
         """The token of the word number `word`."""

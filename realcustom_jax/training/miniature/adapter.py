@@ -13,6 +13,7 @@ from PIL import Image
 from realcustom_jax.conditioning.images import grid
 from realcustom_jax.conditioning.references import VisionSettings, vision_tokens
 from realcustom_jax.data.sprites.composition import compose
+from realcustom_jax.data.sprites.draws import DIFFICULTIES
 from realcustom_jax.model_files.adapter import merge_unet
 from realcustom_jax.models.clip_text import ClipText
 from realcustom_jax.models.projector import Projector
@@ -26,7 +27,7 @@ from realcustom_jax.training.curriculum import Curriculum
 from realcustom_jax.training.dropout import draw_dropped, replace_dropped
 from realcustom_jax.training.losses import denoising_loss
 from realcustom_jax.training.miniature.base import TIMESTEPS
-from realcustom_jax.training.miniature.pictures import PictureBatches, compose_references, covered, size_of_all
+from realcustom_jax.training.miniature.pictures import HeldOut, PictureBatches, compose_references, covered, size_of_all
 
 
 class Gather(nn.Module):
@@ -44,7 +45,7 @@ class Gather(nn.Module):
 
 
 @dataclasses.dataclass
-class AdapterTask:
+class AdapterTask(HeldOut):
     """Trains {"projector", "vision"}: the projector and the UNet's visual keys and values; and "gather", which is
     dropped.
 
@@ -102,6 +103,10 @@ class AdapterTask:
         return {name: batch[name] for name in
                 ("layout", "caption_ids", "told_ids", "marks", "reference", "cropped", "boxes")}
 
+    def scalars(self, step):
+        """The curriculum's."""
+        return self.curriculum.scalars(step, self.steps, DIFFICULTIES)
+
     def conditioning(self, params, frozen, input_ids, references) -> Conditioning:
         """references: [B, H, W, 3] in [0, 1]; zeros for none."""
         text = self._text(frozen, input_ids)
@@ -136,16 +141,16 @@ class AdapterTask:
             return self.unet.apply({"params": unet_params}, noisy, t, self._text(frozen, told).penultimate,
                                    pooled=c.pooled, time_ids=c.time_ids).noise
 
-        denoising = denoising_loss(
+        denoising, by_timestep = denoising_loss(
             predict, latents, keys[2], betas=self.betas, prediction=self.prediction,
             coverage=covered(coverage, latents.shape[1:3]), teacher=teacher if self.taught else None,
             teaching=self.taught, timesteps=TIMESTEPS)
         if not self.spelled:
-            return denoising, {}
+            return denoising, by_timestep
         words = self._text(frozen, batch["told_ids"]).penultimate
         added = (batch["told_ids"][:, :, None] != batch["caption_ids"][:, None]).all(axis=-1)
         spelling = self._spelling(params["gather"], c.vision[:, 0], words, added & ~no_image[:, None])
-        return denoising + self.spelled * spelling, {"denoising": denoising, "spelling": spelling}
+        return denoising + self.spelled * spelling, {"denoising": denoising, "spelling": spelling, **by_timestep}
 
     def guidance_mask(self, unet_params, frozen, batch, noisy, t, key) -> jax.Array:
         """The mask [B, 1, h, w] with which sampling would denoise the noisy latents [B, H, W, C] of timesteps t [B]."""
@@ -172,9 +177,9 @@ class AdapterTask:
         return ((found - words) ** 2 * counted).sum() / (spread + 1e-6)  # nothing counted is nothing wrong
 
     def preview(self, params) -> Image.Image:
-        """References (odd rows) and the pictures made of them (even rows), for pairs of the end of the curriculum."""
-        batch = self.batches.pairs(0, 1, Curriculum("recontextualisation"), second=self.second)
-        batch = jax.tree.map(lambda x: x[:16], batch)
+        """For pairs of the end of the curriculum, from the top down and twice: references, the pictures that are made
+        of them, the masks of the last step."""
+        batch = self._shown()
         references = self.batches.references(batch)
         solver = solvers.make_solver(steps=20, betas=self.betas, prediction=self.prediction)
 
@@ -187,10 +192,20 @@ class AdapterTask:
                 jax.random.key(0), (len(ids), self.latent_size, self.latent_size, self.unet.config.in_channels))
             unet_params = merge_unet(params["vision"], frozen["unet"])
             made = sample_latents(self.unet, unet_params, noise, positive, negative, marks, solver=solver,
-                                  mask=self.preset.mask_config(*noise.shape[1:3]), freeze_mask_step=10).latents
-            return self.decode(frozen["autoencoder"], made)
+                                  mask=self.preset.mask_config(*noise.shape[1:3]), freeze_mask_step=10)
+            masks = jnp.repeat(made.masks[-1].max(axis=1)[..., None], 3, axis=-1)
+            pictures = self.decode(frozen["autoencoder"], made.latents)
+            return pictures, jax.image.resize(masks, pictures.shape, "nearest")
 
         frozen = {name: part for name, part in self.frozen.items() if name != "paintings"}
-        made = np.asarray(sample(params, frozen, batch["caption_ids"], batch["marks"], references))
-        references = np.asarray(references) * 2 - 1
-        return grid(np.concatenate([references[:8], made[:8], references[8:], made[8:]]), columns=8)
+        made, masks = map(np.asarray, sample(params, frozen, batch["caption_ids"], batch["marks"], references))
+        rows = np.asarray(references) * 2 - 1, made, masks * 2 - 1
+        return grid(np.concatenate([row[half] for half in (slice(8), slice(8, None)) for row in rows]), columns=8)
+
+    def captions(self):
+        """Of the pictures of `preview`."""
+        return [self.batches.spelling.text(ids) for ids in self._shown()["caption_ids"]]
+
+    def _shown(self):
+        batch = self.batches.pairs(0, 1, Curriculum("recontextualisation"), second=self.second)
+        return jax.tree.map(lambda x: x[:16], batch)

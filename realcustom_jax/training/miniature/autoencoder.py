@@ -13,11 +13,11 @@ from realcustom_jax.conditioning.images import grid
 from realcustom_jax.data.sprites.composition import compose
 from realcustom_jax.models.vae import Autoencoder, VAEConfig
 from realcustom_jax.training.losses import reconstruction_loss
-from realcustom_jax.training.miniature.pictures import PictureBatches
+from realcustom_jax.training.miniature.pictures import HeldOut, PictureBatches
 
 
 @dataclasses.dataclass
-class AutoencoderTask:
+class AutoencoderTask(HeldOut):
     """Trains `Autoencoder` on the pictures of `batches`."""
 
     model: Mapping[str, Any]

@@ -19,7 +19,7 @@ from realcustom_jax.sampling.lanes import Conditioning
 from realcustom_jax.sampling.sampler import sample_text_only
 from realcustom_jax.training.dropout import draw_dropped, replace_dropped
 from realcustom_jax.training.losses import add_training_noise, denoising_error, placement_loss, right_place
-from realcustom_jax.training.miniature.pictures import PictureBatches, covered, size_of_all
+from realcustom_jax.training.miniature.pictures import HeldOut, PictureBatches, covered, size_of_all
 
 TIMESTEPS = (0.3, 1.25)
 """Of `losses.add_training_noise`: which of two things stands where is settled at high noise."""
@@ -28,7 +28,7 @@ _BANDS = {"low": (0, 400), "middle": (400, 600), "high": (600, 800), "noise": (8
 
 
 @dataclasses.dataclass
-class BaseTask:
+class BaseTask(HeldOut):
     """Trains a UNet and the text encoder to denoise the latents of painted pictures.
 
     Captions tell some of what the things look like. A model that has learnt what those words look like has something
@@ -92,14 +92,14 @@ class BaseTask:
                                     timesteps=TIMESTEPS)
         out = self.unet.apply({"params": params["unet"]}, sample.noisy, sample.t, text.text, pooled=pooled,
                               time_ids=text.time_ids, target=batch["marks"])
-        denoising = denoising_error(
+        denoising, by_timestep = denoising_error(
             out.noise, sample, betas=self.betas, prediction=self.prediction,
             coverage=covered(coverage, latents.shape[1:3]))
         # The placement counts less where there is more noise, because nobody could tell where hidden things are.
         visible = jnp.sqrt(1 / (1 + 1 / solvers.snr(self.betas)[sample.t]))[:, None]
         there = batch["marks"].any(-1) & ~dropped[:, None]
         placement = placement_loss(out.maps, coverage, visible * there)
-        metrics = {"denoising": denoising, "placement": placement}
+        metrics = {"denoising": denoising, "placement": placement, **by_timestep}
         metrics |= self._right_places(out.maps, coverage, sample.t, there.all(1))
         return denoising + self.placed * placement, metrics
 

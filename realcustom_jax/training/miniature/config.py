@@ -11,7 +11,7 @@ from realcustom_jax.presets import Preset
 from realcustom_jax.training.checkpoints import ON_EXISTING
 from realcustom_jax.training.config import read_settings
 from realcustom_jax.training.curriculum import Curriculum
-from realcustom_jax.training.loop import TrainSettings
+from realcustom_jax.training.settings import TrainSettings
 
 
 def _check(settings: Any, shares: tuple[str, ...], weights: tuple[str, ...]) -> None:

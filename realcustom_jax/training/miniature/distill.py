@@ -30,7 +30,7 @@ from realcustom_jax.sampling.solvers import make_solver
 from realcustom_jax.training.curriculum import Curriculum
 from realcustom_jax.training.low_rank import init_low_rank, merge_low_rank
 from realcustom_jax.training.miniature.adapter import AdapterTask
-from realcustom_jax.training.miniature.pictures import compose_references
+from realcustom_jax.training.miniature.pictures import HeldOut, compose_references
 
 SOLVER = "ddim"
 """Of the student. Its step is linear in one prediction, and it draws no noise."""
@@ -40,7 +40,7 @@ _MASKS = ("attn2", "to_q"), ("attn2", "to_k")
 
 
 @dataclasses.dataclass
-class DistillTask:
+class DistillTask(HeldOut):
     """Trains {"A", "B"}, the low-rank change of the UNet, see `low_rank.init_low_rank`.
 
     `teacher` is the finished model: its `fresh` parameters are its trained ones. `steps` are the student's, `substeps`

@@ -31,7 +31,7 @@ from realcustom_jax.data.sprites.composition import compose
 from realcustom_jax.models.clip_text import ClipText
 from realcustom_jax.models.vit import VisionTransformer, VitConfig
 from realcustom_jax.training.losses import sigmoid_contrastive_loss
-from realcustom_jax.training.miniature.pictures import PictureBatches
+from realcustom_jax.training.miniature.pictures import HeldOut, PictureBatches
 
 
 class Head(nn.Module):
@@ -69,7 +69,7 @@ class Captioner(nn.Module):
 
 
 @dataclasses.dataclass
-class EncodersTask:
+class EncodersTask(HeldOut):
     """Trains both encoders on the two views of `batches.views`; `said` in the report is the share of the
     description's words that the captioner says right."""
 

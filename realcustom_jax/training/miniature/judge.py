@@ -14,11 +14,11 @@ from realcustom_jax.conditioning.images import grid
 from realcustom_jax.data.sprites.composition import compose
 from realcustom_jax.evaluation.judge import ATTRIBUTES, Judge, JudgeConfig, init_judge
 from realcustom_jax.models.resize import average_pixels
-from realcustom_jax.training.miniature.pictures import PictureBatches
+from realcustom_jax.training.miniature.pictures import HeldOut, PictureBatches
 
 
 @dataclasses.dataclass
-class JudgeTask:
+class JudgeTask(HeldOut):
     """Trains `Judge` on the pictures of `batches`; `places_weight` is of the loss of what is where, beside 1 for each
     of the rest."""
 

@@ -25,6 +25,17 @@ from realcustom_jax.models.resize import average_pixels
 from realcustom_jax.training.curriculum import Curriculum
 
 Batch = dict[str, np.ndarray]
+_NO_STEP, _HELD_OUT = 2**31, 2
+"""No training has so many steps: batches from there on are held out, so many of them."""
+
+
+class HeldOut:
+    """Of a task whose `batch` is drawn anew for every step: the held-out examples are those of steps that never
+    come."""
+
+    def held_out(self, number: int) -> Batch | None:
+        """See `tasks.WatchedTask`."""
+        return self.batch(_NO_STEP + number) if number < _HELD_OUT else None
 
 
 @dataclasses.dataclass(frozen=True)

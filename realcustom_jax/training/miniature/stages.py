@@ -9,9 +9,10 @@
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -27,27 +28,37 @@ from realcustom_jax.devices.compilation import enable_compilation_cache
 from realcustom_jax.devices.shared_disk import on_first_process
 from realcustom_jax.errors import check_choice
 from realcustom_jax.evaluation.judge import JudgeConfig, save_judge
-from realcustom_jax.files import write_json
+from realcustom_jax.files import write_file, write_json
 from realcustom_jax.model_files import bundle, fingerprint, weights
 from realcustom_jax.model_files.adapter import (
     adapter_tensors,
     find_adapter,
+    merge_unet,
     scaled_tokens,
     split_unet,
     vision_from_text,
 )
+from realcustom_jax.model_files.network import Network, TextEncoder
+from realcustom_jax.model_files.schedule import read_solver
 from realcustom_jax.model_files.source import FolderSource
 from realcustom_jax.model_files.tensors import LazyTensors
 from realcustom_jax.models.clip_text import ClipText, ClipTextConfig
+from realcustom_jax.paths import as_path, host_folder
+from realcustom_jax.pipeline import Pipeline
 from realcustom_jax.training.identity import RunIdentity
 from realcustom_jax.training.loop import fit
 from realcustom_jax.training.low_rank import low_rank_tensors
 from realcustom_jax.training.miniature import adapter, autoencoder, base, distill, encoders, judge
 from realcustom_jax.training.miniature.config import MiniatureConfig
 from realcustom_jax.training.miniature.pictures import PictureBatches
+from realcustom_jax.training.reports import Report
+from realcustom_jax.training.scored import find_judge, scored_pictures
+
+if TYPE_CHECKING:
+    from realcustom_jax.paths import AnyPath
 
 
-def run(config: ConfigDict, workdir: Path) -> None:
+def run(config: ConfigDict, workdir: "AnyPath") -> None:
     """Trains `config.stage`, several of them with commas between, or all; a finished stage's checkpoint is only read
     again."""
     enable_compilation_cache()
@@ -63,11 +74,11 @@ def run(config: ConfigDict, workdir: Path) -> None:
         STAGES[name](read, workdir)
 
 
-def _bank(config: MiniatureConfig, workdir: Path):
-    return paint_bank(config.data, workdir / "bank")
+def _bank(config: MiniatureConfig, workdir: "AnyPath"):
+    return paint_bank(config.data, host_folder(workdir / "bank"))
 
 
-def _save_part(workdir: Path, part: str, config: Mapping, tensors: Mapping[str, np.ndarray]) -> None:
+def _save_part(workdir: "AnyPath", part: str, config: Mapping, tensors: Mapping[str, np.ndarray]) -> None:
     on_first_process(lambda: bundle.save_part(workdir / "bundle", part, config, bundle.to_half(tensors)))
 
 
@@ -91,19 +102,19 @@ def _about(name: str, config: MiniatureConfig) -> dict[str, Any]:
         "accumulate": getattr(config.optimization, name).accumulate}
 
 
-def _fit(name: str, task, config: MiniatureConfig, workdir: Path):
+def _fit(name: str, task, config: MiniatureConfig, workdir: "AnyPath", reports: Sequence[Report] = ()):
     # What an earlier stage made may have been trained anew since; the paintings follow from `data`.
     frozen = {part: params for part, params in task.frozen.items() if part != "paintings"}
     return fit(name, task, getattr(config.optimization, name), workdir / name,
-               run=_about(name, config) | {"frozen": fingerprint.of_parameters(frozen)})
+               run=_about(name, config) | {"frozen": fingerprint.of_parameters(frozen)}, reports=reports)
 
 
-def _batches(name: str, config: MiniatureConfig, workdir: Path, **options) -> PictureBatches:
+def _batches(name: str, config: MiniatureConfig, workdir: "AnyPath", **options) -> PictureBatches:
     return PictureBatches(_bank(config, workdir), Spelling(_tokenizer(config)),
                           getattr(config.optimization, name).batch_size, config.seed, **options)
 
 
-def _autoencoder(config: MiniatureConfig, workdir: Path) -> None:
+def _autoencoder(config: MiniatureConfig, workdir: "AnyPath") -> None:
     model = dict(config.models.vae)
     task = autoencoder.AutoencoderTask(model, _batches("autoencoder", config, workdir))
     params = _fit("autoencoder", task, config, workdir)
@@ -125,7 +136,7 @@ def _text_encoder(config: MiniatureConfig, tokenizer) -> tuple[ClipText, dict]:
     return ClipText(ClipTextConfig.from_config(mapping)), mapping
 
 
-def _encoders(config: MiniatureConfig, workdir: Path) -> None:
+def _encoders(config: MiniatureConfig, workdir: "AnyPath") -> None:
     models = config.models
     task = encoders.EncodersTask(
         siglip_config=models.image_encoder_siglip, dinov2_config=models.image_encoder_dinov2,
@@ -136,13 +147,13 @@ def _encoders(config: MiniatureConfig, workdir: Path) -> None:
         _save_part(workdir, part, getattr(models, part), weights.to_torch(params[name]))
 
 
-def _judge(config: MiniatureConfig, workdir: Path) -> None:
+def _judge(config: MiniatureConfig, workdir: "AnyPath") -> None:
     model = config.models.judge
     params = _fit("judge", judge.JudgeTask(model, _batches("judge", config, workdir)), config, workdir)
     on_first_process(lambda: save_judge(workdir / "bundle", JudgeConfig.from_config(model), params))
 
 
-def _base(config: MiniatureConfig, workdir: Path) -> None:
+def _base(config: MiniatureConfig, workdir: "AnyPath") -> None:
     tokenizer = _tokenizer(config)
     text_encoder, text_config = _text_encoder(config, tokenizer)
     unet_config = config.models.unet
@@ -151,27 +162,50 @@ def _base(config: MiniatureConfig, workdir: Path) -> None:
         empty_ids=_empty(tokenizer), **_latents(workdir), prediction=config.prediction,
         start=_trained_base(config) if config.warm_start else None, **dataclasses.asdict(config.base))
     params = _fit("base", task, config, workdir)
-    on_first_process(lambda: tokenizer.save_pretrained(workdir / "bundle" / "tokenizer"))
+    on_first_process(lambda: _save_tokenizer(workdir / "bundle" / "tokenizer", tokenizer))
     _save_part(workdir, "text_encoder", text_config, weights.to_torch(params["text_encoder"]))
     _save_part(workdir, "unet", unet_config, weights.to_torch(params["unet"]))
 
 
+def _save_tokenizer(folder: "AnyPath", tokenizer) -> None:
+    with tempfile.TemporaryDirectory() as written:
+        tokenizer.save_pretrained(written)
+        for file in Path(written).iterdir():
+            write_file(folder / file.name, file.read_bytes())
+
+
 def _trained_base(config: MiniatureConfig) -> dict:
     """The base model of the bundle `config.warm_start`."""
-    trained = FolderSource(Path(config.warm_start))
+    trained = FolderSource(as_path(config.warm_start))
     _, unet_params = weights.load_unet(config.models.unet, trained.tensors("unet"))
     return {"unet": unet_params, "text_encoder": trained.load("text_encoder")[1]}
 
 
-def _adapter(config: MiniatureConfig, workdir: Path) -> None:
-    trained = (find_adapter(Path(config.warm_start) / "adapter").tensors,) if config.warm_start else ()
+def _adapter(config: MiniatureConfig, workdir: "AnyPath") -> None:
+    trained = (find_adapter(as_path(config.warm_start) / "adapter").tensors,) if config.warm_start else ()
     task = _adapter_task("adapter", config, workdir, *trained, bystanders=config.adapter.bystanders)
-    params = _fit("adapter", task, config, workdir)
+    every = config.optimization.adapter.evaluate_pictures_every
+    scored = scored_pictures(every, find_judge(every, workdir / "bundle"),
+                             lambda params: _pipeline(task, params, config, workdir))
+    params = _fit("adapter", task, config, workdir, scored)
     _save_part(workdir, "adapter", config.models.adapter, adapter_tensors(params["projector"], params["vision"]))
     on_first_process(lambda: _describe(workdir / "bundle", config))
 
 
-def _adapter_task(stage: str, config: MiniatureConfig, workdir: Path, *trained: LazyTensors,
+def _pipeline(task: adapter.AdapterTask, params, config: MiniatureConfig, workdir: "AnyPath") -> Pipeline:
+    """The pipeline that the bundle will be, with these parameters of its adapter."""
+    frozen = task.frozen
+    text_encoder = TextEncoder(_tokenizer(config), Network(task.text_encoder, frozen["text_encoder"]))
+    return Pipeline(
+        text_encoders=(text_encoder,), vae=Network(*FolderSource(workdir / "bundle").load("vae")),
+        unet=Network(task.unet, merge_unet(params["vision"], frozen["unet"])),
+        siglip=Network(task.siglip, frozen["siglip"]), dino=Network(task.dinov2, frozen["dinov2"]),
+        projector=Network(task.projector, params["projector"]), vision_settings=task.settings, betas=task.betas,
+        prediction=task.prediction, sample_size=task.latent_size, preset=task.preset,
+        solver=read_solver(_scheduler(config)))
+
+
+def _adapter_task(stage: str, config: MiniatureConfig, workdir: "AnyPath", *trained: LazyTensors,
                   bystanders: float) -> adapter.AdapterTask:
     """The task with the bundle's base model, whose adapter begins as `trained`, or anew; with the batches of `stage`,
     of which the share `bystanders` has a second thing."""
@@ -205,7 +239,7 @@ def _adapter_task(stage: str, config: MiniatureConfig, workdir: Path, *trained: 
         latent_size=config.models.unet["sample_size"], preset=config.preset, **options)
 
 
-def _distill(config: MiniatureConfig, workdir: Path) -> None:
+def _distill(config: MiniatureConfig, workdir: "AnyPath") -> None:
     trained = find_adapter(workdir / "bundle" / "adapter").tensors
     options = dataclasses.asdict(config.distill)
     teacher = _adapter_task("distill", config, workdir, trained, bystanders=options.pop("bystanders"))
@@ -220,7 +254,7 @@ def _empty(tokenizer) -> np.ndarray:
     return encode_prompt(tokenizer, "", allow_empty=True)[0]
 
 
-def _latents(workdir: Path) -> dict[str, Any]:
+def _latents(workdir: "AnyPath") -> dict[str, Any]:
     """The trained autoencoder's parameters, and encode and decode, between images in [-1, 1] and latents of unit
     variance."""
     module, params = FolderSource(workdir / "bundle").load("vae")
@@ -235,22 +269,27 @@ def _latents(workdir: Path) -> dict[str, Any]:
     return {"autoencoder": params, "encode": encode, "decode": decode}
 
 
-def _describe(folder: Path, config: MiniatureConfig) -> None:
+def _describe(folder: "AnyPath", config: MiniatureConfig) -> None:
     """What makes the parts a diffusers folder: the index, the scheduler, and the words that the model knows."""
     write_json(folder / "model_index.json", {
         "_class_name": "StableDiffusionXLPipeline", "text_encoder": ["transformers", "CLIPTextModel"],
         "tokenizer": ["transformers", "CLIPTokenizer"], "unet": ["diffusers", "UNet2DConditionModel"],
         "vae": ["diffusers", "AutoencoderKL"], "scheduler": ["diffusers", "DPMSolverSinglestepScheduler"]})
-    write_json(folder / "scheduler" / "scheduler_config.json", {
-        "_class_name": "DPMSolverSinglestepScheduler", "beta_schedule": "scaled_linear", "beta_start": 0.00085,
-        "beta_end": 0.012, "num_train_timesteps": 1000, "prediction_type": config.prediction,
-        "timestep_spacing": "trailing"})
+    write_json(folder / "scheduler" / "scheduler_config.json", _scheduler(config))
     write_json(folder / "preset.json", config.said.get("preset", {}))
     write_json(folder / "vocabulary.json", {
         "nouns": NOUNS, "held_out_nouns": HELD_OUT_NOUNS, "scenes": SCENES, "words": VOCABULARY})
 
 
-STAGES: dict[str, Callable[[MiniatureConfig, Path], None]] = {
+def _scheduler(config: MiniatureConfig) -> dict[str, Any]:
+    """The scheduler of diffusers that the model is sampled with."""
+    return {
+        "_class_name": "DPMSolverSinglestepScheduler", "beta_schedule": "scaled_linear", "beta_start": 0.00085,
+        "beta_end": 0.012, "num_train_timesteps": 1000, "prediction_type": config.prediction,
+        "timestep_spacing": "trailing"}
+
+
+STAGES: "dict[str, Callable[[MiniatureConfig, AnyPath], None]]" = {
     "autoencoder": _autoencoder, "encoders": _encoders, "judge": _judge, "base": _base, "adapter": _adapter,
     "distill": _distill,
 }

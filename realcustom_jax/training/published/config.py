@@ -17,7 +17,7 @@ from realcustom_jax.presets import Preset
 from realcustom_jax.training.checkpoints import ON_EXISTING
 from realcustom_jax.training.config import read_settings
 from realcustom_jax.training.curriculum import Curriculum
-from realcustom_jax.training.loop import TrainSettings
+from realcustom_jax.training.settings import TrainSettings
 
 if TYPE_CHECKING:
     from realcustom_jax.data.sources.mixture import MixtureEntry

@@ -8,15 +8,15 @@ a part, a folder of such files.
 
 import dataclasses
 import functools
+import io
 import itertools
-import json
 import math
 import os
 import shutil
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -33,12 +33,18 @@ from realcustom_jax.conditioning.text_states import text_states
 from realcustom_jax.data.batches import BucketBatches, Chosen
 from realcustom_jax.data.examples import Example
 from realcustom_jax.devices.shared_disk import on_every_process, on_first_process
-from realcustom_jax.files import write_json
+from realcustom_jax.files import write_file
 from realcustom_jax.model_files import fingerprint
+from realcustom_jax.paths import is_bucket, local_copy, make_folder
 from realcustom_jax.pipeline import Pipeline
+from realcustom_jax.staging import is_whole, whole_folder
+
+if TYPE_CHECKING:
+    from realcustom_jax.paths import AnyPath
 
 _AT_ONCE = 8  # rows that are read together, references and captions that a device encodes together
 _ROWS = 256  # of a part; a process that is killed loses at most so many
+_SHARED = "shared.npz"
 
 
 class Encoders:
@@ -96,36 +102,47 @@ class Encoders:
 
 
 @dataclasses.dataclass(frozen=True)
+class _Shared:
+    """What all parts share. index int64 [N, 4]: each row's part, and the places of its first target, caption and
+    reference within it. lengths: of the layers, of which features are joined. nothing: what replaces a condition that
+    is dropped."""
+
+    index: np.ndarray
+    lengths: np.ndarray
+    nothing: dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
 class StoredFeatures:
     """Features on disk; see `compute_features`."""
 
-    folder: Path
+    folder: "AnyPath"
 
     def batch(self, chosen: Chosen) -> dict[str, Any]:
         """targets [B, 2, h, w, C], text, pooled, time_ids, features (a tuple) of what a batch shows."""
-        parts, *firsts = _opened(self.folder / "index.npy")[chosen.rows].T
+        parts, *firsts = self._shared.index[chosen.rows].T
         places = dict(zip(("target", "caption", "reference"), np.array(firsts) + np.stack(
             [chosen.targets, chosen.captions, chosen.choices]), strict=True))
         kinds = {"targets": "target", "text": "caption", "features": "reference"}
-        kinds |= {"pooled": "caption", "time_ids": "target"} if self._has("empty-pooled") else {}
+        kinds |= {"pooled": "caption", "time_ids": "target"} if "empty-pooled" in self._shared.nothing else {}
         stored = {name: np.stack([self._part(part, name)[place] for part, place in zip(
             parts, places[kind], strict=True)]) for name, kind in kinds.items()}
         return {**stored, "features": self._layers(stored["features"])}
 
     def dropped(self) -> dict[str, Any]:
         """What replaces a dropped condition, without batch axis: `empty` {text, pooled} and `no_image`."""
-        empty = {name: self._read(f"empty-{name}") for name in ("text", "pooled") if self._has(f"empty-{name}")}
-        return {"empty": empty, "no_image": self._layers(self._read("no_image"))}
+        nothing = self._shared.nothing
+        empty = {name: nothing[f"empty-{name}"] for name in ("text", "pooled") if f"empty-{name}" in nothing}
+        return {"empty": empty, "no_image": self._layers(nothing["no_image"])}
 
     def _layers(self, wide: np.ndarray) -> tuple[np.ndarray, ...]:
-        lengths = json.loads((self.folder / "layers.json").read_text())["lengths"]
-        return tuple(np.split(wide, np.cumsum(lengths)[:-1], axis=-2))
+        return tuple(np.split(wide, np.cumsum(self._shared.lengths)[:-1], axis=-2))
 
-    def _has(self, name: str) -> bool:
-        return (self.folder / f"{name}.npy").is_file()
-
-    def _read(self, name: str) -> np.ndarray:
-        return _opened(self.folder / f"{name}.npy")
+    @functools.cached_property
+    def _shared(self) -> "_Shared":
+        with local_copy(self.folder / _SHARED).open("rb") as file, np.load(file) as arrays:
+            nothing = {name: arrays[name] for name in arrays.files if name not in ("index", "lengths")}
+            return _Shared(arrays["index"], arrays["lengths"], nothing)
 
     def _part(self, number: int, name: str) -> np.ndarray:
         return _opened(self.folder / part_name(number) / f"{name}.npy")
@@ -139,9 +156,17 @@ class StoredBatches:
     batches: BucketBatches
     parts: int = 1
 
-    def read(self, step: int, part: int) -> dict[str, Any]:
+    def __len__(self) -> int:
+        """Batches of an epoch."""
+        return len(self.batches)
+
+    def __getitem__(self, step: int) -> dict[str, Any]:
         """See `StoredFeatures.batch`."""
         return self.stored.batch(self.batches.chosen(step))
+
+    def read(self, step: int, part: int) -> dict[str, Any]:
+        """The batch of a step, which is its only part."""
+        return self[step]
 
     def join(self, parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """The one that there is."""
@@ -154,12 +179,12 @@ def part_name(number: int) -> str:
 
 
 @functools.lru_cache(maxsize=4096)
-def _opened(file: Path) -> np.ndarray:
+def _opened(file: "AnyPath") -> np.ndarray:
     """A file that is read row by row. As many stay open as the parts of some 100,000 rows have."""
-    return np.load(file, mmap_mode="r")
+    return np.load(local_copy(file), mmap_mode="r")
 
 
-def compute_features(encoders: Encoders, data: str, batches: BucketBatches, parent: Path) -> StoredFeatures:
+def compute_features(encoders: Encoders, data: str, batches: BucketBatches, parent: "AnyPath") -> StoredFeatures:
     """Computes the features of every row that `batches` serve, or finds them computed, in a folder within `parent`.
     `data` is the identity of the rows. All processes call it, and share the work, each on all of its devices.
 
@@ -177,7 +202,7 @@ def compute_features(encoders: Encoders, data: str, batches: BucketBatches, pare
     folder = parent / f"{data[:16]}_{read}_{encoders.fingerprint()}_parts"
     of_shapes = [np.flatnonzero(shapes == shape) for shape in np.unique(shapes) if shape >= 0]
     parts = [rows[start:start + _ROWS] for rows in of_shapes for start in range(0, len(rows), _ROWS)]
-    missing = np.array([not (folder / part_name(number)).is_dir() for number in range(len(parts))])
+    missing = np.array([not is_whole(folder / part_name(number)) for number in range(len(parts))])
     # The first process decides, because a disk may show a new folder to some processes later than to others.
     missing = np.flatnonzero(multihost_utils.broadcast_one_to_all(missing))
     if len(missing):
@@ -232,12 +257,10 @@ class _Devices:
         return jax.eval_shape(function, items).shape[1:]
 
 
-def _begin(folder: Path, devices: _Devices, parts: Sequence[np.ndarray], missing: np.ndarray,
+def _begin(folder: "AnyPath", devices: _Devices, parts: Sequence[np.ndarray], missing: np.ndarray,
            batches: BucketBatches) -> None:
     """Writes what all parts share: where each row is, and what replaces a condition that is dropped."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for left in folder.glob("*.partial"):  # of a run that was killed
-        shutil.rmtree(left)
+    make_folder(folder)
     black = np.zeros((batches.reference_side, batches.reference_side, 3), np.uint8)
     layers = jax.eval_shape(devices.encoders.references, devices.encoders.params, black[None] / np.float32(255))
     nothing = {"no_image": devices("features", [[black]])[0]}
@@ -254,9 +277,9 @@ def _begin(folder: Path, devices: _Devices, parts: Sequence[np.ndarray], missing
     for number, own in enumerate(parts):
         places = np.cumsum(counts[own], axis=0) - counts[own]
         index[own] = np.concatenate([np.full((len(own), 1), number), places], axis=1)
-    write_json(folder / "layers.json", {"lengths": [x.shape[1] for x in layers]})
-    for name, value in {**nothing, "index": index}.items():
-        np.save(folder / f"{name}.npy", value)
+    buffer = io.BytesIO()
+    np.savez(buffer, index=index, lengths=[x.shape[1] for x in layers], **nothing)
+    write_file(folder / _SHARED, buffer.getvalue())
 
 
 def _counts(batches: BucketBatches) -> np.ndarray:
@@ -265,20 +288,14 @@ def _counts(batches: BucketBatches) -> np.ndarray:
     return np.stack([index.targets, index.captions, np.diff(index.choices)], axis=1).astype(np.int64)
 
 
-def _fill(folder: Path, devices: _Devices, parts: Sequence[np.ndarray], own: np.ndarray,
+def _fill(folder: "AnyPath", devices: _Devices, parts: Sequence[np.ndarray], own: np.ndarray,
           batches: BucketBatches) -> None:
     """Computes the parts of these numbers."""
     title = f"computing features, process {jax.process_index() + 1} of {jax.process_count()}"
     with tqdm(total=sum(len(parts[i]) for i in own), desc=title, unit="row", disable=jax.process_index() > 0) as bar:
         for number in own:
-            partial = folder / f"{part_name(number)}.partial"
-            partial.mkdir(exist_ok=True)
-            try:
+            with whole_folder(folder / part_name(number)) as partial:
                 _fill_part(partial, devices, parts[number], batches, bar)
-            except BaseException:
-                shutil.rmtree(partial)
-                raise
-            partial.rename(folder / part_name(number))
 
 
 def _fill_part(folder: Path, devices: _Devices, numbers: np.ndarray, batches: BucketBatches, bar: tqdm) -> None:
@@ -332,7 +349,9 @@ def _half(name: str, values: jax.Array) -> np.ndarray:
     return found
 
 
-def _check_room(folder: Path, rows: int, references: int, needed: int) -> None:
+def _check_room(folder: "AnyPath", rows: int, references: int, needed: int) -> None:
+    if is_bucket(folder):
+        return
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise OSError(f"The features of {rows} rows and {references} references take {needed / 1e9:.1f} GB, "

@@ -10,12 +10,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
 from realcustom_jax.conditioning.references import VisionSettings
 from realcustom_jax.devices.platform import Platform
-from realcustom_jax.devices.shapes import array_shape, batch_shapes, tree_shapes
+from realcustom_jax.devices.shapes import batch_shapes, tree_shapes
 from realcustom_jax.model_files import locate, single_file, weights
 from realcustom_jax.model_files.adapter import find_adapter, image_prompt_settings
 from realcustom_jax.model_files.network import Network, TextEncoder
@@ -27,8 +26,8 @@ from realcustom_jax.models.vit import VisionTransformer, VitConfig
 from realcustom_jax.pipeline import Pipeline
 from realcustom_jax.sampling.solvers import betas
 from realcustom_jax.training.published.config import PublishedConfig
-from realcustom_jax.training.published.features import Encoders
-from realcustom_jax.training.published.run import PrecomputedTask, PublishedTask
+from realcustom_jax.training.published.shapes import example_shape, stored_shape
+from realcustom_jax.training.published.tasks import PrecomputedTask, PublishedTask
 
 
 def published_configs(kind: str) -> dict[str, Mapping[str, Any]]:
@@ -99,24 +98,14 @@ def _network(module: nn.Module, *args, **kwargs) -> Network:
 
 def hollow_task(pipeline: Pipeline, train: PublishedConfig) -> tuple[PublishedTask, dict[str, Any]]:
     """(task, shapes of a batch of square pictures) of a configuration on a hollow pipeline."""
-    encoders, rows, limit = Encoders(pipeline), train.optimization.batch_size, train.snr_limit or None
-    side, reference_side = train.side, pipeline.vision_settings.size
-    texts = pipeline.text_encoders
-    ids = array_shape(len(texts), texts[0].network.module.config.max_position_embeddings, dtype=jnp.int32)
-    target, reference = (array_shape(size, size, 3, dtype=jnp.uint8) for size in (side, reference_side))
-    time_ids = array_shape(6, dtype=jnp.float32)
+    rows, limit, size = train.optimization.batch_size, train.snr_limit or None, (train.side, train.side)
     if not train.precomputed:
-        batch = {"target": target, "reference": reference, "ids": ids, "empty_ids": ids, "time_ids": time_ids}
-        return PublishedTask(pipeline, None, limit), batch_shapes(batch, rows)
-    text, features, targets = (
-        _stored(jax.eval_shape(function, encoders.params, batch_shapes(of_one, 1)))
-        for function, of_one in ((encoders.text, ids), (encoders.references, array_shape(*reference.shape)),
-                                 (encoders.targets, target)))
-    batch = {"targets": targets, "features": features, **text}
-    if "pooled" in text:
-        batch["time_ids"] = time_ids
-    task = PrecomputedTask(pipeline, None, _HollowFeatures({"empty": text, "no_image": features}), limit)
-    return task, batch_shapes(batch, rows)
+        return PublishedTask(pipeline, None, limit), batch_shapes(example_shape(pipeline, size), rows)
+    stored = stored_shape(pipeline, size)
+    nothing = {"empty": {name: stored[name] for name in ("text", "pooled") if name in stored},
+               "no_image": stored["features"]}
+    task = PrecomputedTask(pipeline, None, _HollowFeatures(nothing), limit)
+    return task, batch_shapes(stored, rows)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,8 +116,3 @@ class _HollowFeatures:
 
     def dropped(self) -> dict[str, Any]:
         return self.instead
-
-
-def _stored(tree):
-    """Shapes of one row as they lie on disk, of shapes with a batch axis of one."""
-    return jax.tree.map(lambda x: array_shape(*x.shape[1:], dtype=jnp.float16), tree)

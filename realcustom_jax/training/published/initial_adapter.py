@@ -5,7 +5,7 @@ the text's; and how large its first tokens are.
 import dataclasses
 import json
 from collections.abc import Sequence
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -22,8 +22,11 @@ from realcustom_jax.models.vit import VitConfig
 from realcustom_jax.pipeline import Pipeline
 from realcustom_jax.training.published.config import FreshAdapterConfig
 
+if TYPE_CHECKING:
+    from realcustom_jax.paths import AnyPath
 
-def write_fresh_adapter(path: Path, model: str, vision: str, settings: FreshAdapterConfig) -> None:
+
+def write_fresh_adapter(path: "AnyPath", model: str, vision: str, settings: FreshAdapterConfig) -> None:
     """Writes a random adapter to `path`, a folder named adapter, unless one of these settings, with copies of this
     model's keys and values, is there.
 

@@ -15,7 +15,7 @@ from realcustom_jax.models.resnet import REMEMBERED
 from realcustom_jax.models.unet import UNet
 from realcustom_jax.sampling import solvers
 from realcustom_jax.training.dropout import draw_dropped, replace_dropped
-from realcustom_jax.training.losses import denoising_loss
+from realcustom_jax.training.losses import Mean, denoising_loss
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,10 +38,10 @@ class AdapterLoss:
     snr_limit: float | None = None
     betas: np.ndarray = dataclasses.field(default_factory=solvers.betas, compare=False)
 
-    def __call__(self, params, frozen, batch, key) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """(loss, nothing else to report), as `loop.make_train_step` wants it."""
+    def __call__(self, params, frozen, batch, key) -> tuple[jax.Array, dict[str, Mean]]:
+        """(loss, the same by timestep), as `step.make_train_step` wants it."""
         text_key, image_key, noise_key = jax.random.split(key, 3)
-        return self.denoising(params, frozen["unet"], self.dropped(batch, frozen, text_key, image_key), noise_key), {}
+        return self.denoising(params, frozen["unet"], self.dropped(batch, frozen, text_key, image_key), noise_key)
 
     def dropped(self, batch, frozen, text_key, image_key):
         """The batch with some examples' texts, and some examples' features, replaced by those of nothing."""
@@ -50,8 +50,9 @@ class AdapterLoss:
         text = replace_dropped(no_text, {name: batch[name] for name in frozen["empty"]}, frozen["empty"])
         return {**batch, **text, "features": replace_dropped(no_image, batch["features"], frozen["no_image"])}
 
-    def denoising(self, params, base, batch, key) -> jax.Array:
-        """The loss of a batch of which nothing is dropped any more; `base` are the UNet's frozen parameters."""
+    def denoising(self, params, base, batch, key) -> tuple[jax.Array, dict[str, Mean]]:
+        """The loss, and by timestep, of a batch of which nothing is dropped any more; `base` are the UNet's frozen
+        parameters."""
         def predict(params, base, text, features, noisy, t):
             vision = self.projector.apply({"params": params["projector"]}, features)[:, None]
             return self.unet.apply(

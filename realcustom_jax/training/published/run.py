@@ -9,52 +9,45 @@ the end `adapter/`, for `sample.py --adapter`.
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
-from PIL import Image
-from tqdm import tqdm
 
-from realcustom_jax.conditioning.images import grid
-from realcustom_jax.data.batches import Batch, BucketBatches
+from realcustom_jax.data.batches import BucketBatches
 from realcustom_jax.data.reading import Prefetched
 from realcustom_jax.devices import sharding
 from realcustom_jax.devices.compilation import enable_compilation_cache
 from realcustom_jax.devices.shared_disk import on_first_process
 from realcustom_jax.files import sole_user
 from realcustom_jax.model_files import bundle
-from realcustom_jax.model_files.adapter import (
-    adapter_tensors,
-    find_adapter,
-    merge_unet,
-    remembered_choices,
-    split_unet,
-)
-from realcustom_jax.model_files.network import Network
+from realcustom_jax.model_files.adapter import adapter_tensors, find_adapter, remembered_choices
 from realcustom_jax.model_files.source import ModelSource
+from realcustom_jax.paths import as_path, check_reachable, make_folder
 from realcustom_jax.pipeline import Pipeline
-from realcustom_jax.training.dropout import draw_dropped, replace_dropped
+from realcustom_jax.training.curriculum import Curriculum
 from realcustom_jax.training.identity import RunIdentity, has_checkpoints
 from realcustom_jax.training.loop import fit
-from realcustom_jax.training.published import features
 from realcustom_jax.training.published.config import PublishedConfig
-from realcustom_jax.training.published.features import Encoders, StoredBatches, StoredFeatures
+from realcustom_jax.training.published.features import Encoders, StoredBatches, compute_features
 from realcustom_jax.training.published.initial_adapter import with_tokens_like_text, write_fresh_adapter
-from realcustom_jax.training.published.loss import AdapterLoss
-from realcustom_jax.training.published.pictures import find_pictures
+from realcustom_jax.training.published.pictures import Pictures, find_pictures
+from realcustom_jax.training.published.tasks import PrecomputedTask, PublishedTask
+from realcustom_jax.training.scored import find_judge, scored_pictures
 
-_PREVIEWS, _LOOKED_AT = 4, 4
+if TYPE_CHECKING:
+    from realcustom_jax.paths import AnyPath
+
+_LOOKED_AT = 4
+_PLACES = ("model", "vision", "tokenizer", "adapter")
+"""What of a configuration says where something lies."""
 _THE_RUN = ("kind", "side", "preset", "fresh", "curriculum", "snr_limit", "dtype")
 """What of a configuration may not change while its run goes on; nor may the content of what its paths name."""
 
 
-def train_adapter(config: ConfigDict, workdir: Path) -> None:
+def train_adapter(config: ConfigDict, workdir: "AnyPath") -> None:
     """Trains `config.train` (see configs/sdxl.py) in `workdir`; the same command resumes.
 
     Raises:
@@ -65,7 +58,9 @@ def train_adapter(config: ConfigDict, workdir: Path) -> None:
     enable_compilation_cache()
     plain = config.train.to_dict()
     train = PublishedConfig.from_config(plain)
-    train.data.mixture()  # whether there is one
+    for path in (as_path(workdir), *(as_path(entry.path) for entry in train.data.mixture()),
+                 *(as_path(getattr(train, name)) for name in _PLACES if getattr(train, name))):
+        check_reachable(path)
     mesh = sharding.make_mesh(**dataclasses.asdict(train.mesh))
     on_first_process(functools.partial(_find_parts, train))  # before the pictures take their hours
     with contextlib.ExitStack() as alone:
@@ -73,8 +68,9 @@ def train_adapter(config: ConfigDict, workdir: Path) -> None:
         _train(train, plain, mesh, workdir)
 
 
-def _train(train: PublishedConfig, plain: Mapping[str, Any], mesh: Mesh, workdir: Path) -> None:
+def _train(train: PublishedConfig, plain: Mapping[str, Any], mesh: Mesh, workdir: "AnyPath") -> None:
     settings, checkpoints = train.optimization, workdir / "checkpoints"
+    judge = find_judge(settings.evaluate_pictures_every, ModelSource.open(train.model).root)
     continued = find_adapter(train.adapter) if train.adapter else None
     vision = continued.vision if continued else train.fresh.vision_settings
     pictures = find_pictures(train.data, workdir / "data", train.side)
@@ -82,13 +78,8 @@ def _train(train: PublishedConfig, plain: Mapping[str, Any], mesh: Mesh, workdir
         "data": pictures.about,
         "adapter": {"settings": continued.settings, "vision": dataclasses.asdict(vision)} if continued else "fresh"}
     RunIdentity.of(identity, settings).check(checkpoints, settings.on_existing)
-    shares = sharding.batch_sharding(mesh, settings.batch_size // settings.accumulate)
-    rows = pictures.rows()
-    batches = BucketBatches(
-        rows, side=train.side, reference_side=vision.size, batch_size=settings.batch_size, seed=settings.seed,
-        steps=settings.steps, curriculum=train.curriculum, placing=train.data.seed, weights=pictures.weights(rows),
-        examples=sharding.examples_here(shares, settings.batch_size))
-    start = Path(train.adapter) if train.adapter else workdir / "fresh" / "adapter"
+    batches, held_out = _batches(train, pictures, vision.size, mesh)
+    start = as_path(train.adapter) if train.adapter else workdir / "fresh" / "adapter"
     # What a run began with stays as it is while the run goes on, also where the model turns out to be another one.
     begun = settings.on_existing == "resume" and has_checkpoints(checkpoints) and (start / "config.json").is_file()
     if not (train.adapter or begun):
@@ -102,18 +93,46 @@ def _train(train: PublishedConfig, plain: Mapping[str, Any], mesh: Mesh, workdir
         if not train.adapter:
             some = [batches.read_row(0, int(row), 0, 0, 0) for row in batches.order.shown[:_LOOKED_AT]]
             pipeline = with_tokens_like_text(pipeline, [row.reference for row in some], [row.caption for row in some])
-    limit = train.snr_limit or None
-    stored = features.compute_features(
-        Encoders(pipeline), pictures.identity, batches, workdir / "features") if train.precomputed else None
-    read = StoredBatches(stored, batches) if stored else batches
-    with Prefetched(read, settings.steps, workers=train.data.workers, prefetch=train.data.prefetch) as ahead:
-        task = PrecomputedTask(pipeline, batches, stored, limit, ahead.batch) if stored else PublishedTask(
-            pipeline, batches, limit, ahead.batch)
-        params = fit("adapter", task, settings, workdir, mesh=mesh, run=identity)
+    with _task(pipeline, train, batches, held_out, pictures.identity, workdir) as task:
+        scored = scored_pictures(settings.evaluate_pictures_every, judge, task.trained_pipeline)
+        params = fit("adapter", task, settings, workdir, mesh=mesh, run=identity, reports=scored)
     adapter = {"image_prompt_settings": find_adapter(start).settings, **remembered_choices(pipeline.preset),
                "vision_settings": dataclasses.asdict(pipeline.vision_settings)}
     tensors = bundle.to_half(adapter_tensors(params["projector"], params["vision"]))
     on_first_process(lambda: bundle.save_part(workdir, "adapter", adapter, tensors))
+
+
+def _batches(train: PublishedConfig, pictures: Pictures, reference_side: int,
+             mesh: Mesh) -> tuple[BucketBatches, BucketBatches | None]:
+    """Of the rows that are trained on, and of those that are held out, if any are asked for. Those show other pictures
+    of their subjects throughout, so that their loss does not move with the curriculum."""
+    settings, rows = train.optimization, pictures.rows()
+    shares = sharding.batch_sharding(mesh, settings.batch_size // settings.accumulate)
+    batches = functools.partial(
+        BucketBatches, rows, side=train.side, reference_side=reference_side, batch_size=settings.batch_size,
+        placing=train.data.seed, examples=sharding.examples_here(shares, settings.batch_size))
+    trained = batches(seed=settings.seed, steps=settings.steps, curriculum=train.curriculum,
+                      weights=pictures.weights(rows))
+    if not (train.data.held_out and settings.evaluate_every):
+        return trained, None
+    hard = Curriculum(recipe="recontextualisation")
+    return trained, batches(seed=0, steps=1, curriculum=hard, weights=pictures.weights(rows, "held_out"))
+
+
+@contextlib.contextmanager
+def _task(pipeline: Pipeline, train: PublishedConfig, batches: BucketBatches, held_out: BucketBatches | None,
+          data: str, workdir: "AnyPath") -> Iterator[PublishedTask]:
+    """The task, whose batches are read ahead. `data` is the identity of the pictures."""
+    limit, parts, held = train.snr_limit or None, batches, held_out
+    if train.precomputed:
+        stored = [rows and StoredBatches(compute_features(Encoders(pipeline), data, rows, workdir / "features"), rows)
+                  for rows in (batches, held_out)]
+        parts, held = stored
+    with Prefetched(parts, train.optimization.steps, workers=train.data.workers,
+                    prefetch=train.data.prefetch) as ahead:
+        options = {"read": ahead.batch, "held_out": held or ()}
+        yield (PrecomputedTask(pipeline, batches, parts.stored, limit, **options) if train.precomputed
+               else PublishedTask(pipeline, batches, limit, **options))
 
 
 def _contents(dtype: str, pipeline: Pipeline) -> dict[str, Any]:
@@ -123,8 +142,8 @@ def _contents(dtype: str, pipeline: Pipeline) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _sole_user(workdir: Path) -> Iterator[None]:
-    workdir.mkdir(parents=True, exist_ok=True)
+def _sole_user(workdir: "AnyPath") -> Iterator[None]:
+    make_folder(workdir)
     with sole_user(workdir):
         yield
 
@@ -139,96 +158,6 @@ def _find_parts(train: PublishedConfig) -> None:
             raise FileNotFoundError(f"config.train.{name}: {error}") from None
     if train.adapter:
         find_adapter(train.adapter)
-
-
-class PublishedTask:
-    """The task of `loop.fit`: {"projector", "vision"} of a pipeline, everything else frozen; see `AdapterLoss`.
-
-    Conditions are dropped, for classifier-free guidance, before they are encoded, as often as `AdapterLoss` says.
-    `read` gives the same batches, perhaps read ahead.
-    """
-
-    def __init__(self, pipeline: Pipeline, batches: BucketBatches, snr_limit: float | None = None,
-                 read: Callable[[int], Batch] | None = None):
-        self._pipeline, self._batches, self._encoders = pipeline, batches, Encoders(pipeline)
-        self._read = read or (lambda step: batches[step])
-        vision, base = split_unet(pipeline.unet.params)
-        self.trained = {"projector": pipeline.projector.params, "vision": vision}
-        self.frozen = {"unet": base, **self._encoders.params}
-        self._loss = AdapterLoss(pipeline.unet.module, pipeline.projector.module, pipeline.prediction,
-                                  snr_limit=snr_limit, betas=pipeline.betas)
-
-    def init(self, key):
-        return jax.tree.map(lambda x: np.asarray(x, np.float32), self.trained)
-
-    def batch(self, step):
-        """Pictures uint8, token ids [B, encoders, T] and size conditioning [B, 6] as the preset orders it."""
-        batch = self._read(step)
-        ids = self._encoders.ids(batch["caption"])
-        size = batch["target"].shape[1:3]
-        return {"target": batch["target"], "reference": batch["reference"], "ids": ids,
-                "empty_ids": np.broadcast_to(self._encoders.ids([""]), ids.shape),
-                "time_ids": self._encoders.time_ids(batch["original_size"], batch["crop_top_left"], size)}
-
-    def loss(self, params, frozen, batch, key):
-        text_key, image_key, latents_key, noise_key = jax.random.split(key, 4)
-        size = len(batch["target"])
-        no_text = draw_dropped(text_key, self._loss.text_dropout, size)
-        no_image = draw_dropped(image_key, self._loss.image_dropout, size)
-        ids = replace_dropped(no_text, batch["ids"], batch["empty_ids"])
-        pictures = replace_dropped(no_image, batch["reference"] / 255.0, 0.0)
-        known = jax.lax.stop_gradient({
-            **self._encoders.text(frozen, ids), "features": self._encoders.references(frozen, pictures),
-            "latents": self._encoders.latents(self._encoders.targets(frozen, batch["target"]), latents_key)})
-        if "pooled" in known:
-            known["time_ids"] = batch["time_ids"]
-        return self._loss.denoising(params, frozen["unet"], known, noise_key), {}
-
-    def preview(self, params) -> Image.Image:
-        """References (above) and what is made of them (below) with the captions of the first batch: as a pipeline makes
-        them that loads the adapter, whose weights are then of half precision, with the preset of the training."""
-        dtype = self._pipeline.unet.module.dtype
-        params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float16).astype(dtype), params)
-        pipeline = dataclasses.replace(
-            self._pipeline, vocabulary=None,
-            unet=Network(self._pipeline.unet.module, merge_unet(params["vision"], self.frozen["unet"])),
-            projector=Network(self._pipeline.projector.module, params["projector"]))
-        batch = self._batches[0]
-        made, references = [], []
-        side = pipeline.sizes.native
-        for picture, caption, word in zip(batch["reference"], batch["caption"], batch["word"], strict=True):
-            if len(made) == _PREVIEWS:
-                break
-            reference = Image.fromarray(picture)
-            try:
-                made.append(pipeline(reference, caption, word).images[0])
-            except ValueError as error:  # as of a word that a long caption loses; training goes on
-                tqdm.write(f"no sample of {caption!r}: {error}")
-                made.append(Image.new("RGB", (side, side), "grey"))
-            references.append(reference.resize((side, side)))
-        rows = np.stack([np.asarray(image) for image in references + made])
-        return grid(rows / 127.5 - 1.0, columns=len(made))
-
-
-class PrecomputedTask(PublishedTask):
-    """The same, from features on disk: the encoders are neither run nor on the devices."""
-
-    def __init__(self, pipeline: Pipeline, batches: BucketBatches, stored: StoredFeatures,
-                 snr_limit: float | None = None, read: Callable[[int], Batch] | None = None):
-        super().__init__(pipeline, batches, snr_limit, read or (lambda step: stored.batch(batches.chosen(step))))
-        self.frozen = {"unet": self.frozen["unet"], **stored.dropped()}
-
-    def batch(self, step):
-        """targets, text, pooled, time_ids and features, see `StoredFeatures.batch`."""
-        return self._read(step)
-
-    def loss(self, params, frozen, batch, key):
-        text_key, image_key, latents_key, noise_key = jax.random.split(key, 4)
-        known = self._loss.dropped(batch, frozen, text_key, image_key)
-        encoded = {name: known[name] for name in ("text", "pooled", "features") if name in known}
-        known |= jax.tree.map(lambda x: x.astype(self._pipeline.unet.module.dtype), encoded)
-        known["latents"] = self._encoders.latents(known["targets"], latents_key)
-        return self._loss.denoising(params, frozen["unet"], known, noise_key), {}
 
 
 def _has_cpu() -> bool:
