@@ -8,13 +8,14 @@ import dataclasses
 import hashlib
 import io
 import math
+import warnings
 
 import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 from tensorflow_datasets.proto import tf_example_pb2
 
-from realcustom_jax.conditioning.images import load_image
+from realcustom_jax.conditioning.images import load_rgb
 from realcustom_jax.conditioning.words import word_spans
 from realcustom_jax.data.rows import Row
 from realcustom_jax.files import png
@@ -127,7 +128,9 @@ def size_of(content: bytes, name: str) -> tuple[int, int]:
     The whole picture is decoded, because a damaged one has to be noticed now rather than in the middle of the training.
     """
     try:
-        height, width = load_image(io.BytesIO(content)).shape[:2]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's, of metadata that it skips, and of sizes below its limit
+            width, height = load_rgb(io.BytesIO(content)).size
     except ValueError as error:
         raise ValueError(str(error).replace("given as BytesIO", name)) from None
     return height, width
