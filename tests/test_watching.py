@@ -231,18 +231,6 @@ def test_the_bar_says_how_much_time_steps_wait_for_batches(tmp_path, capsys, mon
 # -------------------- numbers that are none
 
 
-@pytest.mark.parametrize("part, told", [
-    pytest.param("params", "the parameters in", marks=pytest.mark.slow), ("ema", "the average of the parameters in")])
-def test_a_checkpoint_that_is_not_finite_already_is_told_from_a_bad_step(tmp_path, part, told):
-    fit("first", Regression(), QUIET, tmp_path)
-    wanted = jax.eval_shape(lambda: init_state({"w": jnp.ones(3)}, QUIET))
-    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
-        state = checkpoints.restore(wanted)
-        checkpoints.save(13, state.replace(step=jnp.int32(13), **{part: {"w": jnp.array([1, jnp.nan, 1])}}))
-    with pytest.raises(FloatingPointError, match=f"{told} the checkpoint .*13 are not finite already.*Delete"):
-        fit("again", Regression(), dataclasses.replace(QUIET, steps=20), tmp_path)
-
-
 def test_a_bad_step_is_told_from_a_bad_checkpoint(tmp_path):
     with pytest.raises(FloatingPointError, match="at step 2: .*no checkpoint yet. The parameters before this step were "
                                                  "finite, so it is the step"):

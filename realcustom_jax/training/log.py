@@ -106,26 +106,26 @@ class _TensorBoard:
 
 class _WeightsAndBiases:
     def __init__(self, folder: Path, project: str, start: int):
-        import wandb
-
         # A run that is resumed is the same run there.
         noted = folder / "wandb_run.txt"
         if not start or not noted.is_file():
             write_file(noted, secrets.token_hex(4).encode())
-        self._module = wandb
         try:
+            import wandb
+
             self._run = wandb.init(project=project, dir=str(folder), name=folder.name, id=noted.read_text(),
                                    resume="allow")
         except Exception as error:  # wandb's own kinds, of a login, a network or a project
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise ValueError(f"Weights & Biases does not take the run ({reason}); log in with `wandb login`, or set "
                              "WANDB_MODE=offline.") from None
+        self._picture = wandb.Image
 
     def write(self, step, values):
         self._run.log(_numbers(values), step=step)
 
     def picture(self, step, name, picture, captions):
-        self._run.log({name: self._module.Image(picture, caption=_listed(captions))}, step=step)
+        self._run.log({name: self._picture(picture, caption=_listed(captions))}, step=step)
 
     def close(self):
         self._run.finish()
