@@ -200,7 +200,8 @@ class AdapterTask(HeldOut):
         frozen = {name: part for name, part in self.frozen.items() if name != "paintings"}
         made, masks = map(np.asarray, sample(params, frozen, batch["caption_ids"], batch["marks"], references))
         rows = np.asarray(references) * 2 - 1, made, masks * 2 - 1
-        return grid(np.concatenate([row[half] for half in (slice(8), slice(8, None)) for row in rows]), columns=8)
+        return grid(np.concatenate([row[half] for half in (slice(8), slice(8, None)) for row in rows]),
+                    columns=min(8, len(made)))
 
     def captions(self):
         """Of the pictures of `preview`."""
@@ -208,4 +209,6 @@ class AdapterTask(HeldOut):
 
     def _shown(self):
         batch = self.batches.pairs(0, 1, Curriculum("recontextualisation"), second=self.second)
-        return jax.tree.map(lambda x: x[:16], batch)
+        whole = len(batch["caption_ids"])
+        count = min(16, whole // 8 * 8 or whole)  # rows of eight, or one of fewer
+        return jax.tree.map(lambda x: x[:count], batch)
