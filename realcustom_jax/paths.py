@@ -67,7 +67,7 @@ def as_path(text: "str | os.PathLike[str]") -> "AnyPath":
             return Path(text)
         raise ValueError(f"{quoted(text)} has the scheme {scheme}:, which is not supported: a path is a file or a "
                          "folder of this machine, gs://bucket/… or s3://bucket/….")
-    if found[1] != scheme or found[2] != "//" or not re.match(r"[a-z0-9][a-z0-9_.-]+(/|$)", rest):
+    if found[1] != scheme or found[2] != "//" or not re.match(r"[a-z0-9][a-z0-9_.-]*(/|$)", rest):
         raise ValueError(f"{quoted(text)} is no path in a bucket: write {scheme}://bucket/folder, in small letters "
                          "and with two slashes, then the bucket's name.")
     _check_installed(scheme)

@@ -40,6 +40,44 @@ def fixtures() -> Path:
     return FIXTURES
 
 
+@pytest.fixture
+def memory_bucket(monkeypatch, tmp_path):
+    """A folder of a bucket that fsspec keeps in memory."""
+    from realcustom_jax import files, paths, staging
+
+    fsspec = pytest.importorskip("fsspec")
+    epath = pytest.importorskip("etils.epath")
+    memory = fsspec.filesystem("memory")
+    memory.store.clear()
+    memory.pseudo_dirs[:] = [""]
+
+    class Bucket(type(memory)):
+        protocol, cachable = "s3", False
+
+        @classmethod
+        def _strip_protocol(cls, path):
+            return super()._strip_protocol(path.replace("s3://", "memory://"))
+
+        # Buckets' names begin without a slash, and an object has a version.
+        def ls(self, path, detail=True, **options):
+            found = super().ls(path, detail=detail, **options)
+            return found if detail else [name.lstrip("/") for name in found]
+
+        def find(self, path, **options):
+            found = super().find(path, **options)
+            return {name.lstrip("/"): self.info(name) for name in found}
+
+        def info(self, path, **options):
+            found = super().info(path, **options)
+            return found | {"ETag": hash(self.cat_file(path))} if found["type"] == "file" else found
+
+    for module in (paths, files, staging):
+        monkeypatch.setattr(module, "file_system", lambda path: Bucket())
+    monkeypatch.setenv(paths.CACHE_VARIABLE, str(tmp_path / "cache"))
+    yield epath.Path("s3://bucket/run")
+    memory.store.clear()
+
+
 @pytest.fixture(scope="module")
 def quickly_compiled():
     """For files whose small programs take longer to compile than to run: without most of XLA's optimisations."""

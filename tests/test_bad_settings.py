@@ -118,10 +118,13 @@ def documented():
 
 OTHER = {"optimization.batch_size": 4, "optimization.accumulate": 2, "fresh.variant": "highres", "mesh.data": 2,
          "curriculum.recipe": "reconstruction", "optimization.optimizer": "muon", "optimization.decay": 0.25,
-         "dtype": "bfloat16", "side": 256, "precomputed": "True", "on_existing": "refuse", "optimization.ema": 0.5}
+         "dtype": "bfloat16", "side": 256, "precomputed": "True", "on_existing": "refuse", "optimization.ema": 0.5,
+         "data.held_out": 0.25, "optimization.profile_steps": "1:3"}
 
 
-def test_each_documented_key_can_be_set():
+def test_each_documented_key_can_be_set(tmp_path, monkeypatch):
+    (tmp_path / "wandb.py").write_text("")  # a key that is for those who have this package
+    monkeypatch.syspath_prepend(tmp_path)
     keys = list(documented())
     assert len(keys) > 20
     assert {"data.folder", "optimization.keep_every", "mesh.tensor", "optimization.optimizer"} <= set(keys)

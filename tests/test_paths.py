@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from realcustom_jax import files, paths, staging
+from realcustom_jax import files, paths
 from realcustom_jax.staging import Staging
 
 import fresh_process
@@ -61,80 +61,45 @@ def test_a_missing_package_is_named_with_its_extra(scheme, package, extra, monke
         paths.as_path(f"{scheme}://bucket/run")
 
 
-@pytest.fixture
-def bucket(monkeypatch, tmp_path):
-    """A folder of a bucket that fsspec keeps in memory."""
-    fsspec = pytest.importorskip("fsspec")
-    epath = pytest.importorskip("etils.epath")
-    memory = fsspec.filesystem("memory")
-    memory.store.clear()
-
-    class Bucket(type(memory)):
-        protocol, cachable = "s3", False
-
-        @classmethod
-        def _strip_protocol(cls, path):
-            return super()._strip_protocol(path.replace("s3://", "memory://"))
-
-        # Buckets' names begin without a slash, and an object has a version.
-        def ls(self, path, detail=True, **options):
-            found = super().ls(path, detail=detail, **options)
-            return found if detail else [name.lstrip("/") for name in found]
-
-        def find(self, path, **options):
-            found = super().find(path, **options)
-            return {name.lstrip("/"): self.info(name) for name in found}
-
-        def info(self, path, **options):
-            found = super().info(path, **options)
-            return found | {"ETag": hash(self.cat_file(path))} if found["type"] == "file" else found
-
-    for module in (paths, files, staging):
-        monkeypatch.setattr(module, "file_system", lambda path: Bucket())
-    monkeypatch.setenv(paths.CACHE_VARIABLE, str(tmp_path / "cache"))
-    yield epath.Path("s3://bucket/run")
-    memory.store.clear()
-
-
-def test_objects_are_written_listed_and_removed(bucket, tmp_path):
-    files.write_json(bucket / "config.json", {"a": 1})
-    files.write_file(bucket / "samples" / "1.png", b"one")
-    assert paths.listing(bucket) == [bucket / "config.json", bucket / "samples"]
-    assert paths.listing(bucket, "*.json") == [bucket / "config.json"]
-    assert paths.listing(bucket / "none") == []
-    paths.remove_tree(bucket / "samples")
-    paths.remove_tree(bucket / "samples")
-    assert paths.listing(bucket) == [bucket / "config.json"]
-    assert paths.absolute(bucket) is bucket
-    with files.sole_user(bucket), files.sole_user(bucket):  # buckets have no locks
+def test_objects_are_written_listed_and_removed(memory_bucket, tmp_path):
+    files.write_json(memory_bucket / "config.json", {"a": 1})
+    files.write_file(memory_bucket / "samples" / "1.png", b"one")
+    assert paths.listing(memory_bucket) == [memory_bucket / "config.json", memory_bucket / "samples"]
+    assert paths.listing(memory_bucket, "*.json") == [memory_bucket / "config.json"]
+    assert paths.listing(memory_bucket / "none") == []
+    paths.remove_tree(memory_bucket / "samples")
+    paths.remove_tree(memory_bucket / "samples")
+    assert paths.listing(memory_bucket) == [memory_bucket / "config.json"]
+    assert paths.absolute(memory_bucket) is memory_bucket
+    with files.sole_user(memory_bucket), files.sole_user(memory_bucket):  # buckets have no locks
         pass
     assert not (Path.cwd() / "s3:").exists()
 
 
-def test_a_local_copy_follows_its_object(bucket):
-    files.write_file(bucket / "data" / "part.npy", b"old")
-    copy = paths.local_copy(bucket / "data" / "part.npy")
+def test_a_local_copy_follows_its_object(memory_bucket):
+    files.write_file(memory_bucket / "data" / "part.npy", b"old")
+    copy = paths.local_copy(memory_bucket / "data" / "part.npy")
     assert copy.name == "part.npy" and copy.read_bytes() == b"old"
-    assert paths.local_copy(bucket / "data" / "part.npy") == copy
-    files.write_file(bucket / "data" / "part.npy", b"new")
-    assert paths.local_copy(bucket / "data" / "part.npy").read_bytes() == b"new"
+    assert paths.local_copy(memory_bucket / "data" / "part.npy") == copy
+    files.write_file(memory_bucket / "data" / "part.npy", b"new")
+    assert paths.local_copy(memory_bucket / "data" / "part.npy").read_bytes() == b"new"
     assert copy.read_bytes() == b"old"  # whoever reads it goes on reading it
     with pytest.raises(FileNotFoundError, match=r"s3://bucket/run/data/none does not exist\."):
-        paths.local_copy(bucket / "data" / "none")
+        paths.local_copy(memory_bucket / "data" / "none")
 
 
-def test_a_local_folder_holds_what_is_wanted(bucket):
+def test_a_local_folder_holds_what_is_wanted(memory_bucket):
     for name in ("config.json", "unet/model.safetensors", "unet/model.bin"):
-        files.write_file(bucket / name, name.encode())
-    copy = paths.local_folder(bucket, lambda names: [name for name in names if not name.endswith(".bin")])
+        files.write_file(memory_bucket / name, name.encode())
+    copy = paths.local_folder(memory_bucket, lambda names: [name for name in names if not name.endswith(".bin")])
     assert sorted(str(path.relative_to(copy)) for path in copy.rglob("*.*")) == [
         "config.json", "unet/model.safetensors"]
     assert (copy / "unet" / "model.safetensors").read_bytes() == b"unet/model.safetensors"
 
 
-def test_a_copy_that_was_interrupted_goes_on(bucket, monkeypatch):
+def test_a_copy_that_was_interrupted_goes_on(memory_bucket, monkeypatch):
     for name in ("a", "b"):
-        files.write_file(bucket / name, name.encode())
+        files.write_file(memory_bucket / name, name.encode())
     copied, real = [], paths.download
 
     def broken(path, *rest):
@@ -144,14 +109,14 @@ def test_a_copy_that_was_interrupted_goes_on(bucket, monkeypatch):
 
     monkeypatch.setattr(paths, "download", broken)
     with pytest.raises(KeyboardInterrupt):
-        paths.local_folder(bucket)
+        paths.local_folder(memory_bucket)
     monkeypatch.setattr(paths, "download", lambda path, *rest: (copied.append(path.name), real(path, *rest)))
-    copy = paths.local_folder(bucket)
+    copy = paths.local_folder(memory_bucket)
     assert copied == ["b"] and sorted(path.name for path in copy.iterdir()) == ["a", "b"]
 
 
-def test_those_who_ask_at_once_share_one_copy(bucket, monkeypatch):
-    files.write_file(bucket / "shard", b"content")
+def test_those_who_ask_at_once_share_one_copy(memory_bucket, monkeypatch):
+    files.write_file(memory_bucket / "shard", b"content")
     copied, real = [], paths.download
 
     def slow(path, *rest):
@@ -161,45 +126,45 @@ def test_those_who_ask_at_once_share_one_copy(bucket, monkeypatch):
 
     monkeypatch.setattr(paths, "download", slow)
     with ThreadPoolExecutor(4) as readers:
-        found = set(readers.map(lambda _: paths.local_copy(bucket / "shard"), range(4)))
+        found = set(readers.map(lambda _: paths.local_copy(memory_bucket / "shard"), range(4)))
     assert len(copied) == 1 and len(found) == 1 and found.pop().read_bytes() == b"content"
 
 
-def test_an_object_that_comes_with_another_length_is_no_copy(bucket, monkeypatch):
-    files.write_file(bucket / "shard", b"content")
-    short = paths.file_system(bucket)
+def test_an_object_that_comes_with_another_length_is_no_copy(memory_bucket, monkeypatch):
+    files.write_file(memory_bucket / "shard", b"content")
+    short = paths.file_system(memory_bucket)
     monkeypatch.setattr(type(short), "get_file", lambda self, path, target: Path(target).write_bytes(b"con"))
     with pytest.raises(OSError, match=r"s3://bucket/run/shard came with 3 bytes of 7"):
-        paths.local_copy(bucket / "shard")
+        paths.local_copy(memory_bucket / "shard")
     assert not [path for path in paths.cache_folder().rglob("*") if path.name.endswith("shard")]
 
 
-def test_what_a_client_raises_is_one_sentence_that_names_the_path(bucket):
+def test_what_a_client_raises_is_one_sentence_that_names_the_path(memory_bucket):
     with pytest.raises(OSError, match=r"^s3://bucket/run cannot be reached \(no credentials\); are the bucket's name"):
-        with paths.reaching(bucket):
+        with paths.reaching(memory_bucket):
             raise RuntimeError("no\ncredentials")
     with pytest.raises(OSError, match=r"^The disk of .*cache is full, so that s3://bucket/run cannot be copied to it"):
-        with paths.reaching(bucket):
+        with paths.reaching(memory_bucket):
             raise OSError(errno.ENOSPC, "No space left on device")
     with pytest.raises(RuntimeError), paths.reaching(Path("run")):
         raise RuntimeError
 
 
-def test_staged_files_are_copied_when_they_are_new_or_have_changed(bucket):
-    files.write_file(bucket / "metrics.jsonl", b"one\n")
-    with Staging(bucket, "metrics.jsonl", "none") as staged:
+def test_staged_files_are_copied_when_they_are_new_or_have_changed(memory_bucket):
+    files.write_file(memory_bucket / "metrics.jsonl", b"one\n")
+    with Staging(memory_bucket, "metrics.jsonl", "none") as staged:
         with (staged.local / "metrics.jsonl").open("a") as lines:
             lines.write("two\n")
         (staged.local / "board").mkdir()
         (staged.local / "board" / "events").write_bytes(b"")
         staged.upload()
         staged.upload("board", but="events")
-        assert (bucket / "metrics.jsonl").name in {path.name for path in paths.listing(bucket)}
-        assert paths.file_system(bucket).cat_file(f"{bucket}/metrics.jsonl") == b"one\ntwo\n"
-        assert paths.listing(bucket / "board") == [bucket / "board" / "events"]
-        paths.remove_tree(bucket / "board")
+        assert (memory_bucket / "metrics.jsonl").name in {path.name for path in paths.listing(memory_bucket)}
+        assert paths.file_system(memory_bucket).cat_file(f"{memory_bucket}/metrics.jsonl") == b"one\ntwo\n"
+        assert paths.listing(memory_bucket / "board") == [memory_bucket / "board" / "events"]
+        paths.remove_tree(memory_bucket / "board")
         staged.upload()  # it has not changed
-        assert paths.listing(bucket / "board") == []
+        assert paths.listing(memory_bucket / "board") == []
     assert not staged.local.exists()
 
 
@@ -213,7 +178,7 @@ def test_on_a_disk_staging_is_the_folder_itself(tmp_path):
 def test_paths_of_the_disk_load_no_client():
     printed = fresh_process.run("""
 import sys
-from realcustom_jax import files, paths, staging
+from realcustom_jax import files, paths
 paths.local_copy(paths.as_path("x"))
 print([name for name in ("etils", "fsspec", "gcsfs", "s3fs", "jax") if name in sys.modules])
 """)

@@ -1,5 +1,6 @@
 """Features that are computed once: shared out over processes and devices, and kept where a run was killed."""
 
+import json
 import subprocess
 from pathlib import Path
 
@@ -7,6 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from realcustom_jax.data.build import build
+from realcustom_jax.data.sources import open_source
 from realcustom_jax.training.published import features
 
 import fresh_process
@@ -35,23 +38,21 @@ print(features.compute_features(features.Encoders(Pipeline.load(model)), "rows",
 @pytest.fixture(scope="module")
 def computed(tmp_path_factory):
     """(model, dataset, folder of features that one process computed on one device)."""
-    import json
-
-    from realcustom_jax.data.build import build
-    from realcustom_jax.data.sources import open_source
-
-    path, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+    workdir, rng = tmp_path_factory.mktemp("computed"), np.random.default_rng(0)
+    path = workdir / "pictures"
+    path.mkdir()
     lines = []
     for i in range(ROWS):
         size = ((96, 96), (200, 100))[i % 3 == 0]
         Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), np.uint8)).save(path / f"{i}.png")
         lines.append({"target": f"{i}.png", "caption": f"a {'dog cat'.split()[i % 2]} on the beach",
-                      "word": "dog cat".split()[i % 2]} | ({"box": [10, 10, 80, 80]} if i % 4 else {}))
+                      "word": "dog cat".split()[i % 2], "reference": f"{i}.png"} | (
+                          {"box": [10, 10, 80, 80]} if i % 4 else {}))
     (path / "manifest.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    model = write_mini_bundle(path / "model", "sdxl")
-    data = build(open_source(path), path.with_name("made"), workers=1).folder
-    fresh_process.run(COMPUTE, model, data, path / "one")
-    return model, data, path / "one"
+    model = write_mini_bundle(workdir / "model", "sdxl")
+    data = build(open_source(path), workdir / "data", workers=1).folder
+    fresh_process.run(COMPUTE, model, data, workdir / "one")
+    return model, data, workdir / "one"
 
 
 def files(parent: Path) -> dict[str, bytes]:
@@ -61,7 +62,7 @@ def files(parent: Path) -> dict[str, bytes]:
 @pytest.mark.slow
 def test_four_devices_compute_the_bytes_of_one(computed, tmp_path):
     model, data, one = computed
-    assert len([name for name in files(one) if name.endswith("features.npy")]) == 3 + 1  # 7 and 4 rows, 4 a part
+    assert len([name for name in files(one) if name.endswith("features.npy")]) == 3  # 7 and 4 rows, 4 a part
     fresh_process.run(COMPUTE, model, data, tmp_path, devices=4)
     assert files(tmp_path) == files(one)
 
@@ -95,11 +96,11 @@ features._fill_part = fill
 print(""", 1)
     process = fresh_process.start(killed, model, data, tmp_path)
     assert process.wait(timeout=300) == -9
-    [folder] = tmp_path.iterdir()
-    assert sorted(path.name for path in folder.glob("part-*")) == ["part-000000", "part-000001.partial"]
-    time = (folder / "part-000000").stat().st_mtime_ns
+    [written] = tmp_path.iterdir()
+    assert sorted(path.name for path in written.glob("part-*")) == ["part-000000", "part-000001.partial"]
+    time = (written / "part-000000").stat().st_mtime_ns
     fresh_process.run(COMPUTE, model, data, tmp_path)
-    assert files(tmp_path) == files(one) and (folder / "part-000000").stat().st_mtime_ns == time
+    assert files(tmp_path) == files(one) and (written / "part-000000").stat().st_mtime_ns == time
 
 
 def test_what_a_device_computes_is_padded_and_put_back_in_order(monkeypatch):

@@ -425,7 +425,7 @@ def test_size_conditioning_is_ordered_as_the_preset_says(run):
 
 @pytest.mark.parametrize("change, words", [
     ({"data.folder": ""}, "config.train.data.folder is empty"),
-    ({"data.folder": "/nowhere"}, "no manifest.jsonl in /nowhere"),
+    ({"data.folder": "/nowhere"}, "/nowhere does not exist; expected a manifest.jsonl"),
     ({"model": "/nowhere/model"}, "config.train.model: /nowhere/model"),
     ({"adapter": "/nowhere/adapter.pth"}, "/nowhere/adapter.pth"),
     ({"dtype": "float16"}, "float16"),

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from realcustom_jax.data.sources.masks import Polygons, mask_of_numbers, packed
 
-BOUNDED = settings(derandomize=True, max_examples=80, deadline=None, database=None)
+BOUNDED = settings(derandomize=True, max_examples=40, deadline=None, database=None)
 
 
 @st.composite

@@ -102,7 +102,7 @@ def batches(folder: str) -> BucketBatches:
 def by_threads(folder: str, workers: int, count: int) -> float:
     """Examples a second."""
     with Prefetched(batches(folder), 1000, workers=workers, prefetch=2) as read:
-        return rate(lambda step: read[step], count)
+        return rate(read.batch, count)
 
 
 def by_processes(folder: str, workers: int, count: int) -> float:

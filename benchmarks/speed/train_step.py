@@ -7,9 +7,9 @@ memory, compile seconds.
 
 It is the step that `train.py` runs (`ahead_of_time.AdapterStep`): the loss, the gradients of the adapter, AdamW, the
 average; captions, references and targets encoded within it or, with --precomputed, read. Batches lie on the device
-beforehand, so that no reading is timed. MFU counts the operations of the program as traced, the second forward pass of
-rematerialisation among them, and is of the device's dense bfloat16 peak (`platform.PEAKS`); "model MFU" leaves out what
-is computed again: the time that a step without rematerialisation would need at the peak, by the time that it took.
+beforehand, so that no reading is timed. MFU counts the operations of matrix products and convolutions of the program as
+traced, what is computed again for the backward pass among them, and is of the device's dense bfloat16 peak
+(`platform.PEAKS`).
 """
 
 import dataclasses

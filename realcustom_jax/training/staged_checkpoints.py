@@ -132,6 +132,7 @@ class StagedCheckpoints:
                 if path.name.isdigit() or path.name.startswith("damaged-")}
         self._staging.upload("run.json")
         for name in sorted(here - self._copied):
+            remove_tree(self.folder / name)  # what an interrupted copy has left
             self._staging.upload(name, but=_MARK)
             if name.isdigit():
                 write_file(self.folder / name / _MARK, b"The copy of this checkpoint is complete.")

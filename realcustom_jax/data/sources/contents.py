@@ -124,7 +124,7 @@ def _content(path: str, size: int) -> bytes:
             for piece in _pieces(path, np.linspace(0, size - _SAMPLE, _SAMPLES).astype(int).tolist()):
                 hashed.update(piece)
         else:
-            with as_path(path).open("rb") as file:
+            with as_path(path).open("rb") if is_bucket(path) else open(path, "rb") as file:
                 hashed = hashlib.file_digest(file, "sha256")
     except OSError:
         if is_bucket(path):
