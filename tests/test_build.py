@@ -81,6 +81,15 @@ def test_a_source_without_a_good_row_is_one_sentence(tmp_path):
         Dataset(tmp_path)
 
 
+def test_a_source_without_parts_is_the_same_sentence(tmp_path):
+    class Empty(FakeSource):
+        def parts(self):
+            return []
+
+    with pytest.raises(ValueError, match="no row that can be used"):
+        build(Empty(), tmp_path, workers=1)
+
+
 @pytest.mark.parametrize("damage", ["flipped", "cut", "deleted", "empty", "no marker", "marker cut", "marker flipped",
                                     "of another shard"])
 def test_a_damaged_shard_is_written_again_alone(tmp_path, damage):
@@ -153,7 +162,7 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
     with pytest.raises(ValueError, match="has the format 99"):
         Dataset(tmp_path / "made")
     (tmp_path / "file").write_text("")
-    with pytest.raises((ValueError, OSError), match="file"):
+    with pytest.raises(ValueError, match="file is a file; expected a folder"):
         build(FakeSource(), tmp_path / "file", workers=1)
 
 
@@ -304,5 +313,7 @@ def test_the_command_builds_and_shows(tmp_path, capsys):
     assert main(["build", str(folder), "--out", str(folder / "made")]) == 2
     assert "into its own pictures" in capsys.readouterr().err
     assert main(["build", str(tmp_path / "nowhere"), "--out", str(tmp_path / "x")]) == 2
+    assert main(["build", str(folder), "--out", str(tmp_path / "x"), "--side", "1000"]) == 2
+    assert "side is 1000" in capsys.readouterr().err and not (tmp_path / "x").exists()
     with pytest.raises(SystemExit):
         main(["build", str(folder), "--out", out, "--host", "2/2"])

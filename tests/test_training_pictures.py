@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 
 import pytest
 from PIL import Image
@@ -10,6 +11,8 @@ from realcustom_jax.data.build import build
 from realcustom_jax.data.sources import open_source
 from realcustom_jax.training.published.config import PicturesConfig
 from realcustom_jax.training.published.pictures import find_pictures
+
+import fresh_process
 
 
 @pytest.fixture
@@ -118,3 +121,48 @@ def test_filters_build_nothing_and_say_when_none_is_left(pictures, tmp_path):
     assert find(pictures, tmp_path / "data").weights(rows, "train").tolist() == [1, 1, 1]
     with pytest.raises(ValueError, match="No row is left"):
         find(pictures, tmp_path / "data", min_side=100).weights(rows)
+
+
+TOGETHER = """
+import sys
+import jax
+jax.distributed.initialize(sys.argv[3], num_processes=2, process_id=int(sys.argv[4]))
+from pathlib import Path
+from realcustom_jax.data import build
+from realcustom_jax.data.sources import parts
+from realcustom_jax.training.published.config import PicturesConfig
+from realcustom_jax.training.published.pictures import find_pictures
+parts._PART = 1  # each row is a part
+whole, begun = build._build_parts, []
+def noted(parts, places, markers, missing, workers):
+    begun.extend(missing)
+    whole(parts, places, markers, missing, workers)
+build._build_parts = noted
+config = PicturesConfig(folder=sys.argv[1], max_broken=int(sys.argv[5]))
+try:
+    rows = find_pictures(config, Path(sys.argv[2]), 512).rows()
+    print(len(rows), begun, rows.identity)
+except ValueError as error:
+    print(error)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_build_one_dataset_together(pictures, tmp_path):
+    """Each its own parts; where rows are broken, both end, and nothing that is finished is built again."""
+    (pictures / "2.png").write_bytes(b"no picture")
+
+    def both(max_broken):
+        address = f"127.0.0.1:{fresh_process.free_port()}"
+        given = TOGETHER, pictures, tmp_path / "data", address
+        two = [fresh_process.start(*given, i, max_broken, stdout=subprocess.PIPE) for i in range(2)]
+        return [process.communicate(timeout=300)[0].splitlines()[-1] for process in two]
+
+    said = both(0)
+    assert "max_broken is 0" in said[0] and "line 3" in "".join(said)
+    before = state(tmp_path)
+    assert len(before) == 3
+    first, second = both(2)
+    assert first == second and first.startswith("1 [] ") and state(tmp_path) == before
+    shutil.rmtree(tmp_path / "data")
+    assert [line.split("] ")[0] for line in both(2)] == ["1 [0, 2", "1 [1"]

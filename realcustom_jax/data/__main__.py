@@ -27,9 +27,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _build(options: argparse.Namespace) -> None:
     from realcustom_jax.data.build import build, check_outside
+    from realcustom_jax.data.shapes import buckets
     from realcustom_jax.data.sources import open_source
     from realcustom_jax.disk import enough_disk
 
+    buckets(options.side)  # whether there are shapes of this side
     check_outside(options.out, options.source)
     with enough_disk(options.out):
         dataset = build(open_source(options.source), options.out, side=options.side, workers=options.workers,

@@ -85,9 +85,11 @@ def build(source: "Source", folder: "str | os.PathLike | AnyPath", *, identity: 
 
 
 def check_empty_or_dataset(folder: "AnyPath") -> None:
-    """Raises ValueError where a folder holds files, and no dataset."""
+    """Raises ValueError where a folder holds files and no dataset, or is none."""
     if read_about(folder) is not None:
         return
+    if not is_bucket(folder) and folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file; expected a folder for the dataset.")
     others = [path.name for path in listing(folder) if not path.name.startswith(".") and path.name != _SEEN]
     if others:
         raise ValueError(f"{folder} holds no dataset, but {others[0]!r} and perhaps more: choose a new or an empty "

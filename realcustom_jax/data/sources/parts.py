@@ -10,6 +10,7 @@ from etils import epath
 from realcustom_jax.data.rows import Row
 
 _PART = 32 * 2**20  # bytes; what a kill loses of each worker
+_ROWS = 10_000  # the same where pictures are small
 _MOST = 1024  # parts of one source; each becomes a file that is open while training
 
 
@@ -53,5 +54,6 @@ class Source(Protocol):
 
 
 def part_count(content: float, rows: int) -> int:
-    """Into how many parts so many bytes of pictures in so many rows are cut: of about 32 MiB, 1024 at most."""
-    return max(1, min(math.ceil(content / _PART), _MOST, rows))
+    """Into how many parts so many bytes of pictures in so many rows are cut: of about 32 MiB or 10,000 rows, 1024 at
+    most."""
+    return max(1, min(max(math.ceil(content / _PART), math.ceil(rows / _ROWS)), _MOST, rows))
