@@ -75,7 +75,8 @@ class Staging:
             return
         self._last = time.monotonic()
         top = self.local / part
-        for file in sorted(file for file in (top, *top.rglob("*")) if file.is_file() and file != top / but):
+        left_out = {top / but} if but else set()
+        for file in sorted(file for file in {top, *top.rglob("*")} - left_out if file.is_file()):
             name, state = file.relative_to(self.local).as_posix(), _state(file)
             if self._sent.get(name) != state:
                 with reaching(self.folder / name):

@@ -92,7 +92,14 @@ def test_a_damaged_one_is_set_aside_in_the_bucket_too(folder):
             files.pipe_file(f"s3://{name}", b"not a manifest")
     with pytest.warns(UserWarning, match="damaged-2"):
         assert restored(folder) == 1
-    assert [path.name for path in paths.listing(folder) if path.name != "run.json"] == ["1", "damaged-2"]
+    assert [path.name for path in paths.listing(folder)] == ["1", "damaged-2", "run.json"]
+
+
+def test_what_the_run_is_about_lies_beside_them(folder):
+    saved(folder, 1)
+    noted = paths.file_system(folder).cat_file(f"{folder}/run.json")
+    assert restored(folder) == 1
+    assert paths.file_system(folder).cat_file(f"{folder}/run.json") == noted
 
 
 def test_overwriting_leaves_nothing_of_the_run_before(folder):
