@@ -6,12 +6,14 @@ Everything here can be pickled, so that rows go to worker processes.
 
 import dataclasses
 import io
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-from etils import epath
 
 from realcustom_jax.conditioning.images import load_image
+
+if TYPE_CHECKING:
+    from realcustom_jax.paths import AnyPath
 
 
 class Stored(Protocol):
@@ -29,7 +31,7 @@ class Stored(Protocol):
 class StoredFile:
     """A picture that is a file of its own."""
 
-    path: epath.Path
+    path: "AnyPath"
 
     @property
     def name(self) -> str:

@@ -6,12 +6,11 @@ import hashlib
 import itertools
 import os
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordReader
-from etils import epath
 
 from realcustom_jax.data.records import FEATURES, Record, Undecoded, read_record, size_of
 from realcustom_jax.data.rows import MaskPicture, Row, Stored, Subject
@@ -21,6 +20,9 @@ from realcustom_jax.data.sources.schema import Naming, row_of
 from realcustom_jax.data.sources.tables import StoredBytes, Table
 from realcustom_jax.paths import local_copy, local_folder
 
+if TYPE_CHECKING:
+    from realcustom_jax.paths import AnyPath
+
 _AT_ONCE = 8  # rows in memory
 _KINDS = tfds.features.Image, tfds.features.Text, tfds.features.ClassLabel, tfds.features.BBoxFeature
 
@@ -29,7 +31,7 @@ _KINDS = tfds.features.Image, tfds.features.Text, tfds.features.ClassLabel, tfds
 class Shard:
     """One shard of a dataset that was built here."""
 
-    file: epath.Path
+    file: "AnyPath"
     count: int
 
     @property
@@ -53,7 +55,7 @@ class Shard:
 class Examples:
     """Some examples of another dataset."""
 
-    folder: epath.Path
+    folder: "AnyPath"
     split: str
     table: Table
     first: int
@@ -88,7 +90,7 @@ class Examples:
 class Dataset:
     """A folder with a dataset_info.json, features.json and ArrayRecord shards."""
 
-    folder: epath.Path
+    folder: "AnyPath"
     naming: Naming = Naming()
 
     def check(self) -> None:
@@ -105,7 +107,7 @@ class Dataset:
         cuts = np.linspace(0, split.num_examples, count + 1).round().astype(int).tolist()
         return [Examples(self.folder, split.name, table, *pair) for pair in itertools.pairwise(cuts)]
 
-    def identity(self, seen: epath.Path) -> str:
+    def identity(self, seen: "AnyPath") -> str:
         """See `Source.identity`."""
         found = f"dataset {self.naming} {digest_of_files(self._files(), seen)}"
         return hashlib.sha256(found.encode()).hexdigest()[:16]
@@ -119,7 +121,7 @@ class Dataset:
             raise ValueError(f"{self.folder} has no rows in a split train; it has {', '.join(splits) or 'no split'}.")
         return splits["train"]
 
-    def _files(self) -> list[epath.Path]:
+    def _files(self) -> "list[AnyPath]":
         return [self.folder / os.path.basename(file) for file in self._split().filepaths]
 
     def _table(self) -> Table:
@@ -132,7 +134,7 @@ class Dataset:
 
 
 @functools.lru_cache(maxsize=8)
-def _builder(folder: epath.Path) -> tfds.core.DatasetBuilder:
+def _builder(folder: "AnyPath") -> tfds.core.DatasetBuilder:
     try:
         builder = tfds.builder_from_directory(os.fspath(local_folder(folder)))
     except (OSError, ValueError, KeyError, RuntimeError) as error:

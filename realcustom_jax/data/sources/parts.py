@@ -3,11 +3,12 @@
 import dataclasses
 import math
 from collections.abc import Iterator, Sequence
-from typing import Protocol
-
-from etils import epath
+from typing import TYPE_CHECKING, Protocol
 
 from realcustom_jax.data.rows import Row
+
+if TYPE_CHECKING:
+    from realcustom_jax.paths import AnyPath
 
 _PART = 32 * 2**20  # bytes; what a kill loses of each worker
 _ROWS = 10_000  # the same where pictures are small
@@ -45,7 +46,7 @@ class Source(Protocol):
         """The same list whenever it is asked, as long as the content is the same; no picture is read. Each part becomes
         one shard. Raises OSError, ValueError."""
 
-    def identity(self, seen: epath.Path) -> str:
+    def identity(self, seen: "AnyPath") -> str:
         """Of the content: equal for the same rows and pictures, wherever they lie and whenever they were written.
 
         `seen` is a file of this source's own that keeps which files were read; a later call reads those that changed.
