@@ -56,7 +56,12 @@ COMMAND = [sys.executable, "-m", "realcustom_jax.data"]
 
 def start(*arguments, **options):
     return subprocess.Popen([*COMMAND, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                            cwd=Path(__file__).parents[1], **options)
+                            cwd=Path(__file__).parents[1], preexec_fn=_hear_ctrl_c, **options)
+
+
+def _hear_ctrl_c():
+    """What a shell starts in the background ignores it, and so would its children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="module")
