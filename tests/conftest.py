@@ -1,9 +1,12 @@
+import contextlib
 import gc
+import itertools
 import os
 from pathlib import Path
 
 import pytest
 
+from fresh_process import emulator
 from goldens import FIXTURES
 
 # Tests neither read nor fill the user's cache of compiled programs; JAX reads this when it is imported.
@@ -120,3 +123,23 @@ def sprite_tokenizer():
     from realcustom_jax.data.sprites.captions import VOCABULARY
 
     return build_tokenizer(VOCABULARY, max_length=32)
+
+
+@pytest.fixture(scope="session")
+def new_bucket(tmp_path_factory):
+    """A function that makes a bucket, "gs" or "s3", in an emulator, and gives its URL."""
+    numbers, started = itertools.count(), set()
+    with contextlib.ExitStack() as running, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("REALCUSTOM_BUCKET_CACHE", str(tmp_path_factory.mktemp("buckets")))
+
+        def make(scheme: str) -> str:
+            if scheme not in started:
+                running.enter_context(emulator(scheme))
+                started.add(scheme)
+            import fsspec
+
+            url = f"{scheme}://pictures-bucket-{next(numbers)}"
+            fsspec.filesystem(scheme).mkdir(url)
+            return url
+
+        yield make

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 
-_BUCKET = "pictures-bucket"
 _PACKAGES = {"gs": ("gcsfs", "gcp_storage_emulator"), "s3": ("s3fs", "moto.server")}
 
 
@@ -40,16 +39,11 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def emulator(scheme: str, cache) -> Iterator[str]:
-    """Starts an emulator of Google's (gs) or Amazon's (s3) storage with a bucket, whose URL it gives.
-
-    Until the end this process's environment leads there, and host copies lie in the folder `cache`. Once a scheme and
-    process, because etils keeps the connection.
-    """
+def emulator(scheme: str) -> Iterator[None]:
+    """Starts an emulator of Google's (gs) or Amazon's (s3) storage, to which this process's environment leads from then
+    on. Once a scheme and process, because etils keeps the connection."""
     for package in _PACKAGES[scheme]:
         pytest.importorskip(package)
-    import fsspec
-
     port = free_port()
     address = f"http://127.0.0.1:{port}"
     command, variables = {
@@ -61,12 +55,10 @@ def emulator(scheme: str, cache) -> Iterator[str]:
     server = subprocess.Popen([sys.executable, *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         with pytest.MonkeyPatch.context() as patch:
-            for name, value in {**variables, "REALCUSTOM_BUCKET_CACHE": os.fspath(cache)}.items():
+            for name, value in variables.items():
                 patch.setenv(name, value)
             _wait_for(address, server)
-            files = fsspec.filesystem(scheme)
-            files.mkdir(f"{scheme}://{_BUCKET}")
-            yield f"{scheme}://{_BUCKET}"
+            yield
     finally:
         server.terminate()
         server.wait()

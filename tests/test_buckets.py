@@ -20,7 +20,7 @@ from realcustom_jax.model_files.source import ModelSource
 from realcustom_jax.paths import as_path, cache_folder, listing
 from realcustom_jax.pipeline import Pipeline
 
-from fresh_process import emulator, start
+from fresh_process import start
 
 ROOT = Path(__file__).parents[1]
 STEPS = 6
@@ -81,9 +81,8 @@ def on_disk(tmp_path_factory):
 
 
 @pytest.fixture(scope="module", params=["gs", "s3"])
-def bucket(request, tmp_path_factory):
-    with emulator(request.param, tmp_path_factory.mktemp("cache")) as url:
-        yield url
+def bucket(request, new_bucket):
+    return new_bucket(request.param)
 
 
 @pytest.mark.slow
@@ -134,7 +133,8 @@ def test_features_that_are_computed_before_are_kept_in_the_bucket(bucket):
     told = finished(training(f"{bucket}/run", f"{bucket}/pictures", steps=2, precomputed=True))
     assert "computing features" in told
     (folder,) = listing(as_path(f"{bucket}/run/features"))
-    assert {"features.npy", "index.npy", "layers.json", "whole.json"} <= {file.name for file in listing(folder)}
+    assert {"part-000000", "shared.npz"} <= {file.name for file in listing(folder)}
+    assert {"features.npy", "targets.npy", "whole.txt"} <= {file.name for file in listing(folder / "part-000000")}
     told = finished(training(f"{bucket}/run", f"{bucket}/pictures", steps=3, precomputed=True))
     assert "computing features" not in told
     assert [step for step, _ in losses(f"{bucket}/run")] == [0, 1, 2]
@@ -166,7 +166,7 @@ def test_a_model_and_pictures_are_read_from_a_bucket_and_results_written_there(b
     for said in ("2 made, 0 there already", "0 made, 2 there already"):
         assert sample.main(batch) == 0
         assert said in capsys.readouterr().err
-    with pytest.raises(FileNotFoundError, match=f"{scheme}://pictures-bucket/none does not exist"):
+    with pytest.raises(FileNotFoundError, match=f"{bucket}/none does not exist"):
         Pipeline.load(f"{bucket}/none")
     assert sample.main(["--out", f"{scheme}://no-such-bucket/out"]) == 2
     assert f"there is no bucket {scheme}://no-such-bucket" in capsys.readouterr().err
