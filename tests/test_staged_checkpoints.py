@@ -17,7 +17,7 @@ def folder(memory_bucket, monkeypatch):
 
 
 def state(value: float):
-    return {"kernel": jnp.full((8, 8), value), "step": jnp.asarray(int(value))}
+    return {"kernel": jnp.full((8, 8), value, jnp.float32), "step": jnp.asarray(int(value))}
 
 
 WANTED = jax.eval_shape(lambda: state(0.0))

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from realcustom_jax.devices.shared_disk import all_agree, on_first_process
@@ -150,17 +151,18 @@ class Checkpoints:
         """Raises _OtherSettings if a checkpoint holds other arrays than are wanted, before a byte of them is read."""
         saved = self._saved_record(step)
         if saved is None:
-            metadata = ocp.PyTreeCheckpointer().metadata(self.folder / str(step) / _STATE).item_metadata.tree
-            held = {name: tuple(x.shape) for name, x in checksums.leaves_by_name(metadata).items()}
+            tree = ocp.PyTreeCheckpointer().metadata(self.folder / str(step) / _STATE).item_metadata.tree
+            held = {name: (jnp.dtype(x.dtype).name, tuple(x.shape))
+                    for name, x in checksums.leaves_by_name(tree).items()}
         else:
-            held = {name: shape for name, (_, shape, *_) in saved.items()}
-        expected = {name: tuple(x.shape) for name, x in checksums.leaves_by_name(wanted).items()}
+            held = {name: (dtype, shape) for name, (dtype, shape, *_) in saved.items()}
+        expected = {name: (x.dtype.name, tuple(x.shape)) for name, x in checksums.leaves_by_name(wanted).items()}
         for name in sorted(held.keys() | expected.keys()):
-            if held.get(name) != expected.get(name):
+            there, here = (" ".join(map(str, found[name])) if name in found else "none" for found in (held, expected))
+            if there != here:
                 raise _OtherSettings(
-                    f"The checkpoint {self.folder / str(step)} was written by a run of other settings: {name} has "
-                    f"shape {held.get(name, 'none')} there and {expected.get(name, 'none')} here. Choose another "
-                    "folder, or on_existing=overwrite.")
+                    f"The checkpoint {self.folder / str(step)} was written by a run of other settings: {name} is "
+                    f"{there} there and {here} here. Choose another folder, or on_existing=overwrite.")
 
     def _saved_record(self, step: int) -> checksums.Record | None:
         """What was noted of the arrays when they were saved; None of a checkpoint of before that was done."""

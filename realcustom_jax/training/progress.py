@@ -39,7 +39,7 @@ class Progress:
         self._name, self._settings, self._start = name, settings, start
         self._first = jax.process_index() == 0
         self.meter = Meter(steps=settings.steps, start=start, batch_size=settings.batch_size, peak=peak)
-        self._staging = Staging(workdir, "metrics.jsonl", process=jax.process_index())
+        self._staging = Staging(workdir, "metrics.jsonl", "wandb_run.txt", process=jax.process_index())
         self.folder = self._staging.local
         self._log = Log(self.folder, start, wandb=settings.wandb) if self._first else None
         self._recent: list[Mapping[str, Any]] = []
