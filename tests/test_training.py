@@ -253,8 +253,8 @@ def test_another_runs_checkpoint_is_refused_and_kept(tmp_path):
             return {"w": jnp.zeros(5)}
 
     fit("first", Regression(), SETTINGS, tmp_path)
-    with pytest.raises(ValueError, match=r"12 was written by a run of other settings: ema/w is float32 \(3,\) there and "
-                                         r"float32 \(5,\) here"):
+    with pytest.raises(ValueError, match=r"12 was written by a run of other settings: ema/w is float32 \(3,\) "
+                                         r"there and float32 \(5,\) here"):
         fit("wider", Wider(), SETTINGS, tmp_path)
     assert (tmp_path / "checkpoints" / "12").is_dir()
 
