@@ -225,7 +225,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 @pytest.mark.slow
 @pytest.mark.parametrize("module, function", [
     ("realcustom_jax.data.shards", "write_record"),
-    ("realcustom_jax.training.published.features", "Encoders.time_ids"),
+    ("realcustom_jax.training.published.encoders", "Encoders.time_ids"),
 ])
 @pytest.mark.parametrize("number, code, words", [
     (signal.SIGTERM, 75, "stopped as asked (SIGTERM); what was finished is kept"),

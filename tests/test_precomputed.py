@@ -10,7 +10,7 @@ from PIL import Image
 
 from realcustom_jax.data.build import build
 from realcustom_jax.data.sources import open_source
-from realcustom_jax.training.published import features
+from realcustom_jax.training.published import precompute
 
 import fresh_process
 from mini_bundle import write_mini_bundle
@@ -26,12 +26,13 @@ from realcustom_jax.data.batches import BucketBatches
 from realcustom_jax.data.dataset import Dataset
 from realcustom_jax.pipeline import Pipeline
 from realcustom_jax.training.curriculum import Curriculum
-from realcustom_jax.training.published import features
-features._AT_ONCE, features._ROWS = 2, 4
+from realcustom_jax.training.published import precompute
+from realcustom_jax.training.published.encoders import Encoders
+precompute._AT_ONCE, precompute._ROWS = 2, 4
 model, data, parent = map(Path, sys.argv[1:4])
 batches = BucketBatches(Dataset(data), side=64, reference_side=32, batch_size=1, seed=0, curriculum=Curriculum(),
                         steps=1)
-print(features.compute_features(features.Encoders(Pipeline.load(model)), "rows", batches, parent).folder)
+print(precompute.compute_features(Encoders(Pipeline.load(model)), "rows", batches, parent).folder)
 """
 
 
@@ -86,13 +87,13 @@ def test_a_kill_keeps_the_parts_that_are_finished(computed, tmp_path):
     model, data, one = computed
     killed = COMPUTE.replace("print(", """
 import os, signal
-whole, begun = features._fill_part, []
+whole, begun = precompute._fill_part, []
 def fill(*args):
     begun.append(1)
     if len(begun) == 2:
         os.kill(os.getpid(), signal.SIGKILL)
     whole(*args)
-features._fill_part = fill
+precompute._fill_part = fill
 print(""", 1)
     process = fresh_process.start(killed, model, data, tmp_path)
     assert process.wait(timeout=300) == -9
@@ -105,7 +106,7 @@ print(""", 1)
 
 def test_what_a_device_computes_is_padded_and_put_back_in_order(monkeypatch):
     """Groups of 3, 1 and 4 items in chunks of 2, for three devices, of which this process has one."""
-    devices = object.__new__(features._Devices)
+    devices = object.__new__(precompute._Devices)
     seen = []
 
     def double(items):
@@ -121,4 +122,4 @@ def test_what_a_device_computes_is_padded_and_put_back_in_order(monkeypatch):
 
 def test_a_feature_too_large_for_float16_is_named():
     with pytest.raises(ValueError, match="The texts of some rows do not fit float16"):
-        features._half("texts", np.float32([1e6]))
+        precompute._half("texts", np.float32([1e6]))

@@ -29,9 +29,10 @@ from realcustom_jax.pipeline import Pipeline
 from realcustom_jax.presets import PRESETS
 from realcustom_jax.training.curriculum import Curriculum
 from realcustom_jax.training.optimizer import step_inputs
-from realcustom_jax.training.published import features, tasks
+from realcustom_jax.training.published import precompute, tasks
 from realcustom_jax.training.published import run as published
 from realcustom_jax.training.published.config import PublishedConfig
+from realcustom_jax.training.published.encoders import Encoders
 from realcustom_jax.training.published.initial_adapter import with_tokens_like_text, write_fresh_adapter
 from realcustom_jax.training.settings import TrainSettings
 from realcustom_jax.training.step import init_state, make_train_step
@@ -242,11 +243,11 @@ def test_every_frozen_part_may_be_divided_over_the_devices(run, computed, tolera
 def test_stored_features_are_those_of_the_step(run, tmp_path, monkeypatch):
     """Of every example, row by row and reference by reference, within float16."""
     kind, model, config, workdir = run
-    monkeypatch.setattr(features, "_AT_ONCE", 2)
+    monkeypatch.setattr(precompute, "_AT_ONCE", 2)
     pipeline = Pipeline.load(model, workdir / "fresh/adapter", preset=config.train.preset.to_dict())
     batches = batches_of(dataset_of(workdir))
-    encoders = features.Encoders(pipeline)
-    stored = features.compute_features(encoders, "rows", batches, tmp_path)
+    encoders = Encoders(pipeline)
+    stored = precompute.compute_features(encoders, "rows", batches, tmp_path)
     assert ("pooled" in stored.dropped()["empty"]) == (kind == "sdxl")
     for step in range(8):
         whole, read = batches[step], stored.batch(batches.chosen(step))
@@ -259,7 +260,7 @@ def test_stored_features_are_those_of_the_step(run, tmp_path, monkeypatch):
         assert read.keys() == expected.keys()
         jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=4e-3, rtol=4e-3), read, expected)
     time = stored.folder.stat().st_mtime_ns
-    again = features.compute_features(encoders, "rows", batches, tmp_path)
+    again = precompute.compute_features(encoders, "rows", batches, tmp_path)
     assert again.folder.stat().st_mtime_ns == time, "it was found"
 
 
@@ -267,10 +268,10 @@ def test_stored_features_are_those_of_the_step(run, tmp_path, monkeypatch):
 def test_features_of_encoders_that_were_trained_anew_are_other_features(mini_folder, mini_pipeline, tmp_path, part):
     """Whatever number of them changed; the UNet does not matter to features, nor does where the model lies."""
     moved = shutil.copytree(mini_folder, tmp_path / "moved")
-    before = features.Encoders(mini_pipeline).fingerprint()
-    assert features.Encoders(Pipeline.load(moved)).fingerprint() == before
+    before = Encoders(mini_pipeline).fingerprint()
+    assert Encoders(Pipeline.load(moved)).fingerprint() == before
     train_anew(moved, part)
-    assert (features.Encoders(Pipeline.load(moved)).fingerprint() == before) == (part == "unet")
+    assert (Encoders(Pipeline.load(moved)).fingerprint() == before) == (part == "unet")
 
 
 @pytest.mark.slow
@@ -346,8 +347,8 @@ def test_the_step_compiled_ahead_for_a_tpu_is_the_one_that_runs_there(run, tmp_p
     square = next(i for i in range(8) if batches[i]["target"].shape[1:3] == (128, 128))
     task = tasks.PublishedTask(pipeline, batches)
     if precomputed:
-        encoders = features.Encoders(pipeline)
-        stored = features.compute_features(encoders, "rows", batches, tmp_path)
+        encoders = Encoders(pipeline)
+        stored = precompute.compute_features(encoders, "rows", batches, tmp_path)
         task = tasks.PrecomputedTask(pipeline, batches, stored)
     # What is compiled before training begins are the batches that come, of every shape.
     kinds = [{shape_of(task.batch(step)) for step in range(8)},
@@ -383,7 +384,7 @@ def test_features_that_the_disk_cannot_hold_are_refused_before_they_are_computed
     config = config.copy_and_resolve_references()
     config.train.precomputed = True
     full = SimpleNamespace(rmtree=shutil.rmtree, disk_usage=lambda path: SimpleNamespace(free=10))
-    monkeypatch.setattr(features, "shutil", full)
+    monkeypatch.setattr(precompute, "shutil", full)
     with pytest.raises(OSError, match="features of 7 rows and 12 references take .* 0.0 GB free"):
         published.train_adapter(config, tmp_path)
 

@@ -31,9 +31,11 @@ from realcustom_jax.training.curriculum import Curriculum
 from realcustom_jax.training.identity import RunIdentity, has_checkpoints
 from realcustom_jax.training.loop import fit
 from realcustom_jax.training.published.config import PublishedConfig
-from realcustom_jax.training.published.features import Encoders, StoredBatches, compute_features
+from realcustom_jax.training.published.encoders import Encoders
+from realcustom_jax.training.published.features import StoredBatches
 from realcustom_jax.training.published.initial_adapter import with_tokens_like_text, write_fresh_adapter
 from realcustom_jax.training.published.pictures import Pictures, find_pictures
+from realcustom_jax.training.published.precompute import compute_features
 from realcustom_jax.training.published.tasks import PrecomputedTask, PublishedTask
 from realcustom_jax.training.scored import find_judge, scored_pictures
 

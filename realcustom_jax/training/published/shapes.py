@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from realcustom_jax.devices.shapes import array_shape, batch_shapes
 from realcustom_jax.pipeline import Pipeline
-from realcustom_jax.training.published.features import Encoders
+from realcustom_jax.training.published.encoders import Encoders
 
 
 def example_shape(pipeline: Pipeline, size: tuple[int, int]) -> dict[str, Any]:

@@ -16,7 +16,8 @@ from realcustom_jax.model_files.adapter import merge_unet, split_unet
 from realcustom_jax.model_files.network import Network
 from realcustom_jax.pipeline import Pipeline
 from realcustom_jax.training.dropout import draw_dropped, replace_dropped
-from realcustom_jax.training.published.features import Encoders, StoredFeatures
+from realcustom_jax.training.published.encoders import Encoders
+from realcustom_jax.training.published.features import StoredFeatures
 from realcustom_jax.training.published.loss import AdapterLoss
 from realcustom_jax.training.published.shapes import example_shape, stored_shape
 
