@@ -33,7 +33,8 @@ def leaves_by_name(tree: Any) -> dict[str, Any]:
 def record(tree: Any) -> Record:
     """Of all arrays of a tree. Of several processes, each has to call it, and each gets the whole."""
     arrays = {name: jnp.asarray(leaf) for name, leaf in leaves_by_name(tree).items()}
-    sums = jax.device_get({name: _program(_everywhere(array))(array) for name, array in arrays.items()})
+    # One after the other: many programs with collectives at once can wait for each other on a CPU's few threads.
+    sums = {name: jax.device_get(_program(_everywhere(array))(array)) for name, array in arrays.items()}
     return {name: (array.dtype.name, array.shape, f"{int(sums[name][0]):08x}{int(sums[name][1]):08x}",
                    bool(sums[name][2])) for name, array in arrays.items()}
 
