@@ -19,14 +19,20 @@ from realcustom_jax.data.build import build
 from realcustom_jax.data.dataset import Dataset
 
 
+@pytest.fixture
+def others():
+    """Processes that are started already, such as an emulator that serves several tests."""
+    return children(os.getpid())
+
+
 @pytest.mark.slow
-def test_two_workers_build_what_one_does_and_import_no_jax(tmp_path):
+def test_two_workers_build_what_one_does_and_import_no_jax(tmp_path, others):
     one = build(FakeSource(), tmp_path / "one", workers=1)
     two = build(FakeSource(), tmp_path / "two", workers=2)
     assert wheres(one) == wheres(two)
     assert {name: content for name, (*_, content) in state(tmp_path / "one").items()} == {
         name: content for name, (*_, content) in state(tmp_path / "two").items()}
-    assert not hidden(tmp_path / "two") and not children(os.getpid())
+    assert not hidden(tmp_path / "two") and children(os.getpid()) == others
     code = ("import sys, realcustom_jax.data.build, realcustom_jax.data.sources, realcustom_jax.data.workers\n"
             "print(sorted({'jax', 'transformers', 'tensorflow', 'torch'} & set(sys.modules)))")
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -34,20 +40,20 @@ def test_two_workers_build_what_one_does_and_import_no_jax(tmp_path):
 
 
 @pytest.mark.parametrize("number", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_what_goes_wrong_keeps_the_finished_shards(tmp_path, number):
+def test_what_goes_wrong_keeps_the_finished_shards(tmp_path, number, others):
     with pytest.raises(OSError, match="pictures is gone"):
         build(FakeSource(does={2: "fails"}), tmp_path, workers=number)
     before = state(tmp_path)
-    assert len(before) >= 1 and not hidden(tmp_path) and not children(os.getpid())
+    assert len(before) >= 1 and not hidden(tmp_path) and children(os.getpid()) == others
     assert wheres(build(FakeSource(), tmp_path, workers=number)) == LINES
     assert before.items() <= state(tmp_path).items()
 
 
 @pytest.mark.slow
-def test_a_worker_that_dies_is_one_sentence(tmp_path):
+def test_a_worker_that_dies_is_one_sentence(tmp_path, others):
     with pytest.raises(OSError, match="worker process .* was ended from outside"):
         build(FakeSource(does={3: "killed"}), tmp_path, workers=2)
-    assert not hidden(tmp_path) and not children(os.getpid())
+    assert not hidden(tmp_path) and children(os.getpid()) == others
     assert wheres(build(FakeSource(), tmp_path, workers=2)) == LINES
 
 
