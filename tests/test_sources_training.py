@@ -5,12 +5,27 @@ import json
 import math
 from pathlib import Path
 
+import jax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 from sources import KINDS, every_kind
 
 from realcustom_jax.training.published.run import train_adapter
 
 CONFIGS = Path(__file__).parents[1] / "configs"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once(tmp_path_factory):
+    """All trainings are of one program, which the first of them compiles."""
+    changed = {"jax_enable_compilation_cache": True, "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("kept"))}
+    before = {name: getattr(jax.config, name) for name in changed}
+    for values in (changed, before):
+        for name, value in values.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+        if values is changed:
+            yield
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +39,7 @@ def trained(workdir, **data) -> list[float]:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     config = module.get_config()
-    config.train.optimization.update(steps=20, batch_size=1, log_every=5, save_every=20, sample_every=1000)
+    config.train.optimization.update(steps=20, batch_size=1, log_every=5, save_every=20, sample_every=0)
     config.train.data.update(data)
     train_adapter(config, workdir)
     assert (workdir / "adapter" / "config.json").is_file()
