@@ -202,6 +202,12 @@ def pictures(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
+    """The environment in which the first of several processes compiles for all of them."""
+    return {"JAX_ENABLE_COMPILATION_CACHE": "true", "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("kept"))}
+
+
 # The command, which a signal meets at the third call of a function.
 STOPPED = """
 import importlib, os, runpy, signal, sys
@@ -230,21 +236,22 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 @pytest.mark.parametrize("number, code, words", [
     (signal.SIGTERM, 75, "stopped as asked (SIGTERM); what was finished is kept"),
     (signal.SIGINT, 130, "stopped (Ctrl-C); what was finished is kept.")])
-def test_while_data_or_features_are_made(pictures, tmp_path, module, function, number, code, words):
+def test_while_data_or_features_are_made(pictures, compiled, tmp_path, module, function, number, code, words):
     """Nothing that is half made is believed: the same command makes it and goes on to the end."""
     options = [ROOT / "train.py", f"--config={ROOT}/configs/finetune_mini.py", f"--workdir={tmp_path}/run",
                f"--config.train.data.folder={pictures}", "--config.train.precomputed=True",
                "--config.train.optimization.steps=1", "--config.train.optimization.batch_size=2",
                "--config.train.optimization.sample_every=0"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    environment = os.environ | compiled | {"PYTHONPATH": str(ROOT)}
     prepare = ["-c", STOPPED, module, function, str(int(number))]
-    if "features" in module:  # of four rows there is but one call
+    if "encoders" in module:  # of four rows there is but one call
         prepare[1] = STOPPED.replace("== 2", "== 1")
+    # A shell makes what it starts in the background deaf to Ctrl-C, and so the tests, if they run there.
     stopped = subprocess.run([sys.executable, *prepare, *options], capture_output=True, text=True, timeout=600,
-                             env=environment)
+                             env=environment, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     assert stopped.returncode == code, stopped.stderr
     assert words in stopped.stderr.splitlines()[-1] and "Traceback" not in stopped.stderr
-    assert not list((tmp_path / "run").glob("checkpoints/*")) and not list((tmp_path / "run").glob("features/*"))
+    assert not list((tmp_path / "run").glob("checkpoints/*")) and not list((tmp_path / "run").glob("features/*/part-*"))
     again = subprocess.run([sys.executable, *options], capture_output=True, text=True, timeout=900, env=environment)
     assert again.returncode == 0, again.stderr
     assert (tmp_path / "run" / "adapter" / "config.json").is_file()
