@@ -68,9 +68,9 @@ OPTIMIZATION = "--config.train.optimization."
     ("--config.train.data.seed=-1", "config.train.data: seed is -1; expected a whole number, 0 or more"),
     ("--config.train.data.max_broken=-1", "config.train.data: max_broken is -1"),
     ("--config.train.precomputed=maybe", "is 'maybe'; expected true or false."),
-    ("--config.train=5", "--config.train is '5'; expected a key within it"),
-    ("--config.train.optimization=5", "--config.train.optimization is '5'; expected a key within it"),
-    ("--config.train.optimization=", "is ''; expected a key within it"),
+    ("--config.train=5", "--config.train (is '5'|has a value); expected a key within it"),
+    ("--config.train.optimization=5", "--config.train.optimization (is '5'|has a value); expected a key within it"),
+    ("--config.train.optimization=", "(is ''|has a value); expected a key within it"),
     ("--config.train.fresh.vision_settings.nosuch=5", "has no key 'nosuch'"),
     ("--config.train.fresh.vision_settings.sigliplayers=5", "no key 'sigliplayers'; did you mean 'siglip_layers'"),
     ("--config.train.fresh.vision_settings.siglip_layers=1", "is '1'; expected a list, such as"),
@@ -102,6 +102,9 @@ def test_a_list_may_be_given(text):
 
 
 def test_an_explanation_leaves_alone_what_it_does_not_know():
+    assert overrides.explained(TypeError(
+        "Type <class 'ml_collections.config_dict.config_dict.ConfigDict'> of field config.train is not supported")) == (
+        "--config.train has a value; expected a key within it, such as --config.train.NAME=VALUE.")
     assert overrides.explained(ValueError("flag --config.x=3: a\nreason.")) == "--config.x is '3'; a reason."
     assert overrides.explained(ValueError("something else")) == "something else"
 

@@ -37,6 +37,9 @@ class ListParser(flags.ArgumentParser):
 def explained(error: Exception) -> str:
     """One sentence for what a parser of flags raised."""
     message = " ".join(str(error).split())
+    # ml_collections 1.0 does not say which value it was.
+    if whole := re.search(r"ConfigDict'> of field ([\w.]+) is not supported", message):
+        return f"--{whole[1]} has a value; expected a key within it, such as --{whole[1]}.NAME=VALUE."
     given = re.match(r"flag (--[\w.]+)=(.*?): ", message)
     if given is None:
         return message
