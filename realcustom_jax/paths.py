@@ -14,6 +14,7 @@ import fnmatch
 import hashlib
 import logging
 import os
+import posixpath
 import re
 import shutil
 from collections.abc import Callable, Collection, Iterator
@@ -128,9 +129,18 @@ def reaching(path: "AnyPath") -> Iterator[None]:
 
 
 def beside(folder: "AnyPath", name: str) -> "AnyPath":
-    """What a file in `folder` calls `name`: a path from there on, or a whole one, of a disk or in a bucket."""
+    """What a file in `folder` calls `name`: a path from there on, or a whole one, of a disk or in a bucket. Raises as
+    `as_path`."""
     path = as_path(name)
-    return path if is_bucket(path) else folder / name
+    return path if is_bucket(path) else as_path(joined(folder, name))
+
+
+def joined(folder: "str | os.PathLike[str]", name: str) -> str:
+    """`beside` as a text, quickly and without looking at the scheme."""
+    if is_bucket(name) or not is_bucket(folder):
+        return name if is_bucket(name) else os.path.join(folder, name)
+    scheme, _, place = os.fspath(folder).partition("://")
+    return f"{scheme}://{posixpath.normpath(posixpath.join('/', place, name)).lstrip('/')}"  # a bucket knows no ".."
 
 
 def absolute(path: "AnyPath") -> "AnyPath":
@@ -181,6 +191,11 @@ def remove_tree(path: "AnyPath") -> None:
         return
     with reaching(path), contextlib.suppress(FileNotFoundError):
         file_system(path).rm(os.fspath(path), recursive=True)
+
+
+def object_version(about: dict[str, Any]) -> list[Any]:
+    """Of what a file system says of an object: its size, and what is another one when it is written anew."""
+    return [about.get("size"), *(str(about[key]) for key in _VERSION if about.get(key))]
 
 
 def local_copy(path: "AnyPath", *beside: str) -> Path:
@@ -252,8 +267,7 @@ def _snapshot(folder: "AnyPath", files: dict[str, dict[str, Any]]) -> Path:
 
     Its name is made of the versions of all files, so that it never changes once it is there.
     """
-    versions = [(name, about.get("size"), *(str(about[key]) for key in _VERSION if about.get(key)))
-                for name, about in sorted(files.items())]
+    versions = [(name, *object_version(about)) for name, about in sorted(files.items())]
     digest = hashlib.sha256(repr(versions).encode()).hexdigest()[:16]
     place = cache_folder() / _in_cache(folder) / f"@{digest}"
     if place.is_dir():

@@ -45,7 +45,7 @@ def operations_of_example(kind: str, side: int, *, precomputed: bool) -> float:
     train = PublishedConfig(kind=kind, side=side, precomputed=precomputed)
     step = AdapterStep(dataclasses.replace(
         train, optimization=dataclasses.replace(train.optimization, batch_size=1)), "cpu")
-    return flops(step.function([None]).trace(*step.arguments()).jaxpr.jaxpr)
+    return flops(step.function([None]).trace(*step.arguments(), *step.numbers()).jaxpr.jaxpr)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from realcustom_jax.devices.platform import Platform
 from realcustom_jax.memory import enough_memory
 from realcustom_jax.model_files.locate import ASSETS
 from realcustom_jax.model_files.weights import read_config
+from realcustom_jax.training.optimizer import step_inputs
 from realcustom_jax.training.published.config import FreshAdapterConfig, PublishedConfig
 
 _SIDES = {"sdxl": 1024, "sd15": 512}
@@ -78,18 +79,18 @@ def time_step(step: AdapterStep, count: int) -> dict[str, object]:
     device = jax.devices()[0]
     state, frozen, batch = step.arguments()
     start = time.perf_counter()
-    traced = step.function([None]).trace(state, frozen, batch)
+    traced = step.function([None]).trace(state, frozen, batch, *step.numbers())
     compiled = traced.lower().compile()
     compiling = time.perf_counter() - start
     rng = np.random.default_rng(0)
     state = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), state).replace(
         params=random(state.params, rng), ema=random(state.params, rng))
-    frozen, batch = random(frozen, rng), random(batch, rng)
+    frozen, batch, inputs = random(frozen, rng), random(batch, rng), step_inputs(step.settings, 0)
 
     seconds = []
     for _ in range(_WARM_UP + count):
         start = time.perf_counter()
-        state, metrics = compiled(state, frozen, batch)
+        state, metrics = compiled(state, frozen, batch, inputs)
         loss = float(metrics["loss"])
         seconds.append(time.perf_counter() - start)
     taken, memory = statistics.median(seconds[_WARM_UP:]), compiled.memory_analysis()

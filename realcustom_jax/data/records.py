@@ -90,23 +90,21 @@ def write_record(row: Row) -> tuple[bytes, Entry]:
     contents = [picture.read() for picture in row.pictures]
     sizes = [size_of(content, picture.name) for content, picture in zip(contents, row.pictures, strict=True)]
     masks = {i: subject.mask.pixels(sizes[0]) for i, subject in enumerate(row.subjects) if subject.mask is not None}
-    boxes = {i: subject.box for i, subject in enumerate(row.subjects) if subject.box is not None}
-    for i, box in boxes.items():
-        boxes[i] = _within(box, sizes[0])
+    boxes = {i: _within(subject.box, sizes[0]) for i, subject in enumerate(row.subjects) if subject.box is not None}
     views = [(i, picture) for i, subject in enumerate(row.subjects) for picture in subject.views]
+    score = math.nan if row.score is None else row.score
     record = FEATURES.serialize_example(FEATURES.encode_example({
         "where": row.where, "identity": row.identity, "pictures": contents, "targets": row.targets,
         "captions": list(row.captions),
         "words": [subject.word for subject in row.subjects], "views": np.array(views, np.int32).reshape(-1, 2),
         "masks": [png(Image.fromarray(mask)) for mask in masks.values()], "masked": list(masks),
         "boxes": np.array(list(boxes.values()), np.float32).reshape(-1, 4), "boxed": list(boxes),
-        "score": math.nan if row.score is None else row.score}))
+        "score": score}))
     # A message orders its features as it likes; in one order, the same row has the same bytes wherever it is written.
     record = tf_example_pb2.Example.FromString(record).SerializeToString(deterministic=True)
     made = [(i, CUT_OUT) for i in sorted(masks.keys() | boxes.keys())] + [(i, PLACED_ANEW) for i in masks]
     named = row.identity.encode() if row.identity else b"\0".join(contents[:row.targets])
     identity = int.from_bytes(hashlib.blake2b(named, digest_size=8).digest(), "little")
-    score = math.nan if row.score is None else row.score
     return record, Entry(sizes, row.targets, len(row.captions), views + made, identity, score)
 
 

@@ -25,7 +25,7 @@ from realcustom_jax.data.rows import Row
 from realcustom_jax.disk import enough_disk, is_full
 from realcustom_jax.errors import sentence
 from realcustom_jax.files import write_file
-from realcustom_jax.paths import file_system, is_bucket, reaching
+from realcustom_jax.paths import file_system, is_bucket, object_version, reaching
 
 if TYPE_CHECKING:
     from realcustom_jax.data.sources import Part
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 _OPTIONS = "group_size:1,uncompressed"
 _AT_ONCE = 16
 _ENTRIES = 4096  # of the index as objects, which take ten times the memory of its arrays
-_VERSIONS = "generation", "etag", "ETag", "md5Hash"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,8 +167,7 @@ def _state(path: "AnyPath") -> list[Any]:
     """The size of a file, and what changes when it is written anew."""
     if is_bucket(path):
         with reaching(path):
-            about = file_system(path).info(os.fspath(path))
-        return [about["size"], *(str(about[name]) for name in _VERSIONS if about.get(name))]
+            return object_version(file_system(path).info(os.fspath(path)))
     found = os.stat(path)
     return [found.st_size, found.st_mtime_ns, found.st_ctime_ns]
 

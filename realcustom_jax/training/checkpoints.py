@@ -5,12 +5,9 @@ weights are not written again, and the batches need no position of their own: ba
 """
 
 import contextlib
-import gc
-import logging
 import sys
 import warnings
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -23,6 +20,7 @@ from realcustom_jax.errors import check_choice
 from realcustom_jax.files import sole_user
 from realcustom_jax.paths import absolute, listing, make_folder, remove_tree
 from realcustom_jax.training import checksums
+from realcustom_jax.training.console import quiet_reads, sentences_only
 from realcustom_jax.training.identity import RunIdentity
 
 if TYPE_CHECKING:
@@ -54,7 +52,7 @@ class Checkpoints:
         self.folder, self._run = absolute(folder), run or RunIdentity()
         self._run.check(self.folder, on_existing)
         with contextlib.ExitStack() as opened:
-            opened.enter_context(_sentences_only())
+            opened.enter_context(sentences_only())
             on_first_process(lambda: opened.enter_context(_alone(self.folder, empty=on_existing == "overwrite")))
             options = ocp.CheckpointManagerOptions(
                 max_to_keep=keep, keep_period=keep_every or None, cleanup_tmp_directories=True)
@@ -99,7 +97,7 @@ class Checkpoints:
         """
         steps = sorted(self._manager.all_steps(), reverse=True)
         for step in steps:
-            with _quiet_reads():
+            with quiet_reads():
                 restored, problem = self._read(step, wanted)
             if all_agree(problem is None):
                 problem = self._problem_of(step, restored)
@@ -212,51 +210,6 @@ def _alone(folder: "AnyPath", *, empty: bool) -> Iterator[None]:
             for path in listing(folder):
                 remove_tree(path)
         yield
-
-
-@contextlib.contextmanager
-def _sentences_only() -> Iterator[None]:
-    """Without the pages of tracebacks that are printed beside what is raised, and told in one sentence: Orbax logs what
-    it raises, and TensorStore's threads print, at some later time, that nobody waits for a read any more."""
-    absl, hooks = logging.getLogger("absl"), (sys.excepthook, sys.unraisablehook)
-
-    def tell(*error) -> None:
-        if str(error[1]) != "Event loop is closed":
-            hooks[0](*error)
-
-    def tell_of_unraisable(error) -> None:
-        if str(error.exc_value) != "Event loop is closed":
-            hooks[1](error)
-
-    absl.addFilter(_not_of_orbax)
-    sys.excepthook, sys.unraisablehook = tell, tell_of_unraisable
-    try:
-        yield
-    finally:
-        sys.excepthook, sys.unraisablehook = hooks
-        absl.removeFilter(_not_of_orbax)
-
-
-@contextlib.contextmanager
-def _quiet_reads() -> Iterator[None]:
-    """Without what asyncio tells of reads beside the first one that failed."""
-    asyncio, hook = logging.getLogger("asyncio"), sys.unraisablehook
-    asyncio.addFilter(_nothing)
-    sys.unraisablehook = _nothing
-    try:
-        yield
-        gc.collect()  # which is when it tells
-    finally:
-        sys.unraisablehook = hook
-        asyncio.removeFilter(_nothing)
-
-
-def _not_of_orbax(record: logging.LogRecord) -> bool:
-    return "orbax" not in Path(record.pathname).parts
-
-
-def _nothing(*_) -> bool:
-    return False
 
 
 def _listed(names: list[str]) -> str:

@@ -20,7 +20,6 @@ from realcustom_jax.devices.sharding import AxisRules
 from realcustom_jax.interruption import Preempted
 from realcustom_jax.training import tasks
 from realcustom_jax.training.checkpoints import Checkpoints
-from realcustom_jax.training.console import without_checkpoint_chatter
 from realcustom_jax.training.identity import RunIdentity
 from realcustom_jax.training.interruption import Interruption
 from realcustom_jax.training.optimizer import learning_rate, step_inputs
@@ -55,9 +54,8 @@ def fit(name: str, task: Task, settings: TrainSettings, workdir: "AnyPath", *, m
     """
     mesh = sharding.make_mesh() if mesh is None else mesh
     shares = sharding.batch_sharding(mesh, settings.batch_size // settings.accumulate, rules)
-    with without_checkpoint_chatter(), \
-            open_checkpoints(workdir / "checkpoints", keep=settings.keep, keep_every=settings.keep_every,
-                             on_existing=settings.on_existing, run=RunIdentity.of(run, settings)) as checkpoints, \
+    with open_checkpoints(workdir / "checkpoints", keep=settings.keep, keep_every=settings.keep_every,
+                          on_existing=settings.on_existing, run=RunIdentity.of(run, settings)) as checkpoints, \
             Interruption() as interruption:
         state, placed = _first_state(task, settings, checkpoints, mesh, rules)
         frozen = sharding.distribute(jax.tree.map(np.asarray, task.frozen), choose_shardings(task.frozen, mesh, rules))

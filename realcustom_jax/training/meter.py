@@ -23,12 +23,12 @@ class Meter:
 
     def __init__(self, *, steps: int, start: int, batch_size: int, peak: float | None):
         self._steps, self._start, self._batch_size, self._peak = steps, start, batch_size, peak
-        self._began = self._before = time.perf_counter()
+        self._before = self._since = time.perf_counter()
         self._waited, self._stepped, self._done = 0.0, 0.0, 0
         self._seconds: list[float] = []
         self._waits: list[float] = []
         self._operations: list[Callable[[], int]] = []
-        self._since, self._process_began = time.perf_counter(), _Process.began
+        self._process_began = _Process.began
 
     @contextlib.contextmanager
     def waiting(self):

@@ -5,8 +5,7 @@
 
 import os
 from collections.abc import Mapping
-
-from etils import epath
+from typing import TYPE_CHECKING
 
 from realcustom_jax.data.sources.manifest import Manifest, manifests
 from realcustom_jax.data.sources.parts import BrokenRow, Part, Source
@@ -16,6 +15,9 @@ from realcustom_jax.data.sources.views import Tree, pictures_below
 from realcustom_jax.data.sources.webdataset import PICTURES, Tars
 from realcustom_jax.errors import quoted
 from realcustom_jax.paths import as_path, check_reachable, is_bucket, listing
+
+if TYPE_CHECKING:
+    from realcustom_jax.paths import AnyPath
 
 __all__ = ["BrokenRow", "Part", "Source", "open_source"]
 
@@ -50,7 +52,7 @@ def open_source(path: str | os.PathLike, *, columns: Mapping[str, str] | None = 
     return _of_folder(place, naming)
 
 
-def _of_files(files: list[epath.Path], naming: Naming) -> Source:
+def _of_files(files: "list[AnyPath]", naming: Naming) -> Source:
     endings = {_ending(file) for file in files}
     if endings == {".jsonl"}:
         return Manifest(tuple(files), naming)
@@ -72,7 +74,7 @@ def _of_files(files: list[epath.Path], naming: Naming) -> Source:
     raise ValueError(f"{', '.join(str(file) for file in files[:3])} is no training data; expected {_KINDS}.")
 
 
-def _of_folder(folder: epath.Path, naming: Naming) -> Source:
+def _of_folder(folder: "AnyPath", naming: Naming) -> Source:
     if files := manifests(folder):
         return Manifest(tuple(files), naming)
     names = {path.name: path for path in listing(folder)}
@@ -109,11 +111,11 @@ def _of_folder(folder: epath.Path, naming: Naming) -> Source:
                      f"expected {_KINDS}.")
 
 
-def _training(files: list[epath.Path]) -> list[epath.Path]:
+def _training(files: "list[AnyPath]") -> "list[AnyPath]":
     """Those of a split train, where there are such."""
     return [file for file in files if file.name.startswith("train")] or files
 
 
-def _ending(file: epath.Path) -> str:
+def _ending(file: "AnyPath") -> str:
     suffixes = [suffix.lower() for suffix in file.suffixes]
     return "".join(suffixes[-2:]) if suffixes[-2:-1] == [".tar"] else "".join(suffixes[-1:])

@@ -5,18 +5,20 @@ import contextlib
 import hashlib
 import io
 import os
-import posixpath
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from etils import epath
 from tqdm import tqdm
 
 from realcustom_jax.files import write_file
-from realcustom_jax.paths import as_path, file_system, is_bucket, reaching
+from realcustom_jax.paths import as_path, file_system, is_bucket, joined, reaching
+
+if TYPE_CHECKING:
+    from realcustom_jax.paths import AnyPath
 
 _SETTLED = 2 * 10**9  # nanoseconds; some file systems count whole seconds
 _WHOLE = 64 * 2**20  # bytes; of a larger file, as a tar, samples are read, because a terabyte cannot be read at a start
@@ -27,7 +29,7 @@ _UNREADABLE = b"unreadable"
 _KNOWN = np.dtype([("name", "<u8"), ("size", "<i8"), ("modified", "<i8"), ("changed", "<i8"), ("content", "S32")])
 
 
-def digest(root: epath.Path, names: Iterable[str], seen: epath.Path) -> str:
+def digest(root: "AnyPath", names: Iterable[str], seen: "AnyPath") -> str:
     """A hash of the content of all files with these names, relative to `root`; where they lie does not matter.
 
     A file that is not there counts as such. Of files above 64 MiB, samples are read: their size, both ends and 30
@@ -42,29 +44,21 @@ def digest(root: epath.Path, names: Iterable[str], seen: epath.Path) -> str:
     return hashlib.sha256(found["content"].tobytes()).hexdigest()
 
 
-def beside(root: str | os.PathLike, name: str) -> str:
-    """The path of a file that is named relative to a folder, or by its whole path."""
-    if is_bucket(name) or not is_bucket(root):
-        return name if is_bucket(name) else os.path.join(root, name)
-    scheme, _, place = os.fspath(root).partition("://")
-    return f"{scheme}://{posixpath.normpath(posixpath.join('/', place, name)).lstrip('/')}"  # a bucket knows no ".."
-
-
 def is_file(path: str) -> bool:
     """Whether there is such a file; False for what can be the name of none. Raises OSError: the bucket cannot say."""
     return _state(path)[0] >= 0 if is_bucket(path) else os.path.isfile(path)
 
 
-def digest_of_files(files: Sequence[epath.Path], seen: epath.Path) -> str:
+def digest_of_files(files: "Sequence[AnyPath]", seen: "AnyPath") -> str:
     """The same of files that are named by their whole paths."""
     paths = [os.fspath(file) for file in files]
     root = os.path.commonprefix(paths).rpartition("/")[0]
     return digest(as_path(root or "/"), (path[len(root) + 1:] for path in paths), seen)
 
 
-def stored_size(root: epath.Path, name: str) -> int:
+def stored_size(root: "AnyPath", name: str) -> int:
     """Bytes of a file, 0 where it is not there."""
-    return max(_state(beside(root, name))[0], 0)
+    return max(_state(joined(root, name))[0], 0)
 
 
 def _blocks(names: Iterable[str]) -> Iterator[list[tuple[int, str]]]:
@@ -83,7 +77,7 @@ def _blocks(names: Iterable[str]) -> Iterator[list[tuple[int, str]]]:
 
 
 def _looked_at(root: str, block: list[tuple[int, str]], known: np.ndarray) -> np.ndarray:
-    paths = [beside(root, name) for _, name in block]
+    paths = [joined(root, name) for _, name in block]
     found = np.zeros(len(block), _KNOWN)
     found["name"] = [key for key, _ in block]
     readers = _READERS * (4 if is_bucket(root) else 1)  # a bucket answers late, and many at once
@@ -146,7 +140,7 @@ def _pieces(path: str, starts: list[int]) -> Iterator[bytes]:
 
 
 @contextlib.contextmanager
-def fetched(path: epath.Path) -> Iterator[Path]:
+def fetched(path: "AnyPath") -> Iterator[Path]:
     """A file on this machine with a file's content: itself, or a copy of an object in a bucket, which is deleted after
     the context. Raises OSError."""
     if not is_bucket(path):
@@ -158,7 +152,7 @@ def fetched(path: epath.Path) -> Iterator[Path]:
         yield Path(folder, path.name)
 
 
-def _read(seen: epath.Path) -> np.ndarray:
+def _read(seen: "AnyPath") -> np.ndarray:
     """What is known, sorted by name; nothing where the file is not there, or damaged."""
     try:
         known = np.load(io.BytesIO(seen.read_bytes()), allow_pickle=False)
@@ -167,7 +161,7 @@ def _read(seen: epath.Path) -> np.ndarray:
     return known if known.dtype == _KNOWN and known.ndim == 1 else np.zeros(0, _KNOWN)
 
 
-def _keep(found: np.ndarray, known: np.ndarray, seen: epath.Path) -> None:
+def _keep(found: np.ndarray, known: np.ndarray, seen: "AnyPath") -> None:
     # A file that was written a moment ago may change once more without another time.
     settled = time.time_ns() - np.maximum(found["modified"], found["changed"]) > _SETTLED
     kept = np.sort(found[settled & (found["size"] >= 0) & (found["content"] != _UNREADABLE)], order="name")

@@ -14,16 +14,18 @@ import hashlib
 import itertools
 import json
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from etils import epath
 
 from realcustom_jax.data.rows import Row, Stored, StoredFile
-from realcustom_jax.data.sources.contents import beside, digest, is_file, stored_size
+from realcustom_jax.data.sources.contents import digest, is_file, stored_size
 from realcustom_jax.data.sources.parts import BrokenRow, part_count
 from realcustom_jax.data.sources.schema import Naming, named_pictures, row_of
-from realcustom_jax.paths import as_path, listing
+from realcustom_jax.paths import as_path, joined, listing
+
+if TYPE_CHECKING:
+    from realcustom_jax.paths import AnyPath
 
 _SAMPLED = 64  # rows by whose pictures the size of all is guessed
 _BLOCK = 2**24
@@ -33,7 +35,7 @@ _BLOCK = 2**24
 class Lines:
     """Some lines of a manifest: `count` from byte `start` on, the first of them the line `number`."""
 
-    file: epath.Path
+    file: "AnyPath"
     naming: Naming
     start: int
     number: int
@@ -74,7 +76,7 @@ class Manifest:
                       for low, high in itertools.pairwise(cuts)]
         return found
 
-    def identity(self, seen: epath.Path) -> str:
+    def identity(self, seen: "AnyPath") -> str:
         """See `Source.identity`."""
         total = hashlib.sha256(repr(self.naming).encode() if self.naming != Naming() else b"")
         for file in self.files:
@@ -92,12 +94,12 @@ class Manifest:
                     continue
 
 
-def manifests(folder: epath.Path) -> list[epath.Path]:
+def manifests(folder: "AnyPath") -> "list[AnyPath]":
     """The manifest of a folder, or those that it is cut into."""
     return listing(folder, "manifest.jsonl") or listing(folder, "manifest-*.jsonl")
 
 
-def _lines(file: epath.Path, start: int, number: int, count: int | None) -> Iterator[tuple[int, bytes]]:
+def _lines(file: "AnyPath", start: int, number: int, count: int | None) -> Iterator[tuple[int, bytes]]:
     """(number, content) of the lines that are not empty."""
     with file.open("rb") as opened:
         opened.seek(start)
@@ -107,7 +109,7 @@ def _lines(file: epath.Path, start: int, number: int, count: int | None) -> Iter
             number += 1
 
 
-def _starts(file: epath.Path) -> np.ndarray:
+def _starts(file: "AnyPath") -> np.ndarray:
     """Where each line starts, and where the last one ends, in bytes."""
     ends, read = [], 0
     with file.open("rb") as opened:
@@ -118,7 +120,7 @@ def _starts(file: epath.Path) -> np.ndarray:
     return starts if starts[-1] == read else np.append(starts, read)
 
 
-def _bytes(file: epath.Path, naming: Naming, starts: np.ndarray) -> float:
+def _bytes(file: "AnyPath", naming: Naming, starts: np.ndarray) -> float:
     """About how much the pictures of all rows are, by some of them."""
     rows = len(starts) - 1
     sizes = []
@@ -140,8 +142,8 @@ def _parsed(line: bytes) -> Any:
         raise ValueError(f"it is not JSON ({error})") from None
 
 
-def _find(folder: epath.Path, name: str) -> Stored:
-    path = beside(folder, name)
+def _find(folder: "AnyPath", name: str) -> Stored:
+    path = joined(folder, name)
     if not is_file(path):
         raise ValueError(f"the file {path} does not exist")
     return StoredFile(as_path(path))

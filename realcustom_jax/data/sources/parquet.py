@@ -7,17 +7,18 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
-from typing import Any
-
-from etils import epath
+from typing import TYPE_CHECKING, Any
 
 from realcustom_jax.data.rows import Row, Stored, StoredFile
-from realcustom_jax.data.sources.contents import beside, digest_of_files, is_file
+from realcustom_jax.data.sources.contents import digest_of_files, is_file
 from realcustom_jax.data.sources.parts import BrokenRow
 from realcustom_jax.data.sources.schema import Naming, row_of
 from realcustom_jax.data.sources.tables import StoredBytes, Table
 from realcustom_jax.errors import needs_extra
-from realcustom_jax.paths import as_path
+from realcustom_jax.paths import as_path, joined
+
+if TYPE_CHECKING:
+    from realcustom_jax.paths import AnyPath
 
 _AT_ONCE = 8  # rows in memory
 _READERS = 16
@@ -30,7 +31,7 @@ with needs_extra("parquet", "reading Parquet files"):
 class RowGroup:
     """One row group of a file with `count` rows; the first of them is the file's row `first`."""
 
-    file: epath.Path
+    file: "AnyPath"
     table: Table
     number: int
     first: int
@@ -66,7 +67,7 @@ class RowGroup:
 class Parquet:
     """Several files with the same columns."""
 
-    files: tuple[epath.Path, ...]
+    files: "tuple[AnyPath, ...]"
     naming: Naming = Naming()
 
     @functools.cached_property
@@ -94,12 +95,12 @@ class Parquet:
                 first += count
         return found
 
-    def identity(self, seen: epath.Path) -> str:
+    def identity(self, seen: "AnyPath") -> str:
         """See `Source.identity`."""
         return hashlib.sha256(f"parquet {self.naming} {digest_of_files(self.files, seen)}".encode()).hexdigest()[:16]
 
 
-def _metadata(file: epath.Path) -> pq.FileMetaData:
+def _metadata(file: "AnyPath") -> pq.FileMetaData:
     try:
         with file.open("rb") as opened:
             return pq.read_metadata(opened)
@@ -130,8 +131,8 @@ def _cell(cell: Any, where: str) -> Any:
     return cell
 
 
-def _find(folder: epath.Path, name: str) -> Stored:
-    path = beside(folder, name)
+def _find(folder: "AnyPath", name: str) -> Stored:
+    path = joined(folder, name)
     if not is_file(path):
         raise ValueError(f"the cell holds no picture but the name {name!r}, and the file {path} does not exist")
     return StoredFile(as_path(path))

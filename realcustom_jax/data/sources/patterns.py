@@ -5,10 +5,12 @@ import itertools
 import os
 import re
 from collections.abc import Iterator
-
-from etils import epath
+from typing import TYPE_CHECKING
 
 from realcustom_jax.paths import as_path, listing
+
+if TYPE_CHECKING:
+    from realcustom_jax.paths import AnyPath
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
@@ -20,7 +22,7 @@ def is_pattern(path: str) -> bool:
     return any(letter in path for letter in "{*?[") and not os.path.lexists(path)
 
 
-def matching(path: str) -> list[epath.Path]:
+def matching(path: str) -> "list[AnyPath]":
     """The files that a pattern stands for, in the order of its braces, sorted where stars leave it open.
 
     Raises:

@@ -18,10 +18,9 @@ import json
 import os
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from etils import epath
 
 from realcustom_jax.data.rows import Row, StoredFile
 from realcustom_jax.data.sources.contents import digest, stored_size
@@ -31,6 +30,9 @@ from realcustom_jax.data.sources.webdataset import PICTURES
 from realcustom_jax.data.sources.words import cleaned
 from realcustom_jax.errors import quoted
 from realcustom_jax.paths import file_system, is_bucket, reaching
+
+if TYPE_CHECKING:
+    from realcustom_jax.paths import AnyPath
 
 _INNER = {"images", "image", "imgs", "rgb", "frames", "views", "view", "color", "colour", "data", "train", "val",
           "validation", "test"}
@@ -51,7 +53,7 @@ class Group:
 class Groups:
     """Some groups of a tree, each with what is said of it: its caption and word, as far as they are given."""
 
-    root: epath.Path
+    root: "AnyPath"
     word: str
     groups: tuple[tuple[Group, dict[str, Any]], ...]
 
@@ -84,7 +86,7 @@ class Groups:
 class Tree:
     """All groups below a folder."""
 
-    root: epath.Path
+    root: "AnyPath"
     naming: Naming = Naming()
 
     @functools.cached_property
@@ -107,7 +109,7 @@ class Tree:
                                                           for group in self.groups[low:high]))
                 for low, high in itertools.pairwise(cuts)]
 
-    def identity(self, seen: epath.Path) -> str:
+    def identity(self, seen: "AnyPath") -> str:
         """See `Source.identity`."""
         names = [f"{group.folder}/{name}" for group in self.groups for name in group.files]
         total = hashlib.sha256(f"tree {self.naming} {sorted(_read_said(self.root).items())}".encode())
@@ -117,7 +119,7 @@ class Tree:
         return total.hexdigest()[:16]
 
 
-def _read_said(root: epath.Path) -> dict[str, dict[str, Any]]:
+def _read_said(root: "AnyPath") -> dict[str, dict[str, Any]]:
     """What words.json and captions.json say of folders. Raises ValueError: one of them is no object of folders."""
     folders = {}
     for file, key in (("words.json", "word"), ("captions.json", "caption")):
@@ -144,7 +146,7 @@ def _said_of(folder: str, said: dict[str, dict[str, Any]]) -> dict[str, Any]:
     return {key: value for one in reversed(found) for key, value in one.items()}
 
 
-def pictures_below(root: epath.Path) -> Iterator[tuple[str, str]]:
+def pictures_below(root: "AnyPath") -> Iterator[tuple[str, str]]:
     """(folder relative to the root, file name) of every picture that lies below one of the root's folders."""
     if is_bucket(root):
         with reaching(root):
@@ -159,7 +161,7 @@ def pictures_below(root: epath.Path) -> Iterator[tuple[str, str]]:
                 yield folder, name
 
 
-def _walked(root: epath.Path) -> Iterator[tuple[str, str]]:
+def _walked(root: "AnyPath") -> Iterator[tuple[str, str]]:
     """(folder relative to the root, file name) of every file on a disk, through links, each folder once."""
     met = set()
     for folder, inner, names in os.walk(root, followlinks=True):

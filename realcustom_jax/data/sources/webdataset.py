@@ -15,14 +15,15 @@ import os
 import re
 import tarfile
 from collections.abc import Iterator, Sequence
-from typing import Any
-
-from etils import epath
+from typing import TYPE_CHECKING, Any
 
 from realcustom_jax.data.rows import Row, Stored
 from realcustom_jax.data.sources.contents import digest_of_files, fetched
 from realcustom_jax.data.sources.parts import BrokenRow
 from realcustom_jax.data.sources.schema import KEYS, Naming, row_of
+
+if TYPE_CHECKING:
+    from realcustom_jax.paths import AnyPath
 
 PICTURES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm")
 """Endings of the files that are taken for pictures, in small letters."""
@@ -37,7 +38,7 @@ _NAMED = {"text": "caption", "prompt": "caption", "class": "word"}
 class StoredMember:
     """A picture that is a stretch of a tar."""
 
-    tar: epath.Path
+    tar: "AnyPath"
     name: str
     offset: int
     size: int
@@ -56,7 +57,7 @@ class StoredMember:
 class Tar:
     """One tar."""
 
-    file: epath.Path
+    file: "AnyPath"
     naming: Naming
 
     @property
@@ -109,7 +110,7 @@ class Tars:
         """See `Source.parts`."""
         return [Tar(file, self.naming) for file in self.files]
 
-    def identity(self, seen: epath.Path) -> str:
+    def identity(self, seen: "AnyPath") -> str:
         """See `Source.identity`."""
         return hashlib.sha256(f"tar {self.naming} {digest_of_files(self.files, seen)}".encode()).hexdigest()[:16]
 
@@ -122,7 +123,7 @@ class _CutOff(Exception):
         self.key = key
 
 
-def _members(tar: epath.Path, name: epath.Path) -> Iterator[tuple[str, str, StoredMember]]:
+def _members(tar: "AnyPath", name: "AnyPath") -> Iterator[tuple[str, str, StoredMember]]:
     """(key, ending, file) in the tar's order; only headers are read. `name`: of the tar, for messages.
 
     Raises:

@@ -125,16 +125,14 @@ def _batches(train: PublishedConfig, pictures: Pictures, reference_side: int,
 def _task(pipeline: Pipeline, train: PublishedConfig, batches: BucketBatches, held_out: BucketBatches | None,
           data: str, workdir: "AnyPath") -> Iterator[PublishedTask]:
     """The task, whose batches are read ahead. `data` is the identity of the pictures."""
-    limit, parts, held = train.snr_limit or None, batches, held_out
-    if train.precomputed:
-        stored = [rows and StoredBatches(compute_features(Encoders(pipeline), data, rows, workdir / "features"), rows)
-                  for rows in (batches, held_out)]
-        parts, held = stored
-    with Prefetched(parts, train.optimization.steps, workers=train.data.workers,
-                    prefetch=train.data.prefetch) as ahead:
-        options = {"read": ahead.batch, "held_out": held or ()}
-        yield (PrecomputedTask(pipeline, batches, parts.stored, limit, **options) if train.precomputed
-               else PublishedTask(pipeline, batches, limit, **options))
+    def stored(rows: BucketBatches) -> StoredBatches:
+        return StoredBatches(compute_features(Encoders(pipeline), data, rows, workdir / "features"), rows)
+
+    read, held = (rows and (stored(rows) if train.precomputed else rows) for rows in (batches, held_out))
+    with Prefetched(read, train.optimization.steps, workers=train.data.workers, prefetch=train.data.prefetch) as ahead:
+        options = {"snr_limit": train.snr_limit or None, "read": ahead.batch, "held_out": held or ()}
+        yield (PrecomputedTask(pipeline, batches, read.stored, **options) if train.precomputed
+               else PublishedTask(pipeline, batches, **options))
 
 
 def _contents(dtype: str, pipeline: Pipeline) -> dict[str, Any]:
