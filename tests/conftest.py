@@ -9,8 +9,11 @@ import pytest
 from fresh_process import emulator
 from goldens import FIXTURES
 
-# Tests neither read nor fill the user's cache of compiled programs; JAX reads this when it is imported.
-os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+# Tests have a cache of compiled programs of their own, which the processes of a call share and the next call finds
+# again; they neither read nor fill the user's. JAX reads this when it is imported.
+os.environ |= {
+    "JAX_COMPILATION_CACHE_DIR": str(Path(__file__).parents[1] / ".pytest_cache" / "compiled"),
+    "JAX_COMPILATION_CACHE_MAX_SIZE": str(2**29), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1"}
 
 
 _LONGEST = "test_stages.py", "test_published.py", "test_unet.py", "test_sampling.py", "test_ahead.py"
