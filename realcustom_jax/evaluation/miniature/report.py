@@ -9,9 +9,9 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from realcustom_jax.contact_sheet import in_square, mask_overlay
-from realcustom_jax.evaluation.cases import Case
-from realcustom_jax.evaluation.metrics import quality
-from realcustom_jax.evaluation.scores import METRICS, Generated
+from realcustom_jax.evaluation.miniature.cases import Case
+from realcustom_jax.evaluation.miniature.measures import quality
+from realcustom_jax.evaluation.miniature.scores import METRICS, Generated
 
 METHOD_TITLES = {"text_only": "text only", "described": "described", "no_mask": "no mask",
                  "sequential": "sequential", "fused": "fused"}

@@ -14,10 +14,10 @@ from tqdm import tqdm
 from realcustom_jax.commands.program import path_option
 from realcustom_jax.data.sprites.bank import BankConfig
 from realcustom_jax.errors import check_choice, exit_code
-from realcustom_jax.evaluation.cases import TASKS, Case, check_request, make_cases, make_exam, paint_bounds
-from realcustom_jax.evaluation.generate import METHODS, Generator
-from realcustom_jax.evaluation.report import TaskResult, markdown_table, task_sheet, worst_cases
-from realcustom_jax.evaluation.scores import (
+from realcustom_jax.evaluation.miniature.cases import TASKS, Case, check_request, make_cases, make_exam, paint_bounds
+from realcustom_jax.evaluation.miniature.generate import METHODS, Generator
+from realcustom_jax.evaluation.miniature.report import TaskResult, markdown_table, task_sheet, worst_cases
+from realcustom_jax.evaluation.miniature.scores import (
     Generated,
     compare,
     distance,
