@@ -10,7 +10,6 @@ told, and the others are made. Rows run in the order of the file; each shape (si
 references) compiles once, wherever its rows stand. A folder belongs to one run at a time.
 """
 
-import codecs
 import dataclasses
 import hashlib
 import json
@@ -24,8 +23,9 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from realcustom_jax.errors import check_choice, check_text, printable, quoted, sentence, visible
+from realcustom_jax.errors import check_text, printable, sentence, visible
 from realcustom_jax.files import png, sole_user, write_file, write_json
+from realcustom_jax.json_lines import is_number, is_text, numbered_lines, parse_object, told
 from realcustom_jax.memory import enough_memory
 from realcustom_jax.paths import as_path, beside, is_bucket, listing, local_copy, make_folder, reaching
 from realcustom_jax.sampling.options import check_options
@@ -85,9 +85,7 @@ def read_rows(file: str | Path) -> tuple[Row | BadRow, ...]:
         OSError, ValueError: the file cannot be read, or none of its lines can be used; the first ten are named.
     """
     rows, taken = [], {}
-    for number, line in enumerate(_read(file).splitlines(), 1):
-        if not line.strip():
-            continue
+    for number, line in numbered_lines(file):
         where = f"{file}, line {number}"
         try:
             row = _parse(line, f"{number:04d}", as_path(file).parent, where)
@@ -100,23 +98,9 @@ def read_rows(file: str | Path) -> tuple[Row | BadRow, ...]:
     if not rows:
         raise ValueError(f"{file} holds no prompts; expected a JSON object on each line.")
     if all(isinstance(row, BadRow) for row in rows):
-        problems = "; ".join(f"line {row.where.rpartition(' ')[2]}: {row.problem}" for row in rows[:10])
-        more = "; …" if len(rows) > 10 else "."
-        raise ValueError(f"{file} has {len(rows)} bad line(s) and no good one: {problems}{more}")
+        problems = [(int(row.where.rpartition(" ")[2]), row.problem) for row in rows]
+        raise ValueError(f"{file} has {len(rows)} bad line(s) and no good one: {told(problems)}.")
     return tuple(rows)
-
-
-def _read(file: str | Path) -> bytes:
-    """What a file of lines holds, without a byte order mark, in UTF-8 if it is in the UTF-16 of Windows' shells."""
-    try:
-        content = local_copy(as_path(file)).read_bytes()
-    except (OSError, ValueError) as error:  # ValueError: no file can have this name
-        kind = type(error) if isinstance(error, OSError) else ValueError
-        raise kind(f"{file} cannot be read ({getattr(error, 'strerror', None) or error}); give a file with a JSON "
-                   "object on each line.") from None
-    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return content.decode("utf-16", "replace").encode("utf-8", "surrogatepass")
-    return content.removeprefix(codecs.BOM_UTF8)
 
 
 def _report(line: str) -> None:
@@ -195,37 +179,29 @@ def _run(pipeline, todo: Sequence[tuple[Row, Mapping[str, Any]]], count: int, ou
     return Summary(len(todo) - failed, skipped, failed)
 
 
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and value.strip() != ""
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float)
-
-
 _MOST_PICTURES = 10_000  # of a row: all are in memory at once, and each has a file
 _COUNT = ((lambda value: type(value) is int and value > 0), "a whole number above 0")
-_TEXT = (_is_text, "a text")
-_TEXTS = (lambda value: _is_text(value) or isinstance(value, list) and value and all(map(_is_text, value)),
+_TEXT = (is_text, "a text")
+_TEXTS = (lambda value: is_text(value) or isinstance(value, list) and value and all(map(is_text, value)),
           "a text or a list of texts")
-_NUMBER = (_is_number, "a number")
+_NUMBER = (is_number, "a number")
 
 
 def _is_region(value: Any) -> bool:
-    return _is_text(value) or isinstance(value, list) and len(value) == 4 and all(map(_is_number, value))
+    return is_text(value) or isinstance(value, list) and len(value) == 4 and all(map(is_number, value))
 
 
 def _are_strengths(value: Any) -> bool:
     if isinstance(value, dict):
         return bool(value) and all(not isinstance(x, dict) and _are_strengths(x) for x in value.values())
-    return _is_number(value) or isinstance(value, list) and bool(value) and all(map(_is_number, value))
+    return is_number(value) or isinstance(value, list) and bool(value) and all(map(is_number, value))
 
 
 _WORDS = "prompt", "target", "negative_prompt"  # which the tokenizer reads
 _KEYS = {  # what a value must be, for a program and for a reader
     "prompt": _TEXT, "image": _TEXTS, "target": _TEXTS,
     # 200 bytes leave room for the endings in the 255 that file systems allow.
-    "name": (lambda value: _is_text(value) and re.fullmatch(r"\w[\w .+-]*", value) and len(value.encode()) <= 200,
+    "name": (lambda value: is_text(value) and re.fullmatch(r"\w[\w .+-]*", value) and len(value.encode()) <= 200,
              "up to 200 letters, digits, spaces, _ - + . after the first"),
     "seed": (lambda value: type(value) is int and 0 <= value < 2**32, f"a whole number from 0 to {2**32 - 1}"),
     "num_images": (lambda value: type(value) is int and 0 < value <= _MOST_PICTURES,
@@ -244,20 +220,8 @@ _PICTURES = "init_image", "mask_image", "masks"
 
 def _parse(line: bytes, default_name: str, folder: "AnyPath", where: str) -> Row:
     """The row in one line; raises ValueError that says what is wrong with it."""
-    try:
-        values = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        if isinstance(error, UnicodeDecodeError):
-            raise ValueError(f"not UTF-8 (byte 0x{error.object[error.start]:02x} at {error.start + 1}); save the file "
-                             "in that encoding") from None
-        raise ValueError(f"not valid JSON ({getattr(error, 'msg', error)})") from None
-    if not isinstance(values, dict):
-        raise ValueError("not a JSON object")
+    values = parse_object(line, _KEYS)
     for key, value in values.items():
-        check_choice("key", key, _KEYS)
-        fits, expected = _KEYS[key]
-        if not fits(value):
-            raise ValueError(f"{key} is {quoted(value)}, expected {expected}")
         for text in value if isinstance(value, list) else [value]:
             if key in _WORDS:
                 check_text(key, text)
