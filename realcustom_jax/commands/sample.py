@@ -7,13 +7,12 @@ In a clone it is `python sample.py`.
 
 import argparse
 import dataclasses
-import sys
 import warnings
 from contextlib import nullcontext
 
 from tqdm import tqdm
 
-from realcustom_jax.commands.program import say_nothing_of_accelerators, warnings_as_sentences
+from realcustom_jax.commands.program import say, say_nothing_of_accelerators, warnings_as_sentences
 from realcustom_jax.commands.sample_options import PROMPT, load_model, parse
 
 # What a pipeline is loaded from, and how.
@@ -159,9 +158,3 @@ def _say_memory(pipeline, choices: dict, rows, references: int) -> int:
     memory = max((sampler_memory(pipeline, **call) for call in distinct), key=lambda memory: memory.needed)
     print(memory)
     return 0 if memory.fits else 2
-
-
-def say(line: str) -> None:
-    from realcustom_jax.errors import printable
-
-    tqdm.write(printable(line, sys.stderr), file=sys.stderr)

@@ -1,0 +1,52 @@
+"""A report as a table for people and as one for programs."""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from realcustom_jax.evaluation.reports.published import Published
+
+_NETWORKS = "clip", "dino", "dinov2"
+_DASH = "–"
+
+
+def title(metric: str) -> str:
+    """What a table calls a metric: CLIP-T for clip_t."""
+    if metric.partition("_")[0] in _NETWORKS:
+        return metric.upper().replace("DINOV2", "DINOv2").replace("_", "-")
+    return metric.replace("image_reward", "ImageReward").replace("_", " ")
+
+
+def number(value: float) -> str:
+    """A score to three places, or to two where scores run to 100."""
+    return f"{value:.3f}" if abs(value) < 2 else f"{value:.2f}"
+
+
+def scores_csv(report: Mapping[str, Any], metrics: Sequence[str]) -> str:
+    """The report's rows, a line each under a line of names; a cell is empty where a row has not that metric."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, ["name", "picture", "subject", *metrics], restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(report["rows"])
+    return text.getvalue()
+
+
+def markdown_table(report: Mapping[str, Any], published: Sequence[Published] = ()) -> str:
+    """Each metric of the report, the farther side of its 95 % interval beside it, above the published figures."""
+    metrics = list(report["metrics"])
+    metrics += sorted({name for one in published for name in one.figures} - set(metrics))
+    lines = [f"| | {' | '.join(f'{title(name)} | ±' for name in metrics)} |", "|---|" + "--:|" * 2 * len(metrics),
+             f"| **this run** | {' | '.join(_cells(report['metrics'].get(name)) for name in metrics)} |"]
+    for one in published:
+        cells = [number(one.figures[name]) if name in one.figures else _DASH for name in metrics]
+        lines.append(f"| {one.system} | {' | | '.join(cells)} | |")
+    return "\n".join(lines)
+
+
+def _cells(entry: Mapping[str, Any] | None) -> str:
+    """Two cells; of one subject alone there is no interval over subjects."""
+    if entry is None:
+        return f"{_DASH} | "
+    reach = max(abs(end - entry["value"]) for end in entry["ci95"])
+    return f"{number(entry['value'])} | {number(reach) if entry['subjects'] > 1 else _DASH}"
