@@ -7,7 +7,8 @@
 `NAME.json` is written after the pictures of its row and says what they were made of, so it marks the row as complete:
 whatever kills a run, the next one makes the rows that lack it, and no others. A row that cannot be read or made is
 told, and the others are made. Rows run in the order of the file; each shape (size, number of pictures, number of
-references) compiles once, wherever its rows stand. A folder belongs to one run at a time.
+references) compiles once, wherever its rows stand. A folder belongs to one run at a time, or to several processes of
+one, each with a share of its rows.
 """
 
 import dataclasses
@@ -16,7 +17,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path, PurePath
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from realcustom_jax.errors import check_text, printable, sentence, visible
-from realcustom_jax.files import png, sole_user, write_file, write_json
+from realcustom_jax.files import png, user_of_share, write_file, write_json
 from realcustom_jax.json_lines import is_number, is_text, numbered_lines, parse_object, told
 from realcustom_jax.memory import enough_memory
 from realcustom_jax.paths import as_path, beside, is_bucket, listing, local_copy, make_folder, reaching
@@ -32,9 +33,10 @@ from realcustom_jax.sampling.options import check_options
 
 if TYPE_CHECKING:
     from realcustom_jax.paths import AnyPath
+    from realcustom_jax.pipeline import Pipeline
 
 _SOURCE = "source"  # the key of a record that is not compared
-_TEMPORARY = re.compile(r"\..+\.(png|json)\.[a-z0-9_]{8}")  # what a killed `write_file` leaves
+_TEMPORARY = re.compile(r"\.(.+\.(?:png|json))\.[a-z0-9_]{8}")  # what a killed `write_file` leaves
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +112,7 @@ def _report(line: str) -> None:
 def run_batch(
     pipeline: Callable, rows: Sequence[Row | BadRow], out: "AnyPath", *, options: Mapping[str, Any],
     loaded: Mapping[str, Any] = MappingProxyType({"model": "mini"}), source: Mapping[str, Any] = MappingProxyType({}),
-    report: Callable[[str], None] = _report,
+    report: Callable[[str], None] = _report, share: tuple[int, int] = (0, 1),
 ) -> Summary:
     """Makes the pictures of all rows that are not complete in the folder `out`.
 
@@ -125,13 +127,16 @@ def run_batch(
             compared, so that pictures of two models, or of one before and after it was trained anew, do not mix.
         source: where it was loaded from, JSON values; recorded for the reader only, as a model may be moved.
         report: told one line about each row that failed.
+        share: (I, N): this is process I of N that work in `out`, whose rows are I, I + N, I + 2N …; numbers in the
+            summary are of these.
     Raises:
         OSError, ValueError: before anything is made if two rows make the same file, another run is at work in `out`, or
             it holds results of another request (words, options, content of the model, the adapter or the
             references); later if a file cannot be written.
     """
+    number, of = share
     requests, unreadable = [], []
-    for row in rows:
+    for row in rows[number::of]:
         try:
             if isinstance(row, BadRow):
                 raise ValueError(row.problem)
@@ -140,12 +145,32 @@ def run_batch(
             unreadable.append(_failure(row, error))
     _check_names(requests)
     make_folder(out)
-    with sole_user(out):
+    with user_of_share(out, number, of):
         todo = _todo(requests, out)
+        _clear(out, None if of == 1 else {
+            file for row, request in requests for file in (f"{row.name}.json", *request["files"])})
         for line in unreadable:
             report(line)
         summary = _run(pipeline, todo, len(requests), out, report)
     return dataclasses.replace(summary, failed=summary.failed + len(unreadable))
+
+
+def identity(pipeline: "Pipeline") -> dict[str, Any]:
+    """What a pipeline is, as `loaded` of `run_batch`: a model may have been trained anew at its path, so its content is
+    compared, and how its preset uses it."""
+    return {"content": pipeline.fingerprints(), "preset": dataclasses.asdict(pipeline.preset)}
+
+
+def unfinished(rows: Sequence[Row], out: "AnyPath", *, options: Mapping[str, Any], loaded: Mapping[str, Any]
+               ) -> list[Row]:
+    """Those of the rows that are not complete in the folder `out`; arguments and errors as of `run_batch`."""
+    return [row for row, _ in _todo([(row, _request(row, options, loaded)) for row in rows], out)]
+
+
+def pictures_of(row: Row, options: Mapping[str, Any]) -> list[str]:
+    """The names of the files that a row makes with these options."""
+    count = {**options, **row.options}.get("num_images", 1)
+    return [f"{row.name}.png"] if count == 1 else [f"{row.name}-{i}.png" for i in range(count)]
 
 
 def _failure(row: Row | BadRow, error: Exception) -> str:
@@ -154,11 +179,17 @@ def _failure(row: Row | BadRow, error: Exception) -> str:
 
 
 def _todo(requests: Sequence[tuple[Row, Mapping[str, Any]]], out: "AnyPath") -> list[tuple[Row, Mapping[str, Any]]]:
-    """The rows that are not complete in a folder that is there; takes away what a killed run has left."""
-    todo = [(row, request) for row, request in requests if not _is_complete(out, row, request)]
-    for file in [file for file in listing(out) if _TEMPORARY.fullmatch(file.name)]:
-        file.unlink()
-    return todo
+    """The rows that are not complete in a folder that is there."""
+    return [(row, request) for row, request in requests if not _is_complete(out, row, request)]
+
+
+def _clear(out: "AnyPath", files: Collection[str] | None) -> None:
+    """Takes away what a killed run has left of any file, or of these alone, because other processes may be writing
+    theirs."""
+    for file in listing(out):
+        found = _TEMPORARY.fullmatch(file.name)
+        if found and (files is None or found[1] in files):
+            file.unlink()
 
 
 def _run(pipeline, todo: Sequence[tuple[Row, Mapping[str, Any]]], count: int, out: "AnyPath", report) -> Summary:
@@ -262,20 +293,18 @@ def _request(row: Row, options: Mapping[str, Any], loaded: Mapping[str, Any]) ->
     """What `NAME.json` holds, in plain JSON values: all that decides how the row's pictures look, and their names."""
     options = {"seed": 0, **options, **row.options}
     loaded = {name: dict(value) if isinstance(value, Mapping) else value for name, value in loaded.items()}
-    count = options.get("num_images", 1)
-    files = [f"{row.name}.png"] if count == 1 else [f"{row.name}-{i}.png" for i in range(count)]
-    pictures = {"pictures": _recorded(dict(row.pictures))} if row.pictures else {}
-    return json.loads(json.dumps({"prompt": row.prompt, "targets": row.targets, "references": _recorded(row.references),
-                                  "options": options, **pictures, **loaded, "files": files}))
+    pictures = {"pictures": recorded(dict(row.pictures))} if row.pictures else {}
+    return json.loads(json.dumps({"prompt": row.prompt, "targets": row.targets, "references": recorded(row.references),
+                                  "options": options, **pictures, **loaded, "files": pictures_of(row, options)}))
 
 
-def _recorded(value: Any) -> Any:
-    """The value with files as their names and contents."""
+def recorded(value: Any) -> Any:
+    """The value with the paths in it as the names and contents of their files."""
     if isinstance(value, PurePath):
         return {"file": value.name, "sha256": hashlib.sha256(local_copy(value).read_bytes()).hexdigest()}
     if isinstance(value, dict):
-        return {name: _recorded(x) for name, x in value.items()}
-    return [_recorded(x) for x in value] if isinstance(value, list | tuple) else value
+        return {name: recorded(x) for name, x in value.items()}
+    return [recorded(x) for x in value] if isinstance(value, list | tuple) else value
 
 
 def _check_names(requests: Sequence[tuple[Row, Mapping[str, Any]]]) -> None:

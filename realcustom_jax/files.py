@@ -55,15 +55,39 @@ def sole_user(folder: "AnyPath"):
     It is the operating system's lock on the folder itself: it ends with its process, however that ends, and leaves no
     file behind. Where there are no such locks (Windows, some network file systems, buckets) it does nothing.
     """
+    with _held(folder, folder, shared=False):
+        yield
+
+
+@contextlib.contextmanager
+def user_of_share(folder: "AnyPath", number: int, of: int):
+    """The same for one of several processes, each of which works at a share of its own in the folder: it keeps out a
+    second process of this share, and whoever wants the folder alone. `of` 1 is `sole_user`.
+
+    The share's own lock is on `.shares/NUMBER-of-OF` in the folder, which stays.
+    """
+    if of == 1 or is_bucket(folder):
+        with sole_user(folder):
+            yield
+        return
+    own = Path(folder) / ".shares" / f"{number}-of-{of}"
+    own.mkdir(parents=True, exist_ok=True)
+    with _held(folder, folder, shared=True), _held(own, f"Share {number}/{of} of {folder}", shared=False):
+        yield
+
+
+@contextlib.contextmanager
+def _held(folder: "AnyPath", what: "AnyPath | str", *, shared: bool):
+    """Locks a folder against all others, or, `shared`, against those that want it alone; `what` the sentence names."""
     if fcntl is None or is_bucket(folder):
         yield
         return
     handle = os.open(folder, os.O_RDONLY)
     try:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise BlockingIOError(f"{folder} is in use by another run that is still going on; wait for it to end, or "
+            raise BlockingIOError(f"{what} is in use by another run that is still going on; wait for it to end, or "
                                   "choose another folder.") from None
         except OSError:
             pass  # a file system without locks

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import logging
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -48,6 +49,13 @@ def path_option(text: str) -> "AnyPath":
         return as_path(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def share_option(text: str) -> tuple[int, int]:
+    """I/N as the type of an option: (I, N), the first of N being 0."""
+    if not (found := re.fullmatch(r"(\d+)/(\d+)", text)) or int(found[1]) >= int(found[2]):
+        raise argparse.ArgumentTypeError(f"{text!r} is not I/N, such as 0/4 for the first of 4")
+    return int(found[1]), int(found[2])
 
 
 def check_output_file(option: str, path: "AnyPath") -> None:

@@ -6,7 +6,6 @@ In a clone it is `python sample.py`.
 """
 
 import argparse
-import dataclasses
 import warnings
 from contextlib import nullcontext
 
@@ -15,8 +14,8 @@ from tqdm import tqdm
 from realcustom_jax.commands.program import say, say_nothing_of_accelerators, warnings_as_sentences
 from realcustom_jax.commands.sample_options import PROMPT, load_model, parse
 
-# What a pipeline is loaded from, and how.
-_LOADED = "model", "adapter", "vision", "tokenizer", "vae", "unet", "prediction", "lora", "preset", "dtype"
+LOADED = "model", "adapter", "vision", "tokenizer", "vae", "unet", "prediction", "lora", "preset", "dtype"
+"""The options that say what a pipeline is loaded from, and how."""
 # What each row of a batch says for itself.
 _OF_ROWS = "prompt", "image", "target", "mask", "init_image", "mask_image", "strength"
 
@@ -59,10 +58,9 @@ def _run(options: argparse.Namespace) -> int:
             options.target or [None])))
     if rows:
         given, source = ({name: x for name, x in said.items() if x is not None} for said in (
-            choices, {name: getattr(options, name) for name in _LOADED}))
-        # A model may have been trained anew at its path, so its content is compared, and how its preset uses it.
-        loaded = {"content": pipeline.fingerprints(), "preset": dataclasses.asdict(pipeline.preset)}
-        summary = batch.run_batch(pipeline, rows, options.out, options=given, loaded=loaded, source=source, report=say)
+            choices, {name: getattr(options, name) for name in LOADED}))
+        summary = batch.run_batch(pipeline, rows, options.out, options=given, loaded=batch.identity(pipeline),
+                                  source=source, report=say)
         say(f"{summary.made} made, {summary.skipped} there already, {summary.failed} failed: {options.out}")
         return 2 if summary.failed else 0
     steps = options.steps or pipeline.preset.steps

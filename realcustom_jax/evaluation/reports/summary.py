@@ -4,7 +4,8 @@ import dataclasses
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
+from typing import Protocol as Interface
 
 import numpy as np
 from tqdm import tqdm
@@ -15,6 +16,7 @@ from realcustom_jax.evaluation.intervals import bootstrap_interval
 from realcustom_jax.evaluation.rows import PictureRow
 
 if TYPE_CHECKING:
+    from realcustom_jax.evaluation.protocols import Protocol
     from realcustom_jax.paths import AnyPath
 
 _PLACES = 8
@@ -22,7 +24,7 @@ _PLACES = 8
 LOWER_IS_BETTER = frozenset({"swapped"})
 
 
-class Scorer(Protocol):
+class Scorer(Interface):
     """What scores pictures: a published protocol's networks, or a miniature's judge.
 
     Attributes:
@@ -65,14 +67,16 @@ def score_rows(scorer: Scorer, rows: Sequence[PictureRow]) -> Scored:
     return Scored(rows, scores)
 
 
-def summarize(scorer: Scorer, scored: Scored, shown: Callable[[PictureRow], str]) -> dict[str, Any]:
+def summarize(scorer: Scorer, protocol: "Protocol", scored: Scored, shown: Callable[[PictureRow], str]) -> dict[str, Any]:
     """The report: metrics with their mean over pictures and 95 % interval over subjects, then subjects and rows.
 
     Args:
+        protocol: by which it was scored, and which says what their mean is.
         shown: what the report calls a row's picture; no path of this machine, so that two runs say the same.
     """
     return {
-        "metrics": {name: _mean(scored, name) for name in _present(scorer, scored)},
+        "protocol": protocol.name, "source": protocol.source, "notes": list(protocol.notes),
+        "metrics": {name: _mean(scored, name, protocol.mean) for name in _present(scorer, scored)},
         "skipped": dict(scorer.skipped), "networks": dict(scorer.networks),
         "subjects": _subjects(scorer, scored),
         "rows": [{"name": row.name, "picture": shown(row), "subject": row.group,
@@ -105,11 +109,12 @@ def _values(scored: Scored, name: str) -> tuple[np.ndarray, np.ndarray]:
     return np.array(has, int), np.array([scored.scores[i][name] for i in has], float)
 
 
-def _mean(scored: Scored, name: str) -> dict[str, Any]:
+def _mean(scored: Scored, name: str, mean: Callable[[Sequence[float]], float]) -> dict[str, Any]:
     has, values = _values(scored, name)
     groups = np.array([scored.rows[i].group for i in has])
     interval = bootstrap_interval(values, groups)
-    return {"value": _rounded(values.mean()), "ci95": [_rounded(end) for end in interval], "rows": len(values),
+    # What bounds the mean, bounds the ends of its interval.
+    return {"value": _rounded(mean(values)), "ci95": [_rounded(mean([end])) for end in interval], "rows": len(values),
             "subjects": len(set(groups.tolist()))}
 
 

@@ -26,7 +26,8 @@ def number(value: float) -> str:
 def scores_csv(report: Mapping[str, Any], metrics: Sequence[str]) -> str:
     """The report's rows, a line each under a line of names; a cell is empty where a row has not that metric."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, ["name", "picture", "subject", *metrics], restval="", lineterminator="\n")
+    writer = csv.DictWriter(text, ["name", "picture", "subject", *metrics], restval="",
+                            extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     writer.writerows(report["rows"])
     return text.getvalue()
@@ -50,3 +51,34 @@ def _cells(entry: Mapping[str, Any] | None) -> str:
         return f"{_DASH} | "
     reach = max(abs(end - entry["value"]) for end in entry["ci95"])
     return f"{number(entry['value'])} | {number(reach) if entry['subjects'] > 1 else _DASH}"
+
+
+def report_page(report: Mapping[str, Any], published: Sequence[Published] = ()) -> str:
+    """The page of a benchmark's report, in Markdown: what was made, the table, whose figures stand in it, and what was
+    not scored."""
+    rows, subjects = len(report["rows"]), len(report["subjects"])
+    said = [f"{name} {value}" for name, value in report["options"].items()]
+    made = [f"{rows} pictures of {subjects} subjects or groups of them", f"{', '.join(report['sizes'])} pixels",
+            _seeds(report["rows"]), *said]
+    lines = [f"# {report['benchmark']}, scored by {report['protocol']}", "", f"{'; '.join(made)}.", "",
+             markdown_table(report, published), "",
+             "± is the farther side of the 95 % interval of the mean, by resampling subjects."]
+    if published:
+        systems = {}
+        for one in published:
+            systems.setdefault(one.source, []).append(one.system)
+        lines += ["", "Published figures of this benchmark by this protocol:", "",
+                  *(f"- {', '.join(names)}: {source}." for source, names in systems.items())]
+    else:
+        lines += ["", "No published figures of this benchmark by this protocol are known here; those of another "
+                      "protocol cannot be compared."]
+    if report["skipped"]:
+        lines += ["", "Not scored:", "", *(f"- {title(name)}: {why}" for name, why in report["skipped"].items())]
+    return "\n".join(lines) + "\n"
+
+
+def _seeds(rows: Sequence[Mapping[str, Any]]) -> str:
+    seeds = sorted({row["seed"] for row in rows})
+    if len(seeds) > 10:
+        return f"{len(seeds)} different seeds"
+    return f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"

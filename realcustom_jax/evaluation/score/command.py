@@ -20,7 +20,8 @@ from realcustom_jax.commands.program import (
 from realcustom_jax.errors import exit_code
 
 if TYPE_CHECKING:
-    from realcustom_jax.paths import AnyPath
+    from realcustom_jax.evaluation.protocols import Protocol
+    from realcustom_jax.evaluation.scorer import Scorer
 
 SLOTS = {
     "clip": "transformers' folder of the protocol's CLIP (config, tokenizer, weights)",
@@ -55,10 +56,17 @@ def add_networks(parser: argparse.ArgumentParser) -> None:
     add("--image-reward", type=path_option, metavar="PATH", help="weights of ImageReward, for its own package")
 
 
-def given_networks(options: argparse.Namespace) -> "dict[str, AnyPath]":
-    """The files that those options name, by slot."""
-    found = {slot: getattr(options, slot) for slot in (*SLOTS, "image_reward")}
-    return {slot: path for slot, path in found.items() if path is not None}
+def open_networks(protocol: "Protocol", options: argparse.Namespace) -> "Scorer":
+    """The scorer of a protocol with the files that those options name. Raises ValueError or OSError for files that
+    cannot be used, and where no metric is left."""
+    from realcustom_jax.evaluation.scorer import open_scorer
+
+    given = {slot: getattr(options, slot) for slot in (*SLOTS, "image_reward")}
+    scorer = open_scorer(protocol, {slot: path for slot, path in given.items() if path is not None})
+    if not scorer.metrics:
+        reasons = "; ".join(f"{name}: {why.rstrip('.')}" for name, why in scorer.skipped.items())
+        raise ValueError(f"Nothing can be scored by the protocol {protocol.name} ({reasons}).")
+    return scorer
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -79,26 +87,23 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _run(options: argparse.Namespace) -> None:
-    from realcustom_jax.errors import check_choice
-    from realcustom_jax.evaluation.protocols import PROTOCOLS
+    from realcustom_jax.evaluation.protocols import find_protocol
     from realcustom_jax.evaluation.reports.summary import goodness, score_rows, shown_path, summarize
     from realcustom_jax.evaluation.reports.tables import markdown_table, scores_csv
     from realcustom_jax.evaluation.score.rows_file import read_rows
-    from realcustom_jax.evaluation.scorer import open_scorer
     from realcustom_jax.files import write_file, write_json
     from realcustom_jax.paths import is_bucket
 
-    check_choice("protocol", options.protocol, PROTOCOLS)
+    protocol = find_protocol(options.protocol)
     for name in ("json", "csv", "sheet"):
         if (path := getattr(options, name)) is not None:
             check_output_file(f"--{name}", path)
     if not (is_bucket(options.pictures) or options.pictures.is_dir()):
         raise ValueError(f"--pictures {options.pictures} is no folder; give the one that the rows' paths start from.")
     rows = read_rows(options.rows, options.pictures)
-    scorer = open_scorer(PROTOCOLS[options.protocol], given_networks(options))
+    scorer = open_networks(protocol, options)
     scored = score_rows(scorer, rows)
-    report = {"protocol": options.protocol,
-              **summarize(scorer, scored, lambda row: shown_path(row.picture, options.pictures))}
+    report = summarize(scorer, protocol, scored, lambda row: shown_path(row.picture, options.pictures))
     if options.json is not None:
         write_json(options.json, report)
     if options.csv is not None:
