@@ -42,7 +42,8 @@ class Bench:
     """What is to be made and scored, and where.
 
     Attributes:
-        benchmark: its name. protocol: what reports say of the scorer. out: the folder. share: (I, N), this is process I of N.
+        benchmark: its name. protocol: what reports say of the scorer. out: the folder.
+        share: (I, N), this is process I of N.
         options: of the pipeline, JSON values, that go before what the benchmark prescribes.
         identity: of the pipeline, see `batch.identity`. source: where it was loaded from, for the reader.
     """
@@ -145,7 +146,8 @@ def check_claim(out: "AnyPath", benchmark: str) -> bool:
     except (ValueError, TypeError, KeyError):
         raise ValueError(f"{marker} was not written by this command; choose another --out.") from None
     if found != benchmark:
-        raise ValueError(f"{out} holds pictures of the benchmark {found!r}, not of {benchmark!r}; choose another --out.")
+        raise ValueError(f"{out} holds pictures of the benchmark {found!r}, not of {benchmark!r}; choose another "
+                         "--out.")
     return True
 
 

@@ -67,7 +67,8 @@ def score_rows(scorer: Scorer, rows: Sequence[PictureRow]) -> Scored:
     return Scored(rows, scores)
 
 
-def summarize(scorer: Scorer, protocol: "Protocol", scored: Scored, shown: Callable[[PictureRow], str]) -> dict[str, Any]:
+def summarize(scorer: Scorer, protocol: "Protocol", scored: Scored, shown: Callable[[PictureRow], str]
+              ) -> dict[str, Any]:
     """The report: metrics with their mean over pictures and 95 % interval over subjects, then subjects and rows.
 
     Args:
