@@ -17,7 +17,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePath
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -25,10 +25,10 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from realcustom_jax.errors import check_text, printable, sentence, visible
-from realcustom_jax.files import png, user_of_share, write_file, write_json
+from realcustom_jax.files import clear_leftovers, png, user_of_share, write_file, write_json
 from realcustom_jax.json_lines import is_number, is_text, numbered_lines, parse_object, told
 from realcustom_jax.memory import enough_memory
-from realcustom_jax.paths import as_path, beside, is_bucket, listing, local_copy, make_folder, reaching
+from realcustom_jax.paths import as_path, beside, is_bucket, local_copy, make_folder, reaching
 from realcustom_jax.sampling.options import check_options
 
 if TYPE_CHECKING:
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from realcustom_jax.pipeline import Pipeline
 
 _SOURCE = "source"  # the key of a record that is not compared
-_TEMPORARY = re.compile(r"\.(.+\.(?:png|json))\.[a-z0-9_]{8}")  # what a killed `write_file` leaves
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,7 +146,7 @@ def run_batch(
     make_folder(out)
     with user_of_share(out, number, of):
         todo = _todo(requests, out)
-        _clear(out, None if of == 1 else {
+        clear_leftovers(out, None if of == 1 else {
             file for row, request in requests for file in (f"{row.name}.json", *request["files"])})
         for line in unreadable:
             report(line)
@@ -181,15 +180,6 @@ def _failure(row: Row | BadRow, error: Exception) -> str:
 def _todo(requests: Sequence[tuple[Row, Mapping[str, Any]]], out: "AnyPath") -> list[tuple[Row, Mapping[str, Any]]]:
     """The rows that are not complete in a folder that is there."""
     return [(row, request) for row, request in requests if not _is_complete(out, row, request)]
-
-
-def _clear(out: "AnyPath", files: Collection[str] | None) -> None:
-    """Takes away what a killed run has left of any file, or of these alone, because other processes may be writing
-    theirs."""
-    for file in listing(out):
-        found = _TEMPORARY.fullmatch(file.name)
-        if found and (files is None or found[1] in files):
-            file.unlink()
 
 
 def _run(pipeline, todo: Sequence[tuple[Row, Mapping[str, Any]]], count: int, out: "AnyPath", report) -> Summary:

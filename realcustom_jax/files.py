@@ -4,14 +4,15 @@ import contextlib
 import io
 import json
 import os
+import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from realcustom_jax.paths import file_system, is_bucket, reaching
+from realcustom_jax.paths import file_system, is_bucket, listing, reaching
 
 if TYPE_CHECKING:
     from realcustom_jax.paths import AnyPath
@@ -20,6 +21,8 @@ try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None
+
+_LEFTOVER = re.compile(r"\.(.+\.[a-z]+)\.[a-z0-9_]{8}")  # the temporary name of a file
 
 
 def write_file(path: "AnyPath", content: bytes, *, mode: int = 0o644) -> None:
@@ -41,6 +44,15 @@ def write_file(path: "AnyPath", content: bytes, *, mode: int = 0o644) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def clear_leftovers(folder: "AnyPath", of: Collection[str] | None = None) -> None:
+    """Takes away what a process that was killed within `write_file` has left in a folder: of any file, or of those with
+    these names alone, where other processes may be writing theirs."""
+    for file in listing(folder, ".*"):
+        found = _LEFTOVER.fullmatch(file.name)
+        if found and (of is None or found[1] in of):
+            file.unlink()
 
 
 def write_json(path: "AnyPath", value: Mapping[str, Any]) -> None:

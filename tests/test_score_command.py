@@ -3,8 +3,6 @@
 import csv
 import json
 import re
-import sys
-import types
 
 import numpy as np
 import pytest
@@ -33,10 +31,7 @@ class FakeScorer:
 def fake_scorer(monkeypatch):
     """Puts the fake in the place of every protocol's scorer; a test changes it."""
     scorer = FakeScorer()
-    monkeypatch.setitem(sys.modules, "realcustom_jax.evaluation.scorer", types.SimpleNamespace(
-        open_scorer=lambda protocol, files: scorer))
-    monkeypatch.setitem(sys.modules, "realcustom_jax.evaluation.protocols", types.SimpleNamespace(
-        PROTOCOLS={"kosmos_g": object(), "uno": object()}))
+    monkeypatch.setattr("realcustom_jax.evaluation.scorer.open_scorer", lambda protocol, files: scorer)
     return scorer
 
 

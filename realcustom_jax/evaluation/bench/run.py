@@ -27,7 +27,7 @@ from realcustom_jax.evaluation.reports.sheet import best_and_worst
 from realcustom_jax.evaluation.reports.summary import Scored, Scorer, goodness, score_rows, shown_path, summarize
 from realcustom_jax.evaluation.reports.tables import report_page, scores_csv
 from realcustom_jax.evaluation.rows import BenchmarkRow, ComparedSubject, PictureRow
-from realcustom_jax.files import png, user_of_share, write_file, write_json
+from realcustom_jax.files import clear_leftovers, png, user_of_share, write_file, write_json
 from realcustom_jax.paths import is_bucket, listing, local_copy, make_folder
 
 if TYPE_CHECKING:
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from realcustom_jax.paths import AnyPath
     from realcustom_jax.pipeline import Pipeline
 
+
+_REPORTS = "scores.json", "scores.csv", "report.md", "rows.jsonl", "best_and_worst.png"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,19 +79,29 @@ class Bench:
             if made.failed:
                 raise ValueError(f"{made.failed} of {len(calls[number::of])} rows could not be made, as told above; a "
                                  "mean that leaves them out would be another benchmark's, so nothing is reported.")
-            kept = KeptScores(scorer, self.out / "scored" / self.protocol.name, self.protocol.name)
             pictures = [self._scored_rows(row, call) for row, call in zip(rows, calls, strict=True)]
-            score_rows(kept, list(chain.from_iterable(pictures[number::of])))
+            own = list(chain.from_iterable(pictures[number::of]))
+            scored = self.out / "scored" / self.protocol.name
+            clear_leftovers(scored, [f"{row.name}.json" for row in own])
+            kept = KeptScores(scorer, scored, self.protocol.name)
+            score_rows(kept, own)
             everything = list(chain.from_iterable(pictures))
             if of > 1 and (batch.unfinished(calls, self._pictures, options={}, loaded=self.identity)
                            or not all(map(kept.has, everything))):
                 return None
             seeds = [row.seed for row, some in zip(rows, pictures, strict=True) for _ in some]
+            clear_leftovers(self.out, _REPORTS)
             return self._write(scorer, seeds, Scored(everything, [kept.scores(row) for row in everything]))
 
     @property
     def _pictures(self) -> "AnyPath":
         return self.out / "pictures"
+
+    @property
+    def _name(self) -> str:
+        """What reports call the model: the last parts of its paths, which a copy elsewhere has too."""
+        paths = [str(self.source[key]) for key in ("model", "adapter") if key in self.source]
+        return " with ".join(path.rstrip("/").rpartition("/")[2] for path in paths)
 
     def _call(self, row: BenchmarkRow) -> batch.Row:
         options = {**row.options, **self.options, "seed": row.seed}
@@ -109,7 +121,7 @@ class Bench:
     def _write(self, scorer: Scorer, seeds: Sequence[int], scored: Scored) -> dict[str, Any]:
         """Writes the reports; returns what scores.json holds."""
         report = {
-            "benchmark": self.benchmark, "options": dict(self.options),
+            "benchmark": self.benchmark, "name": self._name, "options": dict(self.options),
             "sizes": sorted({_size(row.picture) for row in scored.rows}), "model": dict(self.identity),
             **summarize(scorer, self.protocol, scored, lambda row: shown_path(row.picture, self.out))}
         report = json.loads(json.dumps(report))
@@ -117,11 +129,10 @@ class Bench:
             row["seed"] = seed
         page = report_page(report, published(self.benchmark, self.protocol.name))
         sheet = best_and_worst(scored, goodness(scorer, scored), scorer.metrics)
-        write_json(self.out / "scores.json", report)
-        write_file(self.out / "scores.csv", scores_csv(report, list(report["metrics"])).encode())
-        write_file(self.out / "best_and_worst.png", png(sheet))
-        write_file(self.out / "rows.jsonl", "".join(_line(row, self._pictures) for row in scored.rows).encode())
-        write_file(self.out / "report.md", page.encode())
+        contents = (json.dumps(report, indent=2) + "\n", scores_csv(report, list(report["metrics"])), page,
+                    "".join(_line(row, self._pictures) for row in scored.rows))
+        for name, content in zip(_REPORTS, (*(text.encode() for text in contents), png(sheet)), strict=True):
+            write_file(self.out / name, content)
         return report
 
 

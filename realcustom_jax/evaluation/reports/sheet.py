@@ -15,7 +15,7 @@ from realcustom_jax.evaluation.reports.tables import number, title
 from realcustom_jax.evaluation.rows import PictureRow
 
 _GAP, _LABEL, _TITLE = 6, 176, 20
-_CELL = 192  # of photographs
+_SMALLEST, _LARGEST = 128, 192  # cells: the label needs the one, twelve rows on a sheet the other
 _BEST, _REFERENCES, _LETTERS, _LINES = 6, 4, 27, 5
 
 
@@ -64,13 +64,14 @@ def best_and_worst(scored: Scored, goodness: np.ndarray, metrics: Sequence[str])
                  *(f"{title(name)} {number(scored.scores[i][name])}" for name in metrics if name in scored.scores[i])]
         cells = [load_rgb(path) for path in shown]
         rows.append(SheetRow(label, [*cells, *[None] * (columns - len(cells)), load_rgb(row.picture)]))
-    return draw_sheet([*numbered("reference", columns), "picture"], rows, _CELL)
+    largest = max(max(row.cells[-1].size) for row in rows)
+    return draw_sheet([*numbered("reference", columns), "picture"], rows, min(max(largest, _SMALLEST), _LARGEST))
 
 
 def _references(row: PictureRow) -> list:
-    """The first of each subject, then the second of each …"""
+    """The first of each subject, then the second of each …; one that shows several subjects once."""
     in_turn = chain.from_iterable(zip_longest(*(subject.references for subject in row.subjects)))
-    return [path for path in in_turn if path is not None][:_REFERENCES]
+    return [path for path in dict.fromkeys(in_turn) if path is not None][:_REFERENCES]
 
 
 def _lines(text: str, most: int) -> list[str]:

@@ -9,6 +9,8 @@ from realcustom_jax.evaluation.reports.published import Published
 
 _NETWORKS = "clip", "dino", "dinov2"
 _DASH = "–"
+_TOLD = "solver", "steps", "guidance_scale"
+"""What a report says of how a model was used, where a call says nothing else."""
 
 
 def title(metric: str) -> str:
@@ -56,11 +58,12 @@ def _cells(entry: Mapping[str, Any] | None) -> str:
 def report_page(report: Mapping[str, Any], published: Sequence[Published] = ()) -> str:
     """The page of a benchmark's report, in Markdown: what was made, the table, whose figures stand in it, and what was
     not scored."""
-    rows, subjects = len(report["rows"]), len(report["subjects"])
-    said = [f"{name} {value}" for name, value in report["options"].items()]
-    made = [f"{rows} pictures of {subjects} subjects or groups of them", f"{', '.join(report['sizes'])} pixels",
-            _seeds(report["rows"]), *said]
-    lines = [f"# {report['benchmark']}, scored by {report['protocol']}", "", f"{'; '.join(made)}.", "",
+    used = {name: report["model"]["preset"][name] for name in _TOLD} | report["options"]
+    lines = [f"# {report['benchmark']}, scored by {report['protocol']}", "",
+             f"- Model: {report['name']}; {', '.join(f'{name} {value}' for name, value in used.items())}.",
+             f"- Pictures: {len(report['rows'])} of {len(report['subjects'])} subjects or groups of them, "
+             f"{', '.join(report['sizes'])} pixels, {_seeds(report['rows'])}.",
+             f"- Protocol: {report['source']}.", *(f"- {note}" for note in report["notes"]), "",
              markdown_table(report, published), "",
              "± is the farther side of the 95 % interval of the mean, by resampling subjects."]
     if published:
@@ -72,6 +75,8 @@ def report_page(report: Mapping[str, Any], published: Sequence[Published] = ()) 
     else:
         lines += ["", "No published figures of this benchmark by this protocol are known here; those of another "
                       "protocol cannot be compared."]
+    if others := [name for name, about in report["networks"].items() if about.get("protocols_own") is False]:
+        lines += ["", f"Not the protocol's own networks, so that no figure is comparable: {', '.join(others)}."]
     if report["skipped"]:
         lines += ["", "Not scored:", "", *(f"- {title(name)}: {why}" for name, why in report["skipped"].items())]
     return "\n".join(lines) + "\n"
