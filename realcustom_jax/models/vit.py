@@ -35,13 +35,12 @@ _IRRELEVANT = {
     "drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate",
     "dynamic_img_size",
 }
+_LATER = {"norm_eps"}
 _ACTIVATIONS = {
     "gelu": functools.partial(nn.gelu, approximate=False),
     "gelu_tanh": functools.partial(nn.gelu, approximate=True),
     "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),
 }
-
-LayerNorm = functools.partial(nn.LayerNorm, epsilon=1e-6, use_fast_variance=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +59,14 @@ class VitConfig:
     no_embed_class: bool = False
     reg_tokens: int = 0
     act_layer: str = "gelu"
+    norm_eps: float = 1e-6  # timm's own is fixed; ViTs of transformers have others
+
+    def __repr__(self):
+        # Features that lie on disk are found again by this text (module `fingerprint`): it leaves out what was added
+        # later, where that is as it always was.
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)
+                  if field.name not in _LATER or getattr(self, field.name) != field.default}
+        return f"VitConfig({', '.join(f'{name}={value!r}' for name, value in values.items())})"
 
     def __post_init__(self):
         if self.embed_dim % self.num_heads:
@@ -104,18 +111,19 @@ class VitConfig:
 
 
 class VisionTransformer(nn.Module):
-    """Image encoder that returns the outputs of its blocks (timm `get_intermediate_layers`, norm=False)."""
+    """Image encoder that returns the outputs of its blocks (timm `get_intermediate_layers`, norm=False), or with
+    `method="pooled"` the class token. `with_norm` says whether the weights have the final `norm`."""
 
     config: VitConfig
     dtype: jnp.dtype = jnp.float32
     platform: Platform | None = dataclasses.field(default=None, repr=False)
     """None: this machine's. Not in the repr, by which features are found that any platform computes alike."""
+    with_norm: bool = False
 
     def __post_init__(self):
         self.platform = Platform.of(self.platform)
         super().__post_init__()
 
-    @nn.compact
     def __call__(self, images: jax.Array, layers: Sequence[int]) -> tuple[jax.Array, ...]:
         """Block outputs, patch tokens only, without the final norm.
 
@@ -127,22 +135,51 @@ class VisionTransformer(nn.Module):
         Raises:
             ValueError: if the images' size or a layer's index does not fit the config.
         """
+        depth = self.config.depth
+        if not layers or any(not 0 <= layer < depth for layer in layers):
+            raise ValueError(f"layers={tuple(layers)}: block indices from 0 to {depth - 1} are expected.")
+        outputs, _ = self._blocks(images, max(layers))
+        return tuple(outputs[layer][:, self.config.num_prefix:] for layer in layers)
+
+    def pooled(self, images: jax.Array) -> jax.Array:
+        """The class token after the final norm, what DINO and DINOv2 describe a whole image by.
+
+        Args:
+            images: [B, H, W, 3], normalised, of the config's size.
+        Returns:
+            [B, C].
+        Raises:
+            ValueError: if the images' size does not fit the config, the network has no class token (SigLIP), or the
+                weights had no final norm.
+        """
+        if not self.config.class_token:
+            raise ValueError("this vision encoder has no class token, as SigLIP has none; pooled needs one, as DINO "
+                             "and DINOv2 have.")
+        if not self.with_norm:
+            raise ValueError("this vision encoder was loaded without a final norm, of which pooled is the output; load "
+                             "weights that hold norm.weight and norm.bias.")
+        _, token = self._blocks(images, self.config.depth - 1)
+        return token
+
+    @nn.compact
+    def _blocks(self, images: jax.Array, last: int) -> tuple[list[jax.Array], jax.Array | None]:
+        """(the outputs of the blocks up to `last`, prefix tokens included; the class token after the final norm, None
+        where that is not reached or not there)."""
         config = self.config
         if images.ndim != 4 or images.shape[1:] != (*config.img_size, 3):
             raise ValueError("The image encoder takes images "
                              f"[B, {config.img_size[0]}, {config.img_size[1]}, 3], not {list(images.shape)}.")
-        if not layers or any(not 0 <= layer < config.depth for layer in layers):
-            raise ValueError(
-                f"layers={tuple(layers)}: block indices from 0 to {config.depth - 1} are expected.")
-
         x = PatchEmbed(config.patch_size, config.embed_dim, self.dtype, name="patch_embed")(images)
         x = self._add_prefix_and_position(x)
-        # All parameters exist, whichever layers initialisation asks for.
-        last = config.depth - 1 if self.is_initializing() else max(layers)
-        outputs = {}
+        if self.is_initializing():
+            last = config.depth - 1  # all parameters exist, whichever layers initialisation asks for
+        outputs = []
         for i in range(last + 1):
-            x = outputs[i] = Block(config, self.dtype, self.platform, name=f"blocks_{i}")(x)
-        return tuple(outputs[layer][:, config.num_prefix:] for layer in layers)
+            x = Block(config, self.dtype, self.platform, name=f"blocks_{i}")(x)
+            outputs.append(x)
+        if not self.with_norm or last < config.depth - 1:
+            return outputs, None
+        return outputs, _norm(config, self.dtype, "norm")(x[:, 0])
 
     def _add_prefix_and_position(self, x):
         config, channels = self.config, x.shape[-1]
@@ -161,6 +198,10 @@ class VisionTransformer(nn.Module):
         if config.no_embed_class:
             return jnp.concatenate([*prefix, x + position], axis=1)
         return jnp.concatenate([*prefix, x], axis=1) + position
+
+
+def _norm(config: VitConfig, dtype: jnp.dtype, name: str) -> nn.LayerNorm:
+    return nn.LayerNorm(config.norm_eps, use_fast_variance=False, dtype=dtype, name=name)
 
 
 class PatchEmbed(nn.Module):
@@ -193,10 +234,10 @@ class Block(nn.Module):
                 return branch
             return LayerScale(config.init_values, name=name)(branch)
 
-        y = LayerNorm(dtype=self.dtype, name="norm1")(x)
+        y = _norm(config, self.dtype, "norm1")(x)
         attention = Attention(config.num_heads, config.qkv_bias, self.dtype, self.platform, name="attn")
         x = x + scale("ls1", attention(y))
-        y = LayerNorm(dtype=self.dtype, name="norm2")(x)
+        y = _norm(config, self.dtype, "norm2")(x)
         return x + scale("ls2", Mlp(config.mlp_ratio, config.act_layer, self.dtype, name="mlp")(y))
 
 
