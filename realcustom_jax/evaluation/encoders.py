@@ -14,7 +14,8 @@ import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol as Interface
+from typing import Any
+from typing import Protocol as Interface
 
 import jax
 import numpy as np
@@ -26,7 +27,6 @@ from realcustom_jax.evaluation.preprocessing import Preparation
 from realcustom_jax.evaluation.protocols import Network
 from realcustom_jax.model_files.known_vision import KNOWN
 from realcustom_jax.model_files.locate import on_this_host, read_config, weight_files
-from realcustom_jax.model_files.tensors import read_tensors
 from realcustom_jax.model_files.tokenizer import read_tokenizer
 from realcustom_jax.model_files.weights import load_clip_vision, load_text_encoder, load_vision_encoder
 
@@ -82,8 +82,9 @@ class ClipEncoder:
             if not vision[0].with_projection or not text[0].with_projection:
                 raise ValueError("the weights lack visual_projection.weight or text_projection.weight, without which "
                                  f"pictures and texts cannot be compared; give those of {network.published}.")
-        tokenizer = read_tokenizer(root, text[0].config.max_position_embeddings)
-        tokenizer.model_max_length = min(tokenizer.model_max_length, text[0].config.max_position_embeddings, TEXT_TOKENS)
+        positions = text[0].config.max_position_embeddings
+        tokenizer = read_tokenizer(root, positions)
+        tokenizer.model_max_length = min(tokenizer.model_max_length, positions, TEXT_TOKENS)
         sizes = vision[0].config
         preparation = _preparation(root, network, Preparation.clip(sizes.image_size, network.preparation))
         _check_side(preparation, sizes.image_size, root)
@@ -121,13 +122,13 @@ class DinoEncoder:
     def open(cls, path: str | Path, network: Network) -> "DinoEncoder":
         """A DINO from a weight file or a folder.
 
-        The architecture is said by a config.json beside the weights (timm's arguments, timm's own on the hub, or that of
-        transformers' ViTModel or Dinov2Model), or else by the file's or the folder's name, in which a name of
+        The architecture is said by a config.json beside the weights (timm's arguments, timm's own JSON on the hub, or
+        that of transformers' ViTModel or Dinov2Model), or else by the file's or the folder's name, in which a name of
         `known_vision.KNOWN` or of the published files stands.
 
         What is shown to the network is 224 pixels, cut from 256, as every script does; to one whose `img_size` is
-        another, as tests have them, that, cut from a picture larger in the same proportion. 518 is DINOv2's last training and
-        becomes 224, with its positions resampled as the protocol's script does.
+        another, as tests have them, that many, cut from a picture larger in the same proportion. 518 is what DINOv2 was
+        trained on last; it becomes 224, with positions resampled as the protocol's script does.
 
         Raises:
             FileNotFoundError, ValueError: there is no such file, nothing says the architecture, or the weights do not
@@ -192,7 +193,8 @@ def _check_side(preparation: Preparation, side: int, folder: Path) -> None:
                          f"pixels, and the network takes {side} × {side}; give the one that belongs to the weights.")
 
 
-def _record(path: str | Path, files: Sequence[Path], network: Network, architecture: Mapping[str, Any], published: bool):
+def _record(path: str | Path, files: Sequence[Path], network: Network, architecture: Mapping[str, Any],
+            published: bool) -> dict[str, Any]:
     return {"file": str(path), "sha256": {file.name: file_digest(file) for file in files},
             "architecture": {name: list(value) if isinstance(value, tuple) else value
                              for name, value in architecture.items()},
@@ -229,8 +231,8 @@ def _dino_config(file: Path, network: Network) -> dict[str, Any]:
     for text in (file.name, file.parent.name):
         if name := known_name(text):
             return dict(KNOWN[name])
-    raise ValueError(f"{file}: nothing says which network this is; put a config.json with timm's arguments beside it, or "
-                     f"name the file as the network is called ({network.published}{file.suffix}).")
+    raise ValueError(f"{file}: nothing says which network this is; put a config.json with timm's arguments beside it, "
+                     f"or name the file as the network is called ({network.published}{file.suffix}).")
 
 
 def _timm_name(config: Mapping[str, Any]) -> str:
@@ -255,7 +257,8 @@ def known_name(text: str) -> str | None:
     for pattern in _NAMES:
         if found := pattern.search(text):
             parts = found.groupdict()
-            name = f"{parts['family']}_vit{parts['size'][0]}{parts.get('patch') or 14}" + "_reg" * bool(parts.get("reg"))
+            patch, registers = parts.get("patch") or 14, "_reg" if parts.get("reg") else ""
+            name = f"{parts['family']}_vit{parts['size'][0]}{patch}{registers}"
             if name in KNOWN:
                 return name
     return None

@@ -1,8 +1,8 @@
 """From a picture's file to what a metric network sees, bit for bit as the published scripts do it.
 
 Pillow itself resizes, as under torchvision's transforms of Pillow's pictures and under transformers' processors; what
-differs between these two are the places of a centre crop, and both are here. A script reads a picture as it is
-(`Reading`), which is not how the model's references are read (`conditioning.images`): a score is exact as its script is.
+differs between these two is where a centre crop lies, and both are here. A script reads a picture in its own way, which
+is not how the model's references are read (`conditioning.images`): a score is exact as its script is.
 """
 
 import contextlib
@@ -111,7 +111,7 @@ class Preparation:
 
 
 def _size(value: Any, edge: bool = False) -> int | tuple[int, int]:
-    """A size in transformers' ways: a number, {"shortest_edge": …} (with `edge`), {"height": …, "width": …} or a pair."""
+    """A size in transformers' ways: a number, a pair, {"height": …, "width": …}, or with `edge` {"shortest_edge": …}."""
     if isinstance(value, Mapping):
         if edge and "shortest_edge" in value:
             value = value["shortest_edge"]

@@ -1,4 +1,4 @@
-"""ImageReward (arXiv 2304.05977) through its own package, `image-reward`: how well a picture does what its prompt says."""
+"""ImageReward (arXiv 2304.05977) through its own package, `image-reward`: how well a picture fits its prompt."""
 
 import importlib.util
 import math

@@ -83,14 +83,15 @@ class Scorer:
                   whole: Callable[[str], np.ndarray]) -> float:
         """The mean cosine over a subject's references."""
         slot = metric.network
-        masks: "Sequence[AnyPath | None]" = [None] * len(subject.references)
+        masks: Sequence[AnyPath | None] = [None] * len(subject.references)
         if metric.part == "mask":
             masks = _masks(subject)
             seen = [self._encoders[slot].picture(self._alone(image, subject))]
         elif metric.part == "boxes":
             if subject.boxes is None:
-                raise ValueError(f"the protocol {self.protocol.name} compares the places where a subject was found, and "
-                                 "this row has no boxes; add them, and an empty list for a subject that was not found.")
+                raise ValueError(f"the protocol {self.protocol.name} compares the places where a subject was found, "
+                                 "and a subject of this row has no boxes; add them, or an empty list for a subject "
+                                 "that was looked for and not found.")
             found = detections(self._alone(image, subject) if subject.mask else image, subject.boxes, self.protocol)
             seen = [self._encoders[slot].picture(one) for one in found]
             if not seen:
@@ -118,11 +119,11 @@ def open_scorer(protocol: str | Protocol, files: Mapping[str, "AnyPath | str"]) 
 
     Args:
         protocol: a name of `PROTOCOLS`, or one of your own.
-        files: by slot (`protocols.SLOTS`): folders of CLIPs; weight files or folders of DINOs; ImageReward.pt. Slots that
-            the protocol does not use are left alone.
+        files: by slot (`protocols.SLOTS`): folders of CLIPs; weight files or folders of DINOs; ImageReward.pt. Slots
+            that the protocol does not use are left alone.
     Raises:
-        FileNotFoundError, ValueError: an unknown protocol or slot; a file is missing, damaged or does not fit; or not one
-            metric is left. One sentence.
+        FileNotFoundError, ValueError: an unknown protocol or slot; a file is missing, damaged or does not fit; or not
+            one metric is left. One sentence.
     """
     protocol = find_protocol(protocol) if isinstance(protocol, str) else protocol
     for slot in files:
