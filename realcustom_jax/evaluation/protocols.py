@@ -19,10 +19,10 @@ class Network:
 
     Attributes:
         slot: of `SLOTS`, under which its files are given.
-        published: which one the script loads: a name of transformers' hub ("openai/…"), of torch.hub ("dino_vits16"; also
-            where the script takes the same weights from transformers' hub) or of its own package.
-        preparation: "transformers" (the processor in the network's folder, or as its published one) or "torchvision" (the
-            script's own Resize, CenterCrop and Normalize).
+        published: which one the script loads: a name on transformers' hub ("openai/…"), of torch.hub ("dino_vits16";
+            also where the script takes the same weights from transformers' hub) or of its own package.
+        preparation: "transformers" (the processor in the network's folder, or as its published one) or "torchvision"
+            (the script's own Resize, CenterCrop and Normalize).
         positions: as whose code positions of another grid are resampled, see `load_vision_encoder`; of DINO alone.
     """
 
@@ -122,8 +122,8 @@ _ALL = (
         notes=("The script compares a picture with one reference; the mean over several is taken.", _LONG)),
     Protocol(
         name="kosmos_g", title="KOSMOS-G",
-        source="microsoft/unilm: kosmos-g/eval/clip_score.py:27,112-135,281-297,320-322, kosmos-g/eval/dino_score.py:28,"
-               "72-80,98-110,129-131",
+        source="microsoft/unilm: kosmos-g/eval/clip_score.py:28,97-151,257-314, "
+               "kosmos-g/eval/dino_score.py:27,72-81,98-129",
         networks=(Network("clip", _L14, "transformers"), Network("dino", "dino_vits16")),
         metrics=(_CLIP_T, _CLIP_I, _DINO_I), mean_floor=0.0,
         notes=("The script counts in hundredths; its paper prints cosines, as here.", _LONG)),
@@ -171,8 +171,9 @@ _ALL = (
         metrics=(_CLIP_T, Metric("clip_l_t", "clip_l14", "prompt"), dataclasses.replace(_CLIP_I, part="mask"),
                  Metric("clip_l_i", "clip_l14", "references", part="mask"), dataclasses.replace(_DINO_I, part="mask"),
                  Metric("image_reward", "image_reward", "reward")),
-        notes=("The paper does not say which DINO: dino_vits16 is taken. It does not say what stands behind the subject "
-               "that is cut out: white is taken, and the picture keeps its size.",)),
+        notes=("The paper does not say which DINO: dino_vits16 is taken.",
+               "It does not say what stands behind a subject that is cut out: white is taken, and the picture keeps its "
+               "size.")),
 )
 PROTOCOLS: dict[str, Protocol] = {protocol.name: protocol for protocol in _ALL}
 
