@@ -16,7 +16,8 @@ class Selection:
 
     Attributes:
         subjects, prompts_per_subject: the first ones. pictures_per_prompt: their seeds count up.
-        reference: which photograph of a subject the model is given, see `dreambench`. seed: of a prompt's first picture.
+        reference: which photograph of a subject the model is given, see `dreambench`.
+        seed: of a prompt's first picture.
     """
 
     subjects: int | None = None

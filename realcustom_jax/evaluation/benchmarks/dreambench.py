@@ -72,15 +72,15 @@ def _read(copy: Copy, selection: Selection) -> list[Prompted]:
 
 def _photographs(folder: "AnyPath", name: str) -> "tuple[AnyPath, ...]":
     """All photographs of a subject in their order; the first one's path if there is none, for the message."""
-    found = tuple(path for path in listing(folder / name) if path.suffix.lower() in _PHOTOGRAPHS)
+    found = tuple(path for path in listing(folder / name, "[!.]*") if path.suffix.lower() in _PHOTOGRAPHS)
     return found or (folder / name / "00.jpg",)
 
 
 def _reference(photographs: "tuple[AnyPath, ...]", name: str, chosen: int | str) -> "AnyPath":
     if isinstance(chosen, str):
         if chosen != "uno":
-            raise ValueError(f"The reference is {quoted(chosen)}; give a number from 0 on, or 'uno' for the photographs "
-                             "that UNO's list takes.")
+            raise ValueError(f"The reference is {quoted(chosen)}; give a number from 0 on, or 'uno' for the "
+                             "photographs that UNO's list takes.")
         if name not in UNO_REFERENCES:
             raise ValueError(f"UNO's list has no subject {quoted(name)}; give the reference as a number.")
         number = f"{UNO_REFERENCES[name]:02d}"

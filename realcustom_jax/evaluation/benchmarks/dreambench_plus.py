@@ -1,8 +1,8 @@
 """DreamBench++: 150 pictures of animals, people, objects and styles, with 9 prompts each.
 
-Source: https://github.com/yuangpeng/dreambench_plus, `dreambench_plus/dreambench_plus_dataset.py`: `captions/CATEGORY/NN.txt`
-holds what the picture `images/CATEGORY/NN.jpg` shows in its first line, and its prompts in the others. A collection is
-called by category, number and subject, as there.
+Source: https://github.com/yuangpeng/dreambench_plus, `dreambench_plus/dreambench_plus_dataset.py`: the first line of
+`captions/CATEGORY/NN.txt` says what the picture `images/CATEGORY/NN.jpg` shows, the others are its prompts. A
+collection is called by category, number and subject, as there.
 """
 
 from typing import TYPE_CHECKING
@@ -26,11 +26,11 @@ def _read(copy: Copy, selection: Selection) -> list[Prompted]:
     for folder, category in CATEGORIES.items():
         parts = folder.split("/")
         pictures = copy.list.parent.joinpath("images", *parts)
-        for captions in listing(copy.list.joinpath(*parts), "*.txt"):
+        for captions in listing(copy.list.joinpath(*parts), "[!.]*.txt"):
             rows += _collection(captions, pictures / f"{captions.stem}.jpg", "_".join(parts), category)
     if not rows:
-        raise FileNotFoundError(f"{copy.list} has no captions in {', '.join(CATEGORIES)}, as DreamBench++ has; get them "
-                                f"as {_SOURCE} says.")
+        raise FileNotFoundError(f"{copy.list} has no captions in {', '.join(CATEGORIES)}, as DreamBench++ has; get "
+                                f"them as {_SOURCE} says.")
     return rows
 
 

@@ -1,7 +1,7 @@
 """DSH-Bench: 459 pictures with 12 prompts each, two of each of six scenarios.
 
-Source: https://github.com/sunriverhzy/DSH-Bench, `data/DSH-Bench_image_info.json`. An entry says its subject in words; 47
-of the 5,508 prompts do not hold them, see `phrases.named`.
+Source: https://github.com/sunriverhzy/DSH-Bench, `data/DSH-Bench_image_info.json`. An entry says its subject in words;
+47 of the 5,508 prompts do not hold them, see `phrases.named`, and 8 of these hold no other form of them.
 """
 
 from pathlib import PurePosixPath

@@ -21,7 +21,7 @@ def named(prompt: str, subject: str) -> tuple[str, str]:
     for i in range(len(words)):
         for form in _forms(words[i:]):
             if spans := word_spans(prompt, form):
-                return prompt, form if form == subject else prompt[slice(*spans[0])]
+                return prompt, prompt[slice(*spans[0])]
     return f"{' '.join(words)}. {prompt}", " ".join(words)
 
 

@@ -90,7 +90,8 @@ def _copy(benchmark: Benchmark, folder: "AnyPath") -> Copy:
     others = [other for other in BENCHMARKS.values() if other is not benchmark and other.find(folder)]
     if others:
         names = " or ".join(other.name for other in others)
-        raise ValueError(f"{folder} holds {others[0].title} (the benchmark {names}), not {benchmark.title}: {expected}.")
+        raise ValueError(f"{folder} holds {others[0].title} (the benchmark {names}), not {benchmark.title}: "
+                         f"{expected}.")
     raise FileNotFoundError(f"{folder} does not hold {benchmark.title}: {expected}.")
 
 

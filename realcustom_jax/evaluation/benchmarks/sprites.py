@@ -3,6 +3,7 @@
 The references are painted into the folder that is given, and the facts of a row say what its things look like.
 """
 
+import functools
 import hashlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -10,17 +11,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from realcustom_jax.data.sprites.world import Identity
+from realcustom_jax.data.sprites.world import SCENES, Identity
 from realcustom_jax.evaluation.benchmarks.benchmark import Benchmark, Copy, Prompted, Selection
 from realcustom_jax.evaluation.miniature.cases import TASKS, Case, make_cases
 from realcustom_jax.evaluation.rows import PictureRow, Subject
 from realcustom_jax.files import png, write_file
+from realcustom_jax.paths import listing
 
 if TYPE_CHECKING:
     from realcustom_jax.evaluation.miniature.judge import TrainedJudge
     from realcustom_jax.paths import AnyPath
 
 _SUBJECTS, _SEED = 24, 0
+_TARGETS = {1: [(0,)], 2: [(0,), (0, 1)]}
+"""Which of so many things may have references."""
 
 
 def _read(copy: Copy, selection: Selection) -> list[Prompted]:
@@ -31,13 +35,13 @@ def _read(copy: Copy, selection: Selection) -> list[Prompted]:
         numbers: dict[int, int] = {}
         for case in make_cases(task, count, seed):
             number = numbers[case.subject] = numbers.get(case.subject, -1) + 1
-            rows.append(_prompted(case, number, copy.folder, seed))
+            rows.append(_prompted(case, number, copy.folder / f"seed{seed}_of_{count}"))
     return rows
 
 
-def _prompted(case: Case, number: int, folder: "AnyPath", seed: int) -> Prompted:
+def _prompted(case: Case, number: int, folder: "AnyPath") -> Prompted:
     name = f"{case.task}-{case.subject:03d}"
-    files = [folder / f"{name}-seed{seed}-reference{i}.png" for i in range(len(case.references))]
+    files = [folder / f"{name}-{i}.png" for i in range(len(case.references))]
     for file, reference in zip(files, case.references, strict=True):
         content = png(Image.fromarray(reference))
         if not file.is_file() or file.read_bytes() != content:
@@ -60,11 +64,14 @@ def facts_of(case: Case) -> dict[str, Any]:
 def case_of(facts: Mapping[str, Any]) -> Case:
     """The case without its references. Raises ValueError for facts of other rows."""
     try:
-        return Case(facts["task"], facts["subject"], tuple(Identity(**thing) for thing in facts["things"]), (),
-                    tuple(facts["targets"]), facts["scene"], facts["seed"])
-    except (KeyError, TypeError):
+        things = tuple(Identity(**thing) for thing in facts["things"])
+        case = Case(facts["task"], facts["subject"], things, (), tuple(facts["targets"]), facts["scene"], facts["seed"])
+        if case.task not in TASKS or case.scene not in SCENES or case.targets not in _TARGETS[len(things)]:
+            raise KeyError
+    except (KeyError, TypeError, ValueError):
         raise ValueError("it has not the facts of a row of the benchmark sprites, which say what its things look "
                          "like") from None
+    return case
 
 
 class SpritesScorer:
@@ -83,14 +90,14 @@ class SpritesScorer:
         self.networks = dict(networks)
 
     @classmethod
-    def open(cls, model: "AnyPath") -> "SpritesScorer":
-        """The judge of a model folder. Raises FileNotFoundError or ValueError if it has none that is usable."""
+    def open(cls, model: "str | AnyPath") -> "SpritesScorer":
+        """The judge of a model, named as `Pipeline.load` takes it. Raises FileNotFoundError or ValueError if it has none that is usable."""
         from realcustom_jax.evaluation.miniature.judge import load_judge
-        from realcustom_jax.model_files.source import FolderSource
+        from realcustom_jax.model_files.source import ModelSource
 
-        judge = load_judge(model)
-        place = FolderSource(model).place("judge")
-        files = sorted(file for file in place.iterdir() if file.is_file()) if place.is_dir() else [place]
+        source = ModelSource.open(model)
+        judge = load_judge(source.root)
+        files = [file for file in listing(source.place("judge")) if file.is_file()]
         digests = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
         return cls(judge, {"judge": {"files": digests, "architecture": "judge", "protocols_own": True}})
 
@@ -106,7 +113,7 @@ class SpritesScorer:
             raise OSError(f"{row.where}: {error}") from None
         except ValueError as error:
             raise ValueError(f"{row.where}: {error}") from None
-        scores = score_pictures(self._judge, [case], picture[None])
+        scores = score_pictures(functools.partial(self._judge, batch_size=1), [case], picture[None])
         return {name: float(scores[name][0]) for name in self.metrics if name in scores}
 
 

@@ -52,8 +52,8 @@ def _read(copy: Copy, selection: Selection) -> list[Prompted]:
 def _classes(base: "AnyPath") -> dict[str, str]:
     path = below(base, _CLASSES)
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: UNO's lists take their photographs from DreamBench, a submodule of "
-                                f"{SOURCE}; run git submodule update --init in that clone, or put a clone of "
+        raise FileNotFoundError(f"{path} is missing: UNO's lists take their photographs from DreamBench, a submodule "
+                                f"of {SOURCE}; run git submodule update --init in that clone, or put a clone of "
                                 f"https://github.com/google/dreambooth at {below(base, 'dreambooth')}.")
     return read_classes(path)[0]
 

@@ -1,8 +1,8 @@
 """XVerseBench: 90 prompts with one subject and 210 with two or three, of people, objects and animals.
 
-Source: https://github.com/bytedance/XVerse, `eval/tools/XVerseBench_{single,multi}.json`. An entry has pictures, and for
-each the word of the prompt that stands for it and, where the word occurs for several subjects, which occurrence. Boxes
-of subjects in the generated pictures are not part of it; its script detects them.
+Source: https://github.com/bytedance/XVerse, `eval/tools/XVerseBench_{single,multi}.json`. An entry has pictures, and
+for each the word of the prompt that stands for it and, where the word occurs for several subjects, which occurrence.
+Boxes of subjects in the generated pictures are not part of it; its script detects them.
 """
 
 from realcustom_jax.evaluation.benchmarks.benchmark import Benchmark, Copy, Prompted, Selection
