@@ -99,7 +99,7 @@ def test_the_page_says_how_it_was_made_and_whose_figures_stand_beside_it(rows, t
     # Ours are CLIP-T and CLIP-I; of DINO there are only published figures.
     assert "| | CLIP-T | ± | CLIP-I | ± | DINO-I | ± |" in page
     assert "| RealCustom++ | 0.318 | | 0.794 | | 0.702 | |" in page
-    assert "measured by the authors of UNO" in page and "- DINO-I: DINO-I needs --dino." in page
+    assert "measured by the authors of UNO" in page and "- dino_i is skipped: no weights." in page
 
 
 def test_another_run_makes_and_scores_nothing_again(rows, tmp_path):
@@ -221,7 +221,7 @@ def test_a_share_has_one_process_at_a_time(tmp_path):
     ("--benchmark sprites --model {}/none", "none"),
     ("--benchmark sprites --out {}", "holds 'file' and is no folder of this command"),
     ("--benchmark sprites --protocol xverse", "scores only what a detector finds in the pictures"),
-    ("--benchmark sprites --protocol uno", "Nothing can be scored by the protocol uno .clip_t: "),
+    ("--benchmark sprites --protocol uno", "The protocol uno scores nothing without its networks"),
 ])
 def test_what_cannot_be_used_is_told_before_a_model_loads(tmp_path, capsys, monkeypatch, arguments, message):
     monkeypatch.setattr(command, "load_model", pytest.fail)

@@ -159,8 +159,8 @@ def _scorer(options: argparse.Namespace) -> "tuple[Scorer, Protocol]":
                          "file by the command score.")
     whole = dataclasses.replace(protocol, metrics=tuple(x for x in protocol.metrics if x not in found))
     scorer = open_networks(whole, options)
-    scorer.skipped |= {metric.name: "it needs where the subject is in each picture: add that to rows.jsonl, and score "
-                                    "the file by the command score." for metric in found}
+    scorer.skipped |= {metric.name: f"{metric.name} is skipped: it needs where the subject is in each picture; add "
+                                    "that to rows.jsonl, and score the file by the command score." for metric in found}
     return scorer, protocol
 
 

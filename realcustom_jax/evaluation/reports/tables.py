@@ -75,10 +75,11 @@ def report_page(report: Mapping[str, Any], published: Sequence[Published] = ()) 
     else:
         lines += ["", "No published figures of this benchmark by this protocol are known here; those of another "
                       "protocol cannot be compared."]
-    if others := [name for name, about in report["networks"].items() if about.get("protocols_own") is False]:
-        lines += ["", f"Not the protocol's own networks, so that no figure is comparable: {', '.join(others)}."]
+    if others := [name for name, about in report["networks"].items() if about.get("as_published") is False]:
+        lines += ["", f"Published figures cannot be compared, because these are not the protocol's own networks: "
+                      f"{', '.join(others)}."]
     if report["skipped"]:
-        lines += ["", "Not scored:", "", *(f"- {title(name)}: {why}" for name, why in report["skipped"].items())]
+        lines += ["", "Not scored:", "", *(f"- {why}" for why in report["skipped"].values())]
     return "\n".join(lines) + "\n"
 
 

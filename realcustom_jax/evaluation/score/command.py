@@ -62,11 +62,7 @@ def open_networks(protocol: "Protocol", options: argparse.Namespace) -> "Scorer"
     from realcustom_jax.evaluation.scorer import open_scorer
 
     given = {slot: getattr(options, slot) for slot in (*SLOTS, "image_reward")}
-    scorer = open_scorer(protocol, {slot: path for slot, path in given.items() if path is not None})
-    if not scorer.metrics:
-        reasons = "; ".join(f"{name}: {why.rstrip('.')}" for name, why in scorer.skipped.items())
-        raise ValueError(f"Nothing can be scored by the protocol {protocol.name} ({reasons}).")
-    return scorer
+    return open_scorer(protocol, {slot: path for slot, path in given.items() if path is not None})
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
