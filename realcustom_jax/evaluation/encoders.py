@@ -195,7 +195,7 @@ def _check_side(preparation: Preparation, side: int, folder: Path) -> None:
 
 def _record(path: str | Path, files: Sequence[Path], network: Network, architecture: Mapping[str, Any],
             published: bool) -> dict[str, Any]:
-    return {"file": str(path), "sha256": {file.name: file_digest(file) for file in files},
+    return {"file": Path(path).name, "sha256": {file.name: file_digest(file) for file in files},
             "architecture": {name: list(value) if isinstance(value, tuple) else value
                              for name, value in architecture.items()},
             "published": network.published, "as_published": published}

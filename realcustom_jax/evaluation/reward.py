@@ -43,7 +43,7 @@ class Reward:
             model = package.load(str(file), med_config=str(beside))
         except Exception as error:  # the package and torch raise many kinds for a broken file
             raise ValueError(f"{file}: the package image-reward cannot read it ({error}).") from None
-        return cls(model, {"file": str(path), "sha256": {file.name: file_digest(file)}, "architecture": {},
+        return cls(model, {"file": Path(path).name, "sha256": {file.name: file_digest(file)}, "architecture": {},
                            "published": network.published, "as_published": file.name == "ImageReward.pt"})
 
     def score(self, prompt: str, image: Image.Image) -> float:
