@@ -62,9 +62,9 @@ class Preparation:
         """Of the preprocessor_config.json of a `CLIPImageProcessor` or `BitImageProcessor`; what it does not say is as
         in `default`. Raises ValueError for a value that cannot be used."""
         try:
-            crop = _size(config["crop_size"]) if config.get("crop_size") else default.crop
+            crop = default.crop if config.get("crop_size") is None else _size(config["crop_size"])
             return cls(
-                (_size(config["size"], edge=True) if config.get("size") else default.resize)
+                (default.resize if config.get("size") is None else _size(config["size"], edge=True))
                 if config.get("do_resize", True) else None,
                 ((crop, crop) if isinstance(crop, int) else crop) if config.get("do_center_crop", True) else None,
                 *(_channels(config.get(f"image_{name}") or value, config.get("do_normalize", True), none)
@@ -111,7 +111,7 @@ class Preparation:
 
 
 def _size(value: Any, edge: bool = False) -> int | tuple[int, int]:
-    """A size in transformers' ways: a number, a pair, {"height": …, "width": …}, or with `edge` {"shortest_edge": …}."""
+    """A size in transformers' ways: a number, a pair, {"height": …, "width": …}, with `edge` {"shortest_edge": …}."""
     if isinstance(value, Mapping):
         if edge and "shortest_edge" in value:
             value = value["shortest_edge"]

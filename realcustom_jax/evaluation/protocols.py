@@ -122,8 +122,8 @@ _ALL = (
         notes=("The script compares a picture with one reference; the mean over several is taken.", _LONG)),
     Protocol(
         name="kosmos_g", title="KOSMOS-G",
-        source="microsoft/unilm: kosmos-g/eval/clip_score.py:28,97-151,257-314, "
-               "kosmos-g/eval/dino_score.py:27,72-81,98-129",
+        source="microsoft/unilm: kosmos-g/eval/clip_score.py (_DEFAULT_MODEL, _clip_score_update and compute of both "
+               "classes), kosmos-g/eval/dino_score.py (_DEFAULT_MODEL, _get_model_and_processor, _dino_score_update)",
         networks=(Network("clip", _L14, "transformers"), Network("dino", "dino_vits16")),
         metrics=(_CLIP_T, _CLIP_I, _DINO_I), mean_floor=0.0,
         notes=("The script counts in hundredths; its paper prints cosines, as here.", _LONG)),
@@ -136,8 +136,8 @@ _ALL = (
                "equally many.",)),
     Protocol(
         name="uno", title="UNO",
-        source="bytedance/UNO: eval/evaluate_clip_dino_score_single_subject.py:43-90,127-149,162-196,213-262 (and its "
-               "brother for two subjects)",
+        source="bytedance/UNO: eval/evaluate_clip_dino_score_single_subject.py (CLIPImageDataset, DINOImageDataset, "
+               "get_clip_score, clipeval_image, dinoeval_image), and its brother for two subjects",
         networks=(Network("clip", _B32), Network("dino", "dino_vits16")),
         metrics=(dataclasses.replace(_CLIP_T, floor=0.0), _CLIP_I, _DINO_I), converted="last",
         notes=("The script gives each subject the same weight, here each picture: the same where all have equally "
@@ -172,8 +172,8 @@ _ALL = (
                  Metric("clip_l_i", "clip_l14", "references", part="mask"), dataclasses.replace(_DINO_I, part="mask"),
                  Metric("image_reward", "image_reward", "reward")),
         notes=("The paper does not say which DINO: dino_vits16 is taken.",
-               "It does not say what stands behind a subject that is cut out: white is taken, and the picture keeps its "
-               "size.")),
+               "It does not say what stands behind a subject that is cut out: white is taken, and the picture keeps "
+               "its size.")),
 )
 PROTOCOLS: dict[str, Protocol] = {protocol.name: protocol for protocol in _ALL}
 
