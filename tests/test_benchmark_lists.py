@@ -165,7 +165,8 @@ def test_unos_lists_take_the_word_from_the_folder_of_the_photograph(tmp_path):
     assert [(row.name, row.prompt, row.subjects[0].phrase, row.seed) for row in rows[1:3]] == [
         ("bear_plushie-01-0", "a stuffed animal in the snow", "stuffed animal", 3407),
         ("dog6-00-0", "a dog in the jungle", "dog", 3407)]
-    assert rows[0].subjects[0].compared == (rows[0].subjects[0].reference,) and not rows[0].options
+    assert [path.stem for path in rows[0].subjects[0].compared] == ["00", "01", "02", "03", "04"]
+    assert rows[0].subjects[0].reference.stem == "03" and not rows[0].options
     two, others = read_benchmark("uno_multi", tmp_path / "datasets")
     assert [(s.name, s.phrase, s.reference.stem) for s in two.subjects] == [
         ("dog6", "dog#1", "02"), ("dog7", "dog#2", "01")]
@@ -237,14 +238,14 @@ def test_without_its_files_a_sentence_says_where_they_are(tmp_path, name):
 def test_missing_pictures_are_counted_and_the_first_is_named(tmp_path, name):
     folder = COPIES[name](tmp_path)
     rows = read_benchmark(name, folder)
-    pictures = {path for row in rows for subject in row.subjects for path in subject.compared}
-    gone = sorted(pictures)[0]
+    pictures = {path for row in rows for subject in row.subjects for path in (subject.reference, *subject.compared)}
+    gone = rows[0].subjects[0].reference
     gone.unlink()
     count = "the only picture" if len(pictures) == 1 else f"1 of the {len(pictures)} pictures"
     if name == "dreambench":  # what it has of a subject is what lies in its folder; all must be gone
         for path in gone.parent.glob("*.jpg"):
-            path.unlink(missing_ok=True)
-        count = r"1 of the 16 pictures"
+            path.unlink()
+        count = "1 of the 16 pictures"
     with pytest.raises(FileNotFoundError, match=f"lacks {count} .* first of all {re.escape(str(gone))}; get them"):
         read_benchmark(name, folder)
 

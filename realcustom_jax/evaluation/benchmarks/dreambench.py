@@ -62,7 +62,7 @@ def _read(copy: Copy, selection: Selection) -> list[Prompted]:
     classes, prompts = read_classes(copy.list)
     rows = []
     for name, word in classes.items():
-        photographs = _photographs(copy.list.parent, name)
+        photographs = photographs_in(copy.list.parent / name)
         subject = Subject(name, word, _reference(photographs, name, selection.reference or 0), photographs)
         templates = prompts["live" if word in LIVE_CLASSES else "objects"]
         rows += [Prompted(file_name(name, f"{i:02d}"), name, with_class(template, word), (subject,))
@@ -70,10 +70,10 @@ def _read(copy: Copy, selection: Selection) -> list[Prompted]:
     return rows
 
 
-def _photographs(folder: "AnyPath", name: str) -> "tuple[AnyPath, ...]":
+def photographs_in(folder: "AnyPath") -> "tuple[AnyPath, ...]":
     """All photographs of a subject in their order; the first one's path if there is none, for the message."""
-    found = tuple(path for path in listing(folder / name, "[!.]*") if path.suffix.lower() in _PHOTOGRAPHS)
-    return found or (folder / name / "00.jpg",)
+    found = tuple(path for path in listing(folder, "[!.]*") if path.suffix.lower() in _PHOTOGRAPHS)
+    return found or (folder / "00.jpg",)
 
 
 def _reference(photographs: "tuple[AnyPath, ...]", name: str, chosen: int | str) -> "AnyPath":

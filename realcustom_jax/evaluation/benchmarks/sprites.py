@@ -91,7 +91,8 @@ class SpritesScorer:
 
     @classmethod
     def open(cls, model: "str | AnyPath") -> "SpritesScorer":
-        """The judge of a model, named as `Pipeline.load` takes it. Raises FileNotFoundError or ValueError if it has none that is usable."""
+        """The judge of a model, named as `Pipeline.load` takes it. Raises FileNotFoundError or ValueError if it has
+        none that is usable."""
         from realcustom_jax.evaluation.miniature.judge import load_judge
         from realcustom_jax.model_files.source import ModelSource
 

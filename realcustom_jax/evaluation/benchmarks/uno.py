@@ -1,15 +1,16 @@
-"""UNO's fixed lists of DreamBench: one photograph for each subject, prompts without a pseudo-token.
+"""UNO's fixed lists of DreamBench: the model is given one photograph of each subject, prompts have no pseudo-token.
 
 Source: https://github.com/bytedance/UNO, `datasets/dreambench_{singleip,multiip}.json`: 750 entries each, of 30
 subjects or pairs. The photographs are its submodule `datasets/dreambooth`. Which word stands for which photograph is
-DreamBench's class of the subject, after which the photograph's folder is called.
+DreamBench's class of the subject, after which the photograph's folder is called. Compared are all photographs in that
+folder, as UNO's `eval/evaluate_clip_dino_score_{single,multi}_subject.py` do.
 """
 
 import posixpath
 from typing import TYPE_CHECKING
 
 from realcustom_jax.evaluation.benchmarks.benchmark import Benchmark, Copy, Prompted, Selection
-from realcustom_jax.evaluation.benchmarks.dreambench import read_classes
+from realcustom_jax.evaluation.benchmarks.dreambench import photographs_in, read_classes
 from realcustom_jax.evaluation.benchmarks.lists import base_of, below, damaged, entry, file_name, read_json
 from realcustom_jax.evaluation.benchmarks.phrases import told_apart
 from realcustom_jax.evaluation.rows import Subject
@@ -29,6 +30,8 @@ def _read(copy: Copy, selection: Selection) -> list[Prompted]:
                 for paths in [entry(copy.list, place, one, "image_paths", list)]]
     base = base_of(sorted({name for names in pictures for name in names}), [copy.list.parent, copy.folder])
     classes = _classes(base)
+    compared = {folder: photographs_in(below(base, folder))
+                for folder in {posixpath.dirname(path) for paths in pictures for path in paths}}
     rows, counts = [], {}
     for place, one, paths in zip(places, entries, pictures, strict=True):
         prompt = entry(copy.list, place, one, "prompt", str)
@@ -40,7 +43,7 @@ def _read(copy: Copy, selection: Selection) -> list[Prompted]:
             targets = told_apart(prompt, [classes[name] for name in names])
         except ValueError as error:
             raise damaged(copy.list, f"in {place}, {error}") from None
-        found = [(start, Subject(name, phrase, below(base, path), (below(base, path),)))
+        found = [(start, Subject(name, phrase, below(base, path), compared[posixpath.dirname(path)]))
                  for name, path, (phrase, start) in zip(names, paths, targets, strict=True)]
         group = "+".join(names)
         number = counts[group] = counts.get(group, -1) + 1
