@@ -179,7 +179,8 @@ class TorchDino:
 
     def picture(self, image):
         if self.processor is None:
-            pixels = torchvision_pixels(image, 256, 224, MEAN, STD)
+            side = self.model.config.image_size
+            pixels = torchvision_pixels(image, round(side * 256 / 224), side, MEAN, STD)
         else:
             pixels = self.processor(image.convert("RGB"), return_tensors="pt")["pixel_values"]
         return unit(self.model(pixels).last_hidden_state[:, 0])[0]

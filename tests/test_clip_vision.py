@@ -184,4 +184,5 @@ def test_image_encoders_of_the_published_sizes_are_transformers(torch, transform
     with torch.no_grad():
         expected = model(torch.from_numpy(images)).image_embeds
     module, params = rc.load_clip_vision(tmp_path / "config.json", tmp_path / "model.safetensors")
+    (tmp_path / "model.safetensors").unlink()
     assert_close(ours(module, params, images).projected, expected, 2e-4)

@@ -185,7 +185,8 @@ def test_masks(tmp_path):
 
 
 def test_detections_as_xverse_takes_them():
-    """Of 200 pixels' width a detection has at least 10 × 10 pixels in all and 2 on a side; the first three are taken."""
+    """In a picture 200 wide a detection has at least 10 × 10 pixels in all and 2 on a side; the first three are taken.
+    """
     protocol, image = PROTOCOLS["xverse"], noise(200, 100)
     boxes = [(0, 0, 9, 9), (0, 0, 1, 100), (0, 0, 2, 50), (10.4, 20.6, 50.5, 81.5), (-5, -5, 30, 30), (5, 5, 100, 90)]
     found = detections(image, boxes, protocol)

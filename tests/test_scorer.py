@@ -1,18 +1,22 @@
 """Scores of real photographs by every protocol, against torch, transformers and Pillow with the same random weights."""
 
 import functools
+import importlib.machinery
+import json
+import sys
+import types
 import warnings
 from typing import NamedTuple
 
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
-from tests import metric_networks as networks
-from tests.photographs import photographs
 
 from realcustom_jax.evaluation.protocols import PROTOCOLS
 from realcustom_jax.evaluation.rows import ComparedSubject, PictureRow
 from realcustom_jax.evaluation.scorer import open_scorer
+from tests import metric_networks as networks
+from tests.photographs import photographs
 
 PROMPTS = ("a photo of a dog on the beach", "The CAT, in snow; with a red hat!", "a blue car at night " * 40)
 ALL_WHITE = (255, 255, 255)
@@ -193,13 +197,139 @@ def check(protocol, case, rows):
         assert np.std([other[name] for other in theirs]) > 1e-3 * unit or name.endswith("_t")
 
 
-@pytest.mark.parametrize("protocol", ["mip_adapter", "realcustom"])
-def test_three_photographs(made, tmp_path, protocol):
-    rows = rows_of([photographs()[i] for i in (2, 10, 6, 4)], tmp_path)
-    check(protocol, made.case(protocol), rows[:3])
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """A CLIP of 64 pixels, and a DINO, beside which a JSON says that it takes 64."""
+    pytest.importorskip("torch")
+    folder = tmp_path_factory.mktemp("small")
+    clip = networks.TorchClip(*networks.clip_folder(folder / "clip", side=64))
+    dino = networks.vit(side=64)
+    files = {"clip": folder / "clip", "dino": networks.hub_file(dino, folder / "dino" / "dino.pth")}
+    return Case(files, {"clip": clip, "dino": networks.TorchDino(dino)})
+
+
+@pytest.fixture(scope="module")
+def small_scorer(small):
+    return opened("mip_adapter", small.files)
+
+
+def test_two_photographs_by_small_networks(small, tmp_path):
+    """They are shown as many pixels as they take, cut out in the scripts' proportion."""
+    check("mip_adapter", small, rows_of([photographs()[i] for i in (2, 10, 4, 6)], tmp_path)[:2])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_twenty_photographs(made, tmp_path, protocol):
     check(protocol, made.case(protocol), rows_of(photographs(), tmp_path))
+
+
+def test_a_reference_and_a_prompt_are_seen_once(small_scorer, tmp_path, monkeypatch):
+    clip = small_scorer._encoders["clip"]
+    seen = []
+    monkeypatch.setattr(type(clip), "picture", lambda self, image: seen.append("picture") or np.ones(3) / 3 ** 0.5)
+    monkeypatch.setattr(type(clip), "text", lambda self, prompt: seen.append("text") or np.ones(3) / 3 ** 0.5)
+    monkeypatch.setattr(type(small_scorer._encoders["dino"]), "picture", lambda self, image: np.ones(2) / 2 ** 0.5)
+    file = tmp_path / "x.png"
+    Image.new("RGB", (8, 8)).save(file)
+    references = tuple(tmp_path / f"{i}.png" for i in range(2))
+    for reference in references:
+        Image.new("RGB", (8, 8)).save(reference)
+    for i in range(3):
+        row = PictureRow("x", f"{i}", file, "seen once", (ComparedSubject(references),), "g")
+        assert small_scorer.scores(row) == pytest.approx({"clip_t": 2.5, "clip_i": 1.0, "dino_i": 1.0})
+    assert seen.count("text") == 1 and seen.count("picture") == 3 + 2
+
+
+def refused(make, kind, message):
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The scores are not comparable")
+        with pytest.raises(kind, match=message) as caught:
+            make()
+    assert "\n" not in str(caught.value)
+
+
+def test_networks_that_are_not_the_protocols_are_told(small):
+    with pytest.warns(UserWarning, match="not comparable with published ones of the protocol kosmos_g: clip is not "
+                                         "openai/clip-vit-large-patch14, dino is not dino_vits16"):
+        scorer = open_scorer("kosmos_g", small.files)
+    record = scorer.networks["dino"]
+    assert record["as_published"] is False and record["published"] == "dino_vits16"
+    assert record["architecture"]["embed_dim"] == 32 and len(record["sha256"]["dino.pth"]) == 64
+    json.dumps(scorer.networks)
+
+
+def test_metrics_without_weights_are_skipped_with_a_sentence(small, monkeypatch):
+    scorer = opened("dsh_bench", {"clip": small.files["clip"], "image_reward": "ImageReward.pt"})
+    assert scorer.metrics == ("clip_t", "clip_i") and list(scorer.networks) == ["clip"]
+    assert set(scorer.skipped) == {metric.name for metric in PROTOCOLS["dsh_bench"].metrics} - {"clip_t", "clip_i"}
+    assert scorer.skipped["clip_l_i"] == "clip_l_i is skipped: no weights were given for the network clip_l14_336."
+    assert "the package image-reward is not installed" in scorer.skipped["image_reward"]
+    refused(lambda: open_scorer("uno", {}), ValueError, "The protocol uno scores nothing without its networks")
+    refused(lambda: open_scorer("xverse", {"clip": small.files["clip"]}), ValueError, "scores nothing without")
+
+
+def test_unknown_names_are_told_with_the_nearest(small):
+    refused(lambda: open_scorer("kosmosg", small.files), ValueError, "Unknown protocol 'kosmosg'.*mean 'kosmos_g'")
+    refused(lambda: open_scorer("uno", {"dinov1": "x"}), ValueError, "Unknown network 'dinov1'.*mean 'dinov2'")
+
+
+def test_files_that_do_not_fit_are_one_sentence(small, tmp_path):
+    files = small.files
+    refused(lambda: open_scorer("uno", {"clip": tmp_path / "none"}), FileNotFoundError, "is no folder; --clip takes")
+    refused(lambda: open_scorer("uno", {"dino": tmp_path / "none.pth"}), FileNotFoundError, "--dino takes the weights")
+    refused(lambda: open_scorer("uno", {"clip": files["dino"].parent}), ValueError, "not that of a whole CLIP")
+    other = tmp_path / "dino_vits16.pth"
+    other.write_bytes(files["dino"].read_bytes())
+    refused(lambda: open_scorer("uno", {"dino": other}), ValueError, "dino_vits16.pth.*shape")
+    nameless = tmp_path / "weights.pth"
+    nameless.write_bytes(files["dino"].read_bytes())
+    refused(lambda: open_scorer("uno", {"dino": nameless}), ValueError,
+            "nothing says which network this is.*dino_vits16.pth")
+
+
+def test_rows_that_cannot_be_scored_name_themselves(small, small_scorer, tmp_path):
+    picture = tmp_path / "x.png"
+    Image.new("RGB", (40, 30)).save(picture)
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"none")
+
+    def row(file, *references, **given):
+        return PictureRow("rows.jsonl, line 3", "x", file, "a cat", (ComparedSubject(references, **given),), "g")
+
+    refused(lambda: small_scorer.scores(row(tmp_path / "none.png", picture)), FileNotFoundError,
+            "^rows.jsonl, line 3: the picture .*none.png does not exist")
+    refused(lambda: small_scorer.scores(row(picture, broken)), ValueError, "^rows.jsonl, line 3: the picture .*broken")
+    xverse = opened("xverse", {"dino": small.files["dino"]})
+    refused(lambda: xverse.scores(row(picture, picture)), ValueError, "^rows.jsonl, line 3: .*has no boxes")
+    assert xverse.scores(row(picture, picture, boxes=())) == {"dino_i": 0.0}
+    realcustom = opened("realcustom", {"dino": small.files["dino"]})
+    refused(lambda: realcustom.scores(row(picture, picture)), ValueError, "line 3: .*no mask of its own picture")
+    refused(lambda: realcustom.scores(row(picture, picture, picture, mask=picture, reference_masks=(picture,))),
+            ValueError, "line 3: .*no mask for each of its 2 references .1 are given.")
+
+
+def test_image_rewards_own_package_scores(small, tmp_path, monkeypatch):
+    """A stand-in for the package, which needs weights of 1.8 GB: what it is asked for, and the raw score as it is."""
+    asked = []
+
+    class Model:
+        def score(self, prompt, image):
+            asked.append((prompt, image.size))
+            return 0.5
+
+    stand_in = types.ModuleType("ImageReward")
+    stand_in.__spec__ = importlib.machinery.ModuleSpec("ImageReward", None)
+    stand_in.load = lambda name, med_config: asked.append((name, med_config)) or Model()
+    monkeypatch.setitem(sys.modules, "ImageReward", stand_in)
+    weights, config = tmp_path / "ImageReward.pt", tmp_path / "med_config.json"
+    weights.write_bytes(b"weights")
+    refused(lambda: open_scorer("realcustom", {"image_reward": weights}), FileNotFoundError, "med_config.json does not")
+    config.write_text("{}")
+    scorer = open_scorer("dsh_bench", {"image_reward": weights})
+    picture = tmp_path / "x.png"
+    Image.new("RGB", (40, 30)).save(picture)
+    scores = scorer.scores(PictureRow("x", "x", picture, "a cat", (ComparedSubject((picture,)),), "g"))
+    # The normal distribution's share below 0.5.
+    assert scores == {"image_reward": 0.5, "image_reward_normalised": pytest.approx(0.691462)}
+    assert asked == [(str(weights), str(config)), ("a cat", (40, 30))]

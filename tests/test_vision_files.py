@@ -13,7 +13,7 @@ import pytest
 import safetensors.numpy
 
 import realcustom_jax as rc
-from realcustom_jax.model_files.known_vision import KNOWN, POSITIONS
+from realcustom_jax.model_files.known_vision import KNOWN, POSITIONS, arguments_of
 from realcustom_jax.model_files.tensors import headers_only
 from realcustom_jax.models import vit
 from realcustom_jax.models.vit_config import VitConfig, timm_arguments
@@ -285,7 +285,7 @@ def test_files_and_options_that_do_not_fit_are_one_sentence(torch, transformers,
                 tmp_path / "model.safetensors")
     siglip = transformers.SiglipVisionConfig(**VIT, intermediate_size=48)
     transformers.SiglipVisionModel(siglip).save_pretrained(tmp_path)
-    refused(r"the weights \(of a (transformers vision model|SigLIP image encoder of transformers)\) do not fit", config,
+    refused(r"the weights \(of a transformers vision model\) do not fit this vision encoder", config,
             tmp_path / "model.safetensors")
     tensors = {name: value.numpy() for name, value in
                transformers_model(torch, transformers, "ViT").state_dict().items()}
@@ -323,6 +323,19 @@ def test_known_networks():
     assert int(giant.embed_dim * giant.mlp_ratio) == 8192 and giant.act_layer == "silu"
 
 
+def test_what_timms_hub_says_of_its_files():
+    dinov2 = {"architecture": "vit_small_patch14_dinov2", "num_classes": 0, "num_features": 384,
+              "pretrained_cfg": {"tag": "lvd142m", "input_size": [3, 518, 518], "mean": [0.485, 0.456, 0.406]}}
+    assert VitConfig.from_config(arguments_of(dinov2)) == VitConfig.from_config(
+        KNOWN["dinov2_vits14"] | {"img_size": 518})
+    dino = {"architecture": "vit_base_patch8_224", "pretrained_cfg": {"input_size": [3, 224, 224]}}
+    assert VitConfig.from_config(arguments_of(dino)) == VitConfig.from_config(KNOWN["dino_vitb8"])
+    assert arguments_of({"architecture": "vit_so400m_patch14_siglip_384"})["class_token"] is False
+    assert arguments_of(KNOWN["dino_vits8"]) == KNOWN["dino_vits8"]
+    with pytest.raises(ValueError, match="Unknown architecture of a vision transformer 'vit_small_patch16_dinov2': "):
+        rc.load_vision_encoder({"architecture": "vit_small_patch16_dinov2"}, FIXTURES / "vit_siglip.safetensors")
+
+
 FULL = {"dino_vits16": 224, "dino_vits8": 224, "dinov2_vits14": 518, "dinov2_vitl14": 518, "dinov2_vits14_reg": 518}
 
 
@@ -335,6 +348,7 @@ def test_networks_of_the_published_sizes_are_the_hubs(torch, tmp_path, name):
     expected = hub_class_token(torch, tensors, images, config, **HUBS[POSITIONS[name]])
     file = written(tensors, tmp_path / "model.safetensors")
     module, params = rc.load_vision_encoder(config, file, positions=POSITIONS[name])
+    file.unlink()
     assert_close(pooled(module, params, images), expected, 2e-4)
 
 
@@ -354,6 +368,7 @@ def test_networks_of_the_published_sizes_are_transformers(torch, transformers, t
     model.save_pretrained(tmp_path)
     module, params = rc.load_vision_encoder(timm_arguments(config.to_dict()) | {"img_size": 224},
                                             tmp_path / "model.safetensors", positions=positions)
+    (tmp_path / "model.safetensors").unlink()
     assert_close(pooled(module, params, images), expected, 2e-4)
 
 
@@ -369,6 +384,7 @@ def test_networks_of_the_published_sizes_are_timms(torch, vision_transformer, tm
         expected = theirs(torch.from_numpy(images))
     file = written({name: value.numpy() for name, value in trained.state_dict().items()}, tmp_path / "m.safetensors")
     module, params = rc.load_vision_encoder(arguments, file)
+    file.unlink()
     assert_close(pooled(module, params, images), expected, 2e-4)
 
 

@@ -40,6 +40,8 @@ _TRAINED_SIDE, _SEEN_SIDE = 518, 224
 """Pixels: what DINOv2 was trained on last, and what every script shows it."""
 _ARCHITECTURE = ("img_size", "patch_size", "embed_dim", "depth", "num_heads", "reg_tokens")
 _PREPROCESSOR = "preprocessor_config.json"
+_VITS = None, "vit", "dinov2", "dinov2_with_registers"
+"""What the JSON of a DINO says as its model_type, timm's nothing."""
 
 
 class Encoder(Interface):
@@ -218,9 +220,12 @@ def _side(config: Mapping[str, Any], folder: Path) -> int:
 
 def _dino_config(file: Path, network: Network) -> dict[str, Any]:
     """What is beside a weight file, or what its name or its folder's says. Raises ValueError if neither does."""
+    named = known_name(file.name) or known_name(file.parent.name)
     for beside in (file.with_suffix(".json"), file.parent / "config.json"):
         if beside.is_file():
             config = read_config(beside)
+            if named and config.get("model_type") not in _VITS:
+                continue  # it belongs to another network in the same folder
             if "architecture" not in config:
                 return config
             if name := known_name(_timm_name(config)):
@@ -228,9 +233,8 @@ def _dino_config(file: Path, network: Network) -> dict[str, Any]:
                 return KNOWN[name] | dict(config.get("model_args") or {})
             raise ValueError(f"{beside}: the architecture {config['architecture']!r} is none of DINO's or DINOv2's "
                              f"({', '.join(KNOWN)}).")
-    for text in (file.name, file.parent.name):
-        if name := known_name(text):
-            return dict(KNOWN[name])
+    if named:
+        return dict(KNOWN[named])
     raise ValueError(f"{file}: nothing says which network this is; put a config.json with timm's arguments beside it, "
                      f"or name the file as the network is called ({network.published}{file.suffix}).")
 

@@ -24,7 +24,7 @@ _KINDS = {  # a name that only this kind of file holds → what the file is; the
     r"(^|\.)visual\.": "an open_clip checkpoint whose vision tower is not timm's (no visual.trunk. keys)",
     r"text\.transformer\.": "the text tower of an open_clip checkpoint (no visual.trunk. keys)",
     r"(^|\.)(pre_layrnorm|class_embedding$)": "a CLIP image encoder of transformers",
-    r"vision_model\.": "a transformers vision model",
+    r"vision_model\.|^embeddings\.patch_embedding\.|^head\.probe$": "a transformers vision model",
     r"text_model\.|^embeddings\.token_embedding\.|^final_layer_norm\.": "a CLIP text encoder of transformers",
     r"down_blocks\.0\.resnets\.0\.time_emb_proj\.": "a diffusers UNet",
     r"(^|\.)input_blocks\.\d": "a UNet in Stable Diffusion's original names",

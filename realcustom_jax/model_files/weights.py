@@ -31,6 +31,7 @@ from realcustom_jax.devices.platform import Platform
 from realcustom_jax.devices.programs import keep_shapes
 from realcustom_jax.errors import check_choice, naming
 from realcustom_jax.model_files.kinds import identify
+from realcustom_jax.model_files.known_vision import arguments_of
 from realcustom_jax.model_files.locate import read_config
 from realcustom_jax.model_files.lora import merge_loras
 from realcustom_jax.model_files.names import MARKERS, listed
@@ -325,10 +326,10 @@ def load_text_encoder(
     `text_projection.weight`. Of `loras`, ((file, scale), …), the changes of the encoder `prefix` are added to the
     weights: "te1" is the first or only one, "te2" SDXL's second. Returns (module, params); raises as `load_unet`."""
     check_choice("prefix", prefix, ("te1", "te2"))
+    architecture = _architecture(clip_text.ClipTextConfig, config, "CLIP text config")
     tensors = _own(read_tensors(*files), "text encoder",
                    "the names of transformers' CLIPModel, CLIPTextModelWithProjection or CLIPTextModel")
     tensors = merge_loras(tensors, loras, prefix)
-    architecture = _architecture(clip_text.ClipTextConfig, config, "CLIP text config")
     config = _with_joint_width(architecture, config, tensors, "text_projection.weight")
     module = clip_text.ClipText(config, "text_projection.weight" in tensors, dtype, platform)
     return _load("text encoder", module, tensors, dtype, np.zeros((1, 2), np.int32))
@@ -340,9 +341,9 @@ def load_clip_vision(
     """A CLIP image encoder from the JSON and weights of transformers' `CLIPModel`, `CLIPVisionModelWithProjection` or
     `CLIPVisionModel`; `.projected` is there if the files have `visual_projection.weight`. Positional embeddings of
     another grid are wrong shapes, as in transformers. Returns (module, params); raises as `load_unet`."""
+    architecture = _architecture(clip_vision.ClipVisionConfig, config, "CLIP vision config")
     tensors = _own(read_tensors(*files), "CLIP image encoder",
                    "the names of transformers' CLIPModel, CLIPVisionModelWithProjection or CLIPVisionModel")
-    architecture = _architecture(clip_vision.ClipVisionConfig, config, "CLIP vision config")
     config = _with_joint_width(architecture, config, tensors, "visual_projection.weight")
     module = clip_vision.ClipVision(config, "visual_projection.weight" in tensors, dtype, platform)
     return _load("CLIP image encoder", module, tensors, dtype, np.zeros((1, config.image_size, config.image_size, 3)))
@@ -364,8 +365,8 @@ def load_vision_encoder(
     """A vision transformer (SigLIP, DINO or DINOv2) in timm's, torch.hub's or transformers' names.
 
     Args:
-        config: timm `VisionTransformer` keyword arguments, or the JSON of transformers' `ViTConfig`, `Dinov2Config` or
-            `Dinov2WithRegistersConfig` (mapping or path).
+        config: timm `VisionTransformer` keyword arguments; the JSON of transformers' `ViTConfig`, `Dinov2Config` or
+            `Dinov2WithRegistersConfig`; or that of timm's files on the hub (mapping or path).
         files: weight files; later ones override earlier ones. `visual.trunk.` of open_clip may stand in front.
         dtype: of the parameters and the computation.
         platform: what the module is made for: "cpu", "gpu", "tpu" or a JAX device; None: this machine's default.
@@ -378,11 +379,12 @@ def load_vision_encoder(
         FileNotFoundError, ValueError: as `load_unet`; or `positions` is unknown.
     """
     check_choice("positions", positions, vit.POSITIONS)
-    with_norm = read_config(config).get("final_norm", True)
-    config = _architecture(vit_config.VitConfig, config, "ViT config")
+    with naming("ViT config" if isinstance(config, Mapping) else config):
+        arguments = arguments_of(read_config(config))
+        config = vit_config.VitConfig.from_config(arguments)
     tensors = _own(to_timm(read_tensors(*files)), "vision encoder", "timm's, torch.hub's or transformers' names, or "
                    f"open_clip's with {OPEN_CLIP_PREFIX} in front of them")
-    if not (config.class_token and with_norm):
+    if not (config.class_token and arguments.get("final_norm", True)):
         tensors = tensors.rename(lambda name: None if name.startswith("norm.") else name)
     module = vit.VisionTransformer(config, dtype, platform, any(name.startswith("norm.") for name in tensors))
     tensors = with_positions(tensors, config, lambda trained: vit.resample_pos_embed(
