@@ -12,7 +12,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from realcustom_jax.conditioning.prompts import build_tokenizer
 from realcustom_jax.conditioning.references import VisionSettings
-from realcustom_jax.evaluation.judge import Judge, JudgeConfig, init_judge
+from realcustom_jax.evaluation.miniature.judge import Judge, JudgeConfig, init_judge
 from realcustom_jax.files import write_json
 from realcustom_jax.model_files import bundle, weights
 from realcustom_jax.model_files.source import FolderSource

@@ -13,21 +13,15 @@ from realcustom_jax import pipeline
 from realcustom_jax.data.sprites.bank import BankConfig
 from realcustom_jax.data.sprites.captions import TELLABLE, VOCABULARY, caption
 from realcustom_jax.data.sprites.world import HELD_OUT_NOUNS, SCENES, Identity, split_of
-from realcustom_jax.evaluation import generate
-from realcustom_jax.evaluation.cases import TASKS, Case, make_cases, paint_bounds
-from realcustom_jax.evaluation.cli import main
-from realcustom_jax.evaluation.generate import METHODS, Generator
-from realcustom_jax.evaluation.judge import ATTRIBUTES, Opinions, save_judge
-from realcustom_jax.evaluation.metrics import (
-    bootstrap_interval,
-    overlap,
-    quality,
-    ratio_with_interval,
-    roc_area,
-    summarize,
-)
-from realcustom_jax.evaluation.report import TaskResult, markdown_table, task_sheet, worst_cases
-from realcustom_jax.evaluation.scores import (
+from realcustom_jax.evaluation.intervals import bootstrap_interval, ratio_with_interval
+from realcustom_jax.evaluation.miniature import generate
+from realcustom_jax.evaluation.miniature.cases import TASKS, Case, make_cases, paint_bounds
+from realcustom_jax.evaluation.miniature.command import main
+from realcustom_jax.evaluation.miniature.generate import METHODS, Generator
+from realcustom_jax.evaluation.miniature.judge import ATTRIBUTES, Opinions, save_judge
+from realcustom_jax.evaluation.miniature.measures import overlap, quality, roc_area, summarize
+from realcustom_jax.evaluation.miniature.report import TaskResult, markdown_table, task_sheet, worst_cases
+from realcustom_jax.evaluation.miniature.scores import (
     METRICS,
     Generated,
     compare,

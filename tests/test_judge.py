@@ -7,8 +7,8 @@ import pytest
 
 from realcustom_jax.data.sprites.bank import BankConfig
 from realcustom_jax.data.sprites.world import NOUNS
-from realcustom_jax.evaluation.cases import make_exam
-from realcustom_jax.evaluation.judge import (
+from realcustom_jax.evaluation.miniature.cases import make_exam
+from realcustom_jax.evaluation.miniature.judge import (
     ATTRIBUTES,
     SMALLEST_THING,
     Judge,
@@ -18,7 +18,7 @@ from realcustom_jax.evaluation.judge import (
     load_judge,
     save_judge,
 )
-from realcustom_jax.evaluation.scores import examine
+from realcustom_jax.evaluation.miniature.scores import examine
 
 from mini_bundle import SMALL_JUDGE, judge_params
 

@@ -5,8 +5,8 @@ import pytest
 from PIL import Image
 
 from realcustom_jax.data.sprites import captions, world
-from realcustom_jax.evaluation.judge import load_judge
-from realcustom_jax.evaluation.metrics import roc_area
+from realcustom_jax.evaluation.miniature.judge import load_judge
+from realcustom_jax.evaluation.miniature.measures import roc_area
 from realcustom_jax.model_files.locate import ASSETS
 from realcustom_jax.model_files.source import ModelSource
 from realcustom_jax.pipeline import Pipeline

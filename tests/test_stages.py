@@ -16,10 +16,10 @@ import pytest
 from realcustom_jax.data.sprites.bank import BankConfig
 from realcustom_jax.data.sprites.captions import Spelling
 from realcustom_jax.data.sprites.composition import compose_few
-from realcustom_jax.evaluation.cases import make_cases
-from realcustom_jax.evaluation.generate import Generator
-from realcustom_jax.evaluation.judge import ATTRIBUTES, Verdict, load_judge
-from realcustom_jax.evaluation.scores import score_pictures
+from realcustom_jax.evaluation.miniature.cases import make_cases
+from realcustom_jax.evaluation.miniature.generate import Generator
+from realcustom_jax.evaluation.miniature.judge import ATTRIBUTES, Verdict, load_judge
+from realcustom_jax.evaluation.miniature.scores import score_pictures
 from realcustom_jax.model_files import bundle, weights
 from realcustom_jax.model_files.adapter import merge_unet, scaled_tokens
 from realcustom_jax.model_files.tensors import read_tensors

@@ -23,11 +23,11 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from realcustom_jax.evaluation.cases import TASKS, make_cases
-from realcustom_jax.evaluation.generate import Generator
-from realcustom_jax.evaluation.metrics import mean_with_interval, ratio_with_interval
-from realcustom_jax.evaluation.report import number_cells
-from realcustom_jax.evaluation.scores import METRICS, score_masks, score_pictures
+from realcustom_jax.evaluation.intervals import mean_with_interval, ratio_with_interval
+from realcustom_jax.evaluation.miniature.cases import TASKS, make_cases
+from realcustom_jax.evaluation.miniature.generate import Generator
+from realcustom_jax.evaluation.miniature.report import number_cells
+from realcustom_jax.evaluation.miniature.scores import METRICS, score_masks, score_pictures
 from realcustom_jax.files import png, write_file, write_json
 from realcustom_jax.sampling.options import seeded_noise
 from realcustom_jax.sampling.sampler import sample_latents

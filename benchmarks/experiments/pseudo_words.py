@@ -27,11 +27,11 @@ from tqdm import tqdm
 
 from realcustom_jax.conditioning.prompts import encode_prompt
 from realcustom_jax.conditioning.text_states import text_states
-from realcustom_jax.evaluation.cases import Case, make_cases
-from realcustom_jax.evaluation.generate import Generator
-from realcustom_jax.evaluation.metrics import mean_with_interval
-from realcustom_jax.evaluation.report import number_cells
-from realcustom_jax.evaluation.scores import score_pictures
+from realcustom_jax.evaluation.intervals import mean_with_interval
+from realcustom_jax.evaluation.miniature.cases import Case, make_cases
+from realcustom_jax.evaluation.miniature.generate import Generator
+from realcustom_jax.evaluation.miniature.report import number_cells
+from realcustom_jax.evaluation.miniature.scores import score_pictures
 from realcustom_jax.files import png, write_file, write_json
 from realcustom_jax.pipeline import Pipeline
 from realcustom_jax.sampling.lanes import Conditioning

@@ -21,9 +21,9 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from realcustom_jax.evaluation.cases import TASKS, make_cases
-from realcustom_jax.evaluation.generate import Generator
-from realcustom_jax.evaluation.scores import METRICS, score_masks, score_pictures
+from realcustom_jax.evaluation.miniature.cases import TASKS, make_cases
+from realcustom_jax.evaluation.miniature.generate import Generator
+from realcustom_jax.evaluation.miniature.scores import METRICS, score_masks, score_pictures
 from realcustom_jax.files import write_json
 from realcustom_jax.model_files.network import Network
 from realcustom_jax.sampling.masks import SHARING

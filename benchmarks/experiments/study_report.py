@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from realcustom_jax.evaluation.metrics import mean_with_interval
-from realcustom_jax.evaluation.report import number_cells
-from realcustom_jax.evaluation.scores import METRICS
+from realcustom_jax.evaluation.intervals import mean_with_interval
+from realcustom_jax.evaluation.miniature.report import number_cells
+from realcustom_jax.evaluation.miniature.scores import METRICS
 from realcustom_jax.files import write_file
 
 Row = dict[str, Any]

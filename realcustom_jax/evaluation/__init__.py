@@ -1,1 +1,1 @@
-"""The honest score: a judge trained on painted pictures, metrics, and the report."""
+"""How good pictures are: the miniature by its own judge (`miniature`), published benchmarks by published protocols."""

@@ -4,10 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from realcustom_jax.data.sprites.bank import BankConfig
-from realcustom_jax.evaluation.cases import make_cases
-from realcustom_jax.evaluation.generate import Generator
-from realcustom_jax.evaluation.judge import TrainedJudge, load_judge
-from realcustom_jax.evaluation.scores import score_masks, score_pictures
+from realcustom_jax.evaluation.miniature.cases import make_cases
+from realcustom_jax.evaluation.miniature.generate import Generator
+from realcustom_jax.evaluation.miniature.judge import TrainedJudge, load_judge
+from realcustom_jax.evaluation.miniature.scores import score_masks, score_pictures
 from realcustom_jax.pipeline import Pipeline
 from realcustom_jax.training.reports import Findings, Report
 from realcustom_jax.training.tasks import Params
@@ -33,7 +33,7 @@ def find_judge(every: int, model: Path) -> TrainedJudge | None:
 def scored_pictures(every: int, judge: TrainedJudge | None,
                     pipeline_of: Callable[[Params], Pipeline]) -> tuple[Report, ...]:
     """A report of what a judge says of eight pictures: evaluation/subject_similarity and so on, the means of
-    `evaluation.scores`. No report without a judge."""
+    `evaluation.miniature.scores`. No report without a judge."""
     if judge is None:
         return ()
 

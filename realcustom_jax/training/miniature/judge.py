@@ -12,7 +12,7 @@ from PIL import Image
 
 from realcustom_jax.conditioning.images import grid
 from realcustom_jax.data.sprites.composition import compose
-from realcustom_jax.evaluation.judge import ATTRIBUTES, Judge, JudgeConfig, init_judge
+from realcustom_jax.evaluation.miniature.judge import ATTRIBUTES, Judge, JudgeConfig, init_judge
 from realcustom_jax.models.resize import average_pixels
 from realcustom_jax.training.miniature.pictures import HeldOut, PictureBatches
 

@@ -27,7 +27,7 @@ from realcustom_jax.data.sprites.world import HELD_OUT_NOUNS, NOUNS, SCENES
 from realcustom_jax.devices.compilation import enable_compilation_cache
 from realcustom_jax.devices.shared_disk import on_first_process
 from realcustom_jax.errors import check_choice
-from realcustom_jax.evaluation.judge import JudgeConfig, save_judge
+from realcustom_jax.evaluation.miniature.judge import JudgeConfig, save_judge
 from realcustom_jax.files import write_file, write_json
 from realcustom_jax.model_files import bundle, fingerprint, weights
 from realcustom_jax.model_files.adapter import (

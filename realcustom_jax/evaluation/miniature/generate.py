@@ -28,9 +28,9 @@ import numpy as np
 from realcustom_jax.conditioning.images import from_uint8
 from realcustom_jax.devices.compilation import jit_sampler
 from realcustom_jax.errors import check_choice
-from realcustom_jax.evaluation.cases import Case
-from realcustom_jax.evaluation.judge import TrainedJudge, load_judge
-from realcustom_jax.evaluation.scores import Generated
+from realcustom_jax.evaluation.miniature.cases import Case
+from realcustom_jax.evaluation.miniature.judge import TrainedJudge, load_judge
+from realcustom_jax.evaluation.miniature.scores import Generated
 from realcustom_jax.model_files.source import ModelSource
 from realcustom_jax.pipeline import Pipeline
 from realcustom_jax.sampling.lanes import Conditioning

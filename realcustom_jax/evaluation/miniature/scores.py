@@ -19,9 +19,10 @@ from typing import Any
 import numpy as np
 
 from realcustom_jax.data.sprites.world import NOUNS, SCENES
-from realcustom_jax.evaluation.cases import Case, Exam
-from realcustom_jax.evaluation.judge import ATTRIBUTES, TrainedJudge
-from realcustom_jax.evaluation.metrics import mean_with_interval, overlap, roc_area, summarize
+from realcustom_jax.evaluation.intervals import mean_with_interval
+from realcustom_jax.evaluation.miniature.cases import Case, Exam
+from realcustom_jax.evaluation.miniature.judge import ATTRIBUTES, TrainedJudge
+from realcustom_jax.evaluation.miniature.measures import overlap, roc_area, summarize
 from realcustom_jax.models.resize import average_pixels, resize_bilinear
 
 METRICS: dict[str, tuple[str, ...]] = {

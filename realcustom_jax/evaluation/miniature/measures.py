@@ -1,9 +1,11 @@
-"""Scores of single pictures and what to say of many: pure numpy, nothing here knows of networks or files."""
+"""Measures of single pictures of the miniature and what is reported of many: pure numpy."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
+from realcustom_jax.evaluation.intervals import mean_with_interval, rounded
 
 
 def roc_area(values: np.ndarray, positive: np.ndarray) -> float:
@@ -31,39 +33,6 @@ def overlap(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.where(either == 0, 1.0, shared / np.maximum(either, 1))
 
 
-def bootstrap_interval(
-    values: np.ndarray, clusters: np.ndarray, *, resamples: int = 1000, level: float = 0.95, seed: int = 0
-) -> tuple[float, float]:
-    """Percentile interval of the mean of `values` [N], resampling whole clusters.
-
-    Cases of one subject share its luck, so that it is subjects (`clusters` [N], any labels) that are drawn anew.
-    """
-    return _interval_of_ratio(values, np.ones(len(values)), clusters, resamples, level, seed)
-
-
-def _interval_of_ratio(above: np.ndarray, below: np.ndarray, clusters: np.ndarray, resamples: int = 1000,
-                       level: float = 0.95, seed: int = 0) -> tuple[float, float]:
-    """Percentile interval of Σ above / Σ below, both [N], resampling whole clusters of both at once."""
-    _, cluster = np.unique(clusters, return_inverse=True)
-    sums = [np.bincount(cluster, np.asarray(values, float)) for values in (above, below)]
-    draws = np.random.default_rng(seed).integers(len(sums[0]), size=(resamples, len(sums[0])))
-    ratios = sums[0][draws].sum(1) / sums[1][draws].sum(1)
-    low, high = np.quantile(ratios, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
-
-
-def mean_with_interval(values: np.ndarray, subjects: np.ndarray) -> dict[str, Any]:
-    """value, the mean of values [N], and ci95 [low, high], its interval over subjects [N]."""
-    return {"value": _rounded(np.mean(values)), "ci95": [_rounded(x) for x in bootstrap_interval(values, subjects)]}
-
-
-def ratio_with_interval(values: np.ndarray, others: np.ndarray, subjects: np.ndarray) -> dict[str, Any]:
-    """What share the mean of values [N] is of that of others [N], on the same cases, and its ci95 [low, high] over
-    subjects [N]; the others are not all 0."""
-    interval = _interval_of_ratio(values, others, subjects)
-    return {"value": _rounded(np.mean(values) / np.mean(others)), "ci95": [_rounded(x) for x in interval]}
-
-
 def summarize(values: np.ndarray, subjects: np.ndarray, held_out_noun: np.ndarray) -> dict[str, Any]:
     """One entry of the report, from the values [N] of all cases.
 
@@ -78,7 +47,7 @@ def summarize(values: np.ndarray, subjects: np.ndarray, held_out_noun: np.ndarra
     groups = {"held_out_identities": values[~held_out_noun], "held_out_nouns": values[held_out_noun]}
     return {
         **mean_with_interval(values, subjects),
-        **{name: _rounded(group.mean()) if group.size else None for name, group in groups.items()},
+        **{name: rounded(group.mean()) if group.size else None for name, group in groups.items()},
     }
 
 
@@ -87,7 +56,3 @@ def quality(scores: Mapping[str, np.ndarray], metrics: Sequence[str]) -> np.ndar
     `swapped` counts against them; masks do not count."""
     return np.mean([1 - scores[name] if name == "swapped" else scores[name]
                     for name in metrics if name != "mask_auc"], axis=0)
-
-
-def _rounded(x: float) -> float:
-    return round(float(x), 4)
