@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from realcustom_jax.conditioning.images import load_image
 from realcustom_jax.evaluation import __main__ as evaluation
 from realcustom_jax.evaluation.reports import published, sheet, summary, tables
 from realcustom_jax.evaluation.rows import ComparedSubject
@@ -22,8 +23,7 @@ class FakeScorer:
     networks = {"clip": {"architecture": "none"}}
 
     def scores(self, row):
-        red, other = (np.asarray(Image.open(path))[..., 0].mean() / 255
-                      for path in (row.picture, row.subjects[0].references[0]))
+        red, other = (load_image(path)[..., 0].mean() for path in (row.picture, row.subjects[0].references[0]))
         return {"clip_t": red, "clip_i": 1 - abs(red - other)}
 
 
@@ -160,7 +160,7 @@ def test_scores_are_reported_by_row_by_subject_and_as_means_with_intervals(write
         assert [float(line["clip_t"]) for line in csv.DictReader(lines)] == pytest.approx(red.tolist())
     assert str(tmp_path) not in (tmp_path / "scores.json").read_text()
     assert "| **this run** | 0.392 |" in capsys.readouterr().out
-    assert Image.open(tmp_path / "sheet.png").size[1] == 26 + 6 * 134
+    assert len(load_image(tmp_path / "sheet.png")) == 26 + 6 * 134
 
 
 def test_a_score_that_is_no_number_is_an_error(write, fake_scorer, tmp_path, capsys):
