@@ -39,7 +39,7 @@ _PUBLISHED_CLIPS = {  # hidden_size, num_hidden_layers, patch_size, image_size, 
 _TRAINED_SIDE, _SEEN_SIDE = 518, 224
 """Pixels: what DINOv2 was trained on last, and what every script shows it."""
 _ARCHITECTURE = ("img_size", "patch_size", "embed_dim", "depth", "num_heads", "reg_tokens")
-_PREPROCESSOR = "preprocessor_config.json"
+_PREPROCESSOR, _PROCESSOR = "preprocessor_config.json", "processor_config.json"
 _VITS = None, "vit", "dinov2", "dinov2_with_registers"
 """What the JSON of a DINO says as its model_type, timm's nothing."""
 
@@ -63,8 +63,9 @@ class ClipEncoder:
     @classmethod
     def open(cls, folder: str | Path, network: Network) -> "ClipEncoder":
         """A CLIP from transformers' folder: config.json, a tokenizer, weights, and if there is one the
-        preprocessor_config.json, which counts where the protocol's script loads transformers' processor; else the
-        pictures are prepared as for the published CLIPs, with the config's `image_size`.
+        preprocessor_config.json (or processor_config.json), which counts where the protocol's script loads
+        transformers' processor; else the pictures are prepared as for the published CLIPs, with the config's
+        `image_size`.
 
         Raises:
             FileNotFoundError, ValueError: a file is missing, damaged, or does not fit the others; in one sentence.
@@ -182,16 +183,21 @@ def _unit(feature: jax.Array) -> np.ndarray:
 
 def _preparation(folder: Path, network: Network, default: Preparation) -> Preparation:
     """As the processor in the folder says, if the script loads that and there is one."""
-    file = folder / _PREPROCESSOR
-    if network.preparation != "transformers" or not file.is_file():
+    if network.preparation != "transformers":
         return default
-    with naming(file):
-        return Preparation.from_config(read_config(file), default)
+    for file in (folder / _PREPROCESSOR, folder / _PROCESSOR):
+        said = read_config(file) if file.is_file() else {}
+        # Since transformers 5 a whole processor is one file, in which that of pictures is a part.
+        said = said.get("image_processor") if file.name == _PROCESSOR else said
+        if isinstance(said, Mapping) and said:
+            with naming(file):
+                return Preparation.from_config(said, default)
+    return default
 
 
 def _check_side(preparation: Preparation, side: int, folder: Path) -> None:
     if preparation.crop not in (None, (side, side)):
-        raise ValueError(f"{folder / _PREPROCESSOR} crops pictures to {preparation.crop[0]} × {preparation.crop[1]} "
+        raise ValueError(f"{folder}: its preprocessor crops pictures to {preparation.crop[0]} × {preparation.crop[1]} "
                          f"pixels, and the network takes {side} × {side}; give the one that belongs to the weights.")
 
 
