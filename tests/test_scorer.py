@@ -266,6 +266,27 @@ def test_a_json_of_another_network_does_not_hide_what_the_files_name_says(small,
     refused(lambda: open_scorer("uno", {"dino": tmp_path / "all" / "dino_vits16.pth"}), ValueError, "shape.*384")
 
 
+@pytest.mark.parametrize(("config", "side", "crop"), [
+    ({"img_size": 32}, 32, (37, (32, 32))), ({}, 224, (256, (224, 224))), ({"img_size": 518}, 224, (256, (224, 224))),
+    ({"img_size": [64, 64]}, 64, (73, (64, 64)))])
+def test_how_many_pixels_a_dino_is_shown(tmp_path, config, side, crop):
+    """Its img_size, cut from what is larger as 256 is than 224; DINOv2's 518 is 224."""
+    networks.hub_file(networks.vit(side=64), tmp_path / "dino.pth")
+    said = json.loads((tmp_path / "config.json").read_text())
+    del said["img_size"]
+    (tmp_path / "config.json").write_text(json.dumps(said | config))
+    encoder = opened("uno", {"dino": tmp_path / "dino.pth"})._encoders["dino"]
+    assert (encoder._preparation.resize, encoder._preparation.crop) == crop
+    assert encoder.record["architecture"]["img_size"] == [side, side]
+
+
+@pytest.mark.parametrize("side", [0, "224", [224, 196]])
+def test_a_side_that_is_none_is_one_sentence(tmp_path, side):
+    networks.hub_file(networks.vit(side=64), tmp_path / "dino.pth")
+    (tmp_path / "config.json").write_text(json.dumps({"img_size": side}))
+    refused(lambda: open_scorer("uno", {"dino": tmp_path / "dino.pth"}), ValueError, "img_size is .* square's side")
+
+
 @pytest.mark.parametrize(("text", "name"), [
     ("dino_deitsmall16_pretrain.pth", "dino_vits16"), ("dino_vitbase8_pretrain.pth", "dino_vitb8"),
     ("dino_vits16.safetensors", "dino_vits16"), ("dino-vitb8", "dino_vitb8"), ("dinov2-small", "dinov2_vits14"),
