@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from realcustom_jax.conditioning.images import load_image
 from realcustom_jax.evaluation import __main__ as evaluation
 from realcustom_jax.evaluation.reports import published, sheet, summary, tables
 from realcustom_jax.evaluation.rows import ComparedSubject
@@ -22,8 +23,7 @@ class FakeScorer:
     networks = {"clip": {"architecture": "none"}}
 
     def scores(self, row):
-        red, other = (np.asarray(Image.open(path))[..., 0].mean() / 255
-                      for path in (row.picture, row.subjects[0].references[0]))
+        red, other = (load_image(path)[..., 0].mean() for path in (row.picture, row.subjects[0].references[0]))
         return {"clip_t": red, "clip_i": 1 - abs(red - other)}
 
 
@@ -160,7 +160,7 @@ def test_scores_are_reported_by_row_by_subject_and_as_means_with_intervals(write
         assert [float(line["clip_t"]) for line in csv.DictReader(lines)] == pytest.approx(red.tolist())
     assert str(tmp_path) not in (tmp_path / "scores.json").read_text()
     assert "| **this run** | 0.392 |" in capsys.readouterr().out
-    assert Image.open(tmp_path / "sheet.png").size[1] == 26 + 6 * 134
+    assert len(load_image(tmp_path / "sheet.png")) == 26 + 6 * 134
 
 
 def test_a_score_that_is_no_number_is_an_error(write, fake_scorer, tmp_path, capsys):
@@ -211,3 +211,27 @@ def test_published_figures_are_those_of_the_same_benchmark_and_protocol():
     assert table.splitlines() == [
         "| | CLIP-I | ± | DINO-I | ± | CLIP-T | ± |", "|---|--:|--:|--:|--:|--:|--:|",
         "| **this run** | 0.700 | 0.050 | 0.700 | – | – |  |", "| X | 0.800 | | – | | 0.300 | |"]
+
+
+@pytest.mark.slow
+def test_the_networks_of_a_protocol_are_those_that_its_options_name(write, tmp_path, capsys):
+    pytest.importorskip("torch")
+    from realcustom_jax.evaluation.scorer import open_scorer
+    from tests import metric_networks as networks
+
+    networks.clip_folder(tmp_path / "clip", seed=1)
+    networks.clip_folder(tmp_path / "large", seed=2)
+    file = write(*[row(f"{i}.png") for i in range(3)])
+    given = "--clip", str(tmp_path / "clip"), "--clip-l14", str(tmp_path / "large")
+    assert score(file, *given, protocol="dsh_bench") == 0
+    report = json.loads((tmp_path / "scores.json").read_text())
+    assert list(report["metrics"]) == ["clip_t", "clip_l_t", "clip_i"]
+    assert "clip_l_i is skipped: no weights were given" in report["skipped"]["clip_l_i"]
+    assert "\nwarning: The scores are not comparable with published ones of the protocol dsh" in capsys.readouterr().err
+    with pytest.warns(UserWarning, match="not comparable"):
+        scorer = open_scorer("dsh_bench", {"clip": tmp_path / "clip", "clip_l14": tmp_path / "large"})
+    scores = [scorer.scores(one) for one in rows_file.read_rows(file, tmp_path)]
+    for name, entry in report["metrics"].items():
+        assert entry["value"] == pytest.approx(np.mean([one[name] for one in scores]), abs=1e-6)
+    assert report["metrics"]["clip_t"]["value"] != report["metrics"]["clip_l_t"]["value"]
+    assert str(tmp_path) not in (tmp_path / "scores.json").read_text()

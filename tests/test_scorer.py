@@ -3,6 +3,7 @@
 import functools
 import importlib.machinery
 import json
+import shutil
 import sys
 import types
 import warnings
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
+from realcustom_jax.evaluation.encoders import known_name
 from realcustom_jax.evaluation.protocols import PROTOCOLS
 from realcustom_jax.evaluation.rows import ComparedSubject, PictureRow
 from realcustom_jax.evaluation.scorer import open_scorer
@@ -239,6 +241,60 @@ def test_a_reference_and_a_prompt_are_seen_once(small_scorer, tmp_path, monkeypa
         row = PictureRow("x", f"{i}", file, "seen once", (ComparedSubject(references),), "g")
         assert small_scorer.scores(row) == pytest.approx({"clip_t": 2.5, "clip_i": 1.0, "dino_i": 1.0})
     assert seen.count("text") == 1 and seen.count("picture") == 3 + 2
+
+
+@pytest.mark.parametrize("name", ["preprocessor_config.json", "processor_config.json"])
+def test_the_processor_in_the_folder_counts_where_the_script_loads_it(small, tmp_path, name):
+    folder = tmp_path / "clip"
+    shutil.copytree(small.files["clip"], folder)
+    said = {"size": {"shortest_edge": 90}, "crop_size": {"height": 64, "width": 64}, "image_mean": [0.5] * 3,
+            "do_resize": None}
+    (folder / name).write_text(json.dumps(said if name.startswith("pre") else {"image_processor": said}))
+    files = small.files | {"clip": folder}
+    kosmos, uno = (opened(protocol, files)._encoders["clip"]._preparation for protocol in ("kosmos_g", "uno"))
+    assert (kosmos.resize, kosmos.crop, kosmos.mean, kosmos.centre) == (90, (64, 64), (0.5,) * 3, "transformers")
+    assert (uno.resize, uno.crop, uno.mean, uno.centre) == (64, (64, 64), tuple(networks.CLIP_MEAN), "torchvision")
+    said["crop_size"] = 60
+    (folder / name).write_text(json.dumps(said if name.startswith("pre") else {"image_processor": said}))
+    refused(lambda: open_scorer("kosmos_g", files), ValueError, "crops pictures to 60 × 60 pixels, and")
+
+
+def test_a_json_of_another_network_does_not_hide_what_the_files_name_says(small, tmp_path):
+    """A CLIP's config.json in the same folder; dino_vits16 is wider than these weights."""
+    shutil.copytree(small.files["clip"], tmp_path / "all")
+    shutil.copy(small.files["dino"], tmp_path / "all" / "dino_vits16.pth")
+    refused(lambda: open_scorer("uno", {"dino": tmp_path / "all" / "dino_vits16.pth"}), ValueError, "shape.*384")
+
+
+@pytest.mark.parametrize(("config", "side", "crop"), [
+    ({"img_size": 32}, 32, (37, (32, 32))), ({}, 224, (256, (224, 224))), ({"img_size": 518}, 224, (256, (224, 224))),
+    ({"img_size": [64, 64]}, 64, (73, (64, 64)))])
+def test_how_many_pixels_a_dino_is_shown(tmp_path, config, side, crop):
+    """Its img_size, cut from what is larger as 256 is than 224; DINOv2's 518 is 224."""
+    networks.hub_file(networks.vit(side=64), tmp_path / "dino.pth")
+    said = json.loads((tmp_path / "config.json").read_text())
+    del said["img_size"]
+    (tmp_path / "config.json").write_text(json.dumps(said | config))
+    encoder = opened("uno", {"dino": tmp_path / "dino.pth"})._encoders["dino"]
+    assert (encoder._preparation.resize, encoder._preparation.crop) == crop
+    assert encoder.record["architecture"]["img_size"] == [side, side]
+
+
+@pytest.mark.parametrize("side", [0, "224", [224, 196]])
+def test_a_side_that_is_none_is_one_sentence(tmp_path, side):
+    networks.hub_file(networks.vit(side=64), tmp_path / "dino.pth")
+    (tmp_path / "config.json").write_text(json.dumps({"img_size": side}))
+    refused(lambda: open_scorer("uno", {"dino": tmp_path / "dino.pth"}), ValueError, "img_size is .* square's side")
+
+
+@pytest.mark.parametrize(("text", "name"), [
+    ("dino_deitsmall16_pretrain.pth", "dino_vits16"), ("dino_vitbase8_pretrain.pth", "dino_vitb8"),
+    ("dino_vits16.safetensors", "dino_vits16"), ("dino-vitb8", "dino_vitb8"), ("dinov2-small", "dinov2_vits14"),
+    ("dinov2_vits14_reg4_pretrain.pth", "dinov2_vits14_reg"), ("dinov2-with-registers-base", "dinov2_vitb14_reg"),
+    ("vit_small_patch16_224.dino", "dino_vits16"), ("vit_large_patch14_reg4_dinov2.lvd142m", "dinov2_vitl14_reg"),
+    ("model.safetensors", None), ("vit_base_patch16_224.augreg", None), ("dinov3_vits16", None), ("dino_vits32", None)])
+def test_published_names(text, name):
+    assert known_name(text) == name
 
 
 def refused(make, kind, message):

@@ -25,7 +25,7 @@ from realcustom_jax.conditioning.prompts import encode_prompt
 from realcustom_jax.errors import naming
 from realcustom_jax.evaluation.preprocessing import Preparation
 from realcustom_jax.evaluation.protocols import Network
-from realcustom_jax.model_files.known_vision import KNOWN
+from realcustom_jax.model_files.known_vision import KNOWN, arguments_of
 from realcustom_jax.model_files.locate import on_this_host, read_config, weight_files
 from realcustom_jax.model_files.tokenizer import read_tokenizer
 from realcustom_jax.model_files.weights import load_clip_vision, load_text_encoder, load_vision_encoder
@@ -39,7 +39,7 @@ _PUBLISHED_CLIPS = {  # hidden_size, num_hidden_layers, patch_size, image_size, 
 _TRAINED_SIDE, _SEEN_SIDE = 518, 224
 """Pixels: what DINOv2 was trained on last, and what every script shows it."""
 _ARCHITECTURE = ("img_size", "patch_size", "embed_dim", "depth", "num_heads", "reg_tokens")
-_PREPROCESSOR = "preprocessor_config.json"
+_PREPROCESSOR, _PROCESSOR = "preprocessor_config.json", "processor_config.json"
 _VITS = None, "vit", "dinov2", "dinov2_with_registers"
 """What the JSON of a DINO says as its model_type, timm's nothing."""
 
@@ -63,8 +63,9 @@ class ClipEncoder:
     @classmethod
     def open(cls, folder: str | Path, network: Network) -> "ClipEncoder":
         """A CLIP from transformers' folder: config.json, a tokenizer, weights, and if there is one the
-        preprocessor_config.json, which counts where the protocol's script loads transformers' processor; else the
-        pictures are prepared as for the published CLIPs, with the config's `image_size`.
+        preprocessor_config.json (or processor_config.json), which counts where the protocol's script loads
+        transformers' processor; else the pictures are prepared as for the published CLIPs, with the config's
+        `image_size`.
 
         Raises:
             FileNotFoundError, ValueError: a file is missing, damaged, or does not fit the others; in one sentence.
@@ -142,15 +143,13 @@ class DinoEncoder:
             raise FileNotFoundError(f"{path} does not exist or holds no weights; --{network.slot} takes the weights of "
                                     f"{network.published}, a file or a folder.")
         folder = files[0].parent
-        config = _dino_config(files[0], network)
-        preparation = _preparation(folder, network, Preparation.dino(_side(config, folder), network.preparation))
+        arguments = _arguments(files[0], network)
+        preparation = _preparation(folder, network, Preparation.dino(_side(arguments, root), network.preparation))
         if preparation.crop and preparation.crop[0] == preparation.crop[1]:
-            config = config | {"image_size" if "hidden_size" in config else "img_size": preparation.crop[0]}
-        positions = network.positions
-        if config.get("num_register_tokens") or config.get("reg_tokens"):
-            positions = {"dinov2": "dinov2_reg", "transformers": "transformers_reg"}.get(positions, positions)
+            arguments["img_size"] = preparation.crop[0]
+        registers = "_reg" if arguments.get("reg_tokens") and network.positions != "dino" else ""
         with naming(root):
-            module, params = load_vision_encoder(config, *files, positions=positions)
+            module, params = load_vision_encoder(arguments, *files, positions=network.positions + registers)
             if not module.with_norm or not module.config.class_token:
                 raise ValueError(f"these are not the weights of {network.published}: they have no class token with a "
                                  "norm after the last block, by which pictures are compared.")
@@ -182,16 +181,21 @@ def _unit(feature: jax.Array) -> np.ndarray:
 
 def _preparation(folder: Path, network: Network, default: Preparation) -> Preparation:
     """As the processor in the folder says, if the script loads that and there is one."""
-    file = folder / _PREPROCESSOR
-    if network.preparation != "transformers" or not file.is_file():
+    if network.preparation != "transformers":
         return default
-    with naming(file):
-        return Preparation.from_config(read_config(file), default)
+    for file in (folder / _PREPROCESSOR, folder / _PROCESSOR):
+        said = read_config(file) if file.is_file() else {}
+        # Since transformers 5 a whole processor is one file, in which that of pictures is a part.
+        said = said.get("image_processor") if file.name == _PROCESSOR else said
+        if isinstance(said, Mapping) and said:
+            with naming(file):
+                return Preparation.from_config(said, default)
+    return default
 
 
 def _check_side(preparation: Preparation, side: int, folder: Path) -> None:
     if preparation.crop not in (None, (side, side)):
-        raise ValueError(f"{folder / _PREPROCESSOR} crops pictures to {preparation.crop[0]} × {preparation.crop[1]} "
+        raise ValueError(f"{folder}: its preprocessor crops pictures to {preparation.crop[0]} × {preparation.crop[1]} "
                          f"pixels, and the network takes {side} × {side}; give the one that belongs to the weights.")
 
 
@@ -209,40 +213,31 @@ def file_digest(file: Path) -> str:
         return hashlib.file_digest(content, "sha256").hexdigest()
 
 
-def _side(config: Mapping[str, Any], folder: Path) -> int:
+def _side(arguments: Mapping[str, Any], root: Path) -> int:
     """Pixels of a side that the network is shown, see `DinoEncoder.open`."""
-    side = config.get("image_size" if "hidden_size" in config else "img_size", _SEEN_SIDE)
-    side = side[0] if isinstance(side, list | tuple) and side and set(side) == {side[0]} else side
+    side = arguments.get("img_size", _SEEN_SIDE)
+    if isinstance(side, list | tuple) and side and set(side) == {side[0]}:
+        side = side[0]
     if type(side) is not int or side < 1:
-        raise ValueError(f"{folder / 'config.json'}: img_size is {side!r}; expected the pixels of a square's side.")
+        raise ValueError(f"{root}: img_size is {side!r} in its config.json; expected the pixels of a square's side.")
     return _SEEN_SIDE if side == _TRAINED_SIDE else side
 
 
-def _dino_config(file: Path, network: Network) -> dict[str, Any]:
-    """What is beside a weight file, or what its name or its folder's says. Raises ValueError if neither does."""
+def _arguments(file: Path, network: Network) -> dict[str, Any]:
+    """timm's arguments, by the JSON beside a weight file or by its or its folder's name. Raises ValueError if neither
+    says them."""
     named = known_name(file.name) or known_name(file.parent.name)
     for beside in (file.with_suffix(".json"), file.parent / "config.json"):
         if beside.is_file():
             config = read_config(beside)
             if named and config.get("model_type") not in _VITS:
                 continue  # it belongs to another network in the same folder
-            if "architecture" not in config:
-                return config
-            if name := known_name(_timm_name(config)):
-                # timm's own JSON on the hub names the network; what it adds stands in model_args.
-                return KNOWN[name] | dict(config.get("model_args") or {})
-            raise ValueError(f"{beside}: the architecture {config['architecture']!r} is none of DINO's or DINOv2's "
-                             f"({', '.join(KNOWN)}).")
+            with naming(beside):
+                return dict(arguments_of(config))
     if named:
         return dict(KNOWN[named])
     raise ValueError(f"{file}: nothing says which network this is; put a config.json with timm's arguments beside it, "
                      f"or name the file as the network is called ({network.published}{file.suffix}).")
-
-
-def _timm_name(config: Mapping[str, Any]) -> str:
-    """timm's name of a network with that of its training: "vit_small_patch16_224.dino"."""
-    tag = (config.get("pretrained_cfg") or {}).get("tag") or ""
-    return config["architecture"] if "." in config["architecture"] else f"{config['architecture']}.{tag}"
 
 
 _NAMES = (
@@ -251,13 +246,13 @@ _NAMES = (
     re.compile(r"(?P<family>dinov2)[-_](?P<reg>with-registers-)?(?P<size>small|base|large|giant)"),
     # the published files of DINO: dino_deitsmall16_pretrain.pth, dino_vitbase8_pretrain.pth
     re.compile(r"(?P<family>dino)_(deit|vit)(?P<size>small|base)(?P<patch>\d+)"),
-    # timm: vit_small_patch16_224.dino, vit_small_patch14_dinov2, vit_small_patch14_reg4_dinov2
+    # timm's on the hub: vit_small_patch16_224.dino, vit_small_patch14_dinov2, vit_small_patch14_reg4_dinov2
     re.compile(r"vit_(?P<size>small|base|large|giant)_patch(?P<patch>\d+)_(?P<reg>reg4_)?(224\.)?(?P<family>dino(v2)?)"),
 )
 
 
 def known_name(text: str) -> str | None:
-    """torch.hub's name of the DINO or DINOv2 that a file's, a folder's or timm's name names; None if it names none."""
+    """torch.hub's name of the DINO or DINOv2 that a file's or a folder's name names; None if it names none."""
     for pattern in _NAMES:
         if found := pattern.search(text):
             parts = found.groupdict()

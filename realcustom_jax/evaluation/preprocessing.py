@@ -61,16 +61,18 @@ class Preparation:
     def from_config(cls, config: Mapping[str, Any], default: "Preparation") -> "Preparation":
         """Of the preprocessor_config.json of a `CLIPImageProcessor` or `BitImageProcessor`; what it does not say is as
         in `default`. Raises ValueError for a value that cannot be used."""
+        said = {key: value for key, value in config.items() if value is not None}
         try:
-            crop = default.crop if config.get("crop_size") is None else _size(config["crop_size"])
+            resize = _size(said["size"], edge=True) if "size" in said else default.resize
+            crop = _size(said["crop_size"]) if "crop_size" in said else default.crop
+            normalise = said.get("do_normalize", True)
             return cls(
-                (default.resize if config.get("size") is None else _size(config["size"], edge=True))
-                if config.get("do_resize", True) else None,
-                ((crop, crop) if isinstance(crop, int) else crop) if config.get("do_center_crop", True) else None,
-                *(_channels(config.get(f"image_{name}") or value, config.get("do_normalize", True), none)
-                  for name, value, none in (("mean", default.mean, 0.0), ("std", default.std, 1.0))),
-                "transformers", Image.Resampling(config.get("resample", default.resample)),
-                float(config.get("rescale_factor", default.factor)) if config.get("do_rescale", True) else 1.0)
+                resize=resize if said.get("do_resize", True) else None,
+                crop=((crop, crop) if isinstance(crop, int) else crop) if said.get("do_center_crop", True) else None,
+                mean=_channels(said.get("image_mean", default.mean)) if normalise else (0.0,) * 3,
+                std=_channels(said.get("image_std", default.std)) if normalise else (1.0,) * 3,
+                centre="transformers", resample=Image.Resampling(said.get("resample", default.resample)),
+                factor=float(said.get("rescale_factor", default.factor)) if said.get("do_rescale", True) else 1.0)
         except (TypeError, ValueError, KeyError, AttributeError) as error:
             raise ValueError(f"the preprocessor's configuration cannot be used ({error}); expected that of a "
                              "CLIPImageProcessor or BitImageProcessor.") from None
@@ -123,8 +125,8 @@ def _size(value: Any, edge: bool = False) -> int | tuple[int, int]:
     return pair[0] if len(pair) == 1 else pair
 
 
-def _channels(values: Any, used: bool, neutral: float) -> tuple[float, ...]:
-    values = tuple(float(x) for x in values) if used else (neutral,) * 3
+def _channels(values: Any) -> tuple[float, ...]:
+    values = tuple(float(x) for x in values)
     if len(values) != 3:
         raise ValueError(f"{len(values)} channels where 3 were expected")
     return values

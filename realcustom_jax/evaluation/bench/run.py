@@ -121,8 +121,9 @@ class Bench:
     def _write(self, scorer: Scorer, seeds: Sequence[int], scored: Scored) -> dict[str, Any]:
         """Writes the reports; returns what scores.json holds."""
         report = {
-            "benchmark": self.benchmark, "name": self._name, "options": dict(self.options),
-            "sizes": sorted({_size(row.picture) for row in scored.rows}), "model": dict(self.identity),
+            "benchmark": self.benchmark, "name": self._name, "dtype": self.source.get("dtype"),
+            "options": dict(self.options), "sizes": sorted({_size(row.picture) for row in scored.rows}),
+            "model": dict(self.identity),
             **summarize(scorer, self.protocol, scored, lambda row: shown_path(row.picture, self.out))}
         report = json.loads(json.dumps(report))
         for row, seed in zip(report["rows"], seeds, strict=True):

@@ -59,6 +59,7 @@ def report_page(report: Mapping[str, Any], published: Sequence[Published] = ()) 
     """The page of a benchmark's report, in Markdown: what was made, the table, whose figures stand in it, and what was
     not scored."""
     used = {name: report["model"]["preset"][name] for name in _TOLD} | report["options"]
+    used |= {"dtype": report["dtype"]} if report["dtype"] else {}
     lines = [f"# {report['benchmark']}, scored by {report['protocol']}", "",
              f"- Model: {report['name']}; {', '.join(f'{name} {value}' for name, value in used.items())}.",
              f"- Pictures: {len(report['rows'])} of {len(report['subjects'])} subjects or groups of them, "
