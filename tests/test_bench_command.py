@@ -35,9 +35,9 @@ def rows(tmp_path):
         reference = tmp_path / f"{name}.png"
         Image.new("RGB", (8, 8), (red, 0, 0)).save(reference)
         subject = Subject(name, name.rstrip("6"), reference, (reference,))
-        found += [BenchmarkRow(f"{name}-{i}", f"a {subject.phrase} {i}", (subject,), seed=i, options={"steps": 5})
+        found += [BenchmarkRow(f"{name}-{i}", f"a {subject.phrase} {i}", (subject,), name, seed=i, options={"steps": 5})
                   for i in range(3)]
-    found[-1] = BenchmarkRow("cat-2", "a cat 2", found[-1].subjects, options={"num_images": 2},
+    found[-1] = BenchmarkRow("cat-2", "a cat 2", found[-1].subjects, "cat", options={"num_images": 2},
                              scored_prompt="a photo of a cat")
     return found
 
@@ -189,7 +189,7 @@ def test_a_folder_of_another_benchmark_or_of_something_else_is_refused(rows, tmp
 
 def test_nothing_is_reported_where_a_row_cannot_be_made(rows, tmp_path):
     told = []
-    rows[2] = BenchmarkRow("dog6-2", "a zebra", rows[2].subjects)
+    rows[2] = BenchmarkRow("dog6-2", "a zebra", rows[2].subjects, "dog6")
     with pytest.raises(ValueError, match="1 of 6 rows could not be made"):
         bench(tmp_path / "out").run(FakePipeline(), rows, FakeScorer(), told.append)
     assert told == ["dreambench, row dog6-2 (dog6-2) failed: what is a zebra?"]

@@ -364,6 +364,12 @@ def test_sprites_are_painted_once_and_their_facts_give_the_case_back(tmp_path):
     assert str(known.description) == str(case.description)
 
 
+def test_a_smaller_run_of_sprites_has_every_task(tmp_path):
+    rows = read_benchmark("sprites", tmp_path, subjects=2, prompts_per_subject=1)
+    assert [(row.facts["task"], row.group) for row in rows] == [
+        (task, group) for task in ("one", "bystander", "many", "one2many") for group in ("000", "001")]
+
+
 METRICS = {"one": {"subject_similarity", "text_controllability"},
            "bystander": {"subject_similarity", "text_controllability", "bystander_fidelity"},
            "many": {"subject_similarity", "text_controllability", "swapped"},

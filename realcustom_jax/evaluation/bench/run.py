@@ -114,9 +114,8 @@ class Bench:
     def _scored_rows(self, row: BenchmarkRow, call: batch.Row) -> list[PictureRow]:
         subjects = tuple(ComparedSubject(subject.compared, subject.compared_masks) for subject in row.subjects)
         prompt = row.prompt if row.scored_prompt is None else row.scored_prompt
-        group = " + ".join(subject.name for subject in row.subjects)
-        return [PictureRow(self._where(row), file.removesuffix(".png"), self._pictures / file, prompt, subjects, group,
-                           row.facts) for file in batch.pictures_of(call, {})]
+        return [PictureRow(self._where(row), file.removesuffix(".png"), self._pictures / file, prompt, subjects,
+                           row.group, row.facts) for file in batch.pictures_of(call, {})]
 
     def _write(self, scorer: Scorer, seeds: Sequence[int], scored: Scored) -> dict[str, Any]:
         """Writes the reports; returns what scores.json holds."""

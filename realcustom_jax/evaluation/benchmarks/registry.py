@@ -1,5 +1,6 @@
 """The benchmarks by name, and their rows."""
 
+import collections
 import itertools
 from typing import TYPE_CHECKING
 
@@ -53,8 +54,8 @@ def read_benchmark(
     count = pictures_per_prompt or benchmark.pictures_per_prompt
     first = benchmark.seed if seed is None else seed
     return [
-        BenchmarkRow(f"{one.name}-{i}", one.prompt, one.subjects, (first if one.seed is None else one.seed) + i,
-                     scored_prompt=one.scored_prompt, facts=one.facts)
+        BenchmarkRow(f"{one.name}-{i}", one.prompt, one.subjects, one.group,
+                     (first if one.seed is None else one.seed) + i, scored_prompt=one.scored_prompt, facts=one.facts)
         for one in prompted for i in range(count)]
 
 
@@ -96,12 +97,12 @@ def _copy(benchmark: Benchmark, folder: "AnyPath") -> Copy:
 
 
 def _first(prompted: list[Prompted], selection: Selection) -> list[Prompted]:
-    """The first prompts of the first groups, in their order."""
+    """The first prompts of each series of the first groups, in their order."""
     groups = list(dict.fromkeys(one.group for one in prompted))[: selection.subjects]
-    numbers = {group: itertools.count() for group in groups}
+    numbers = collections.defaultdict(itertools.count)
     most = selection.prompts_per_subject
-    return [one for one in prompted if one.group in numbers
-            and (next(numbers[one.group]) < most if most is not None else True)]
+    return [one for one in prompted if one.group in groups
+            and (most is None or next(numbers[one.group, one.series]) < most)]
 
 
 def _check_rows(prompted: list[Prompted], folder: "AnyPath", benchmark: Benchmark) -> None:

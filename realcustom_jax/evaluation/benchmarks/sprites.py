@@ -51,7 +51,7 @@ def _prompted(case: Case, number: int, folder: "AnyPath") -> Prompted:
     subjects = tuple(Subject(f"{case.subject:03d}_{case.things[thing].noun}", case.things[thing].noun, file, (file,))
                      for thing, file in zip(case.targets, files, strict=True))
     return Prompted(f"{name}-{number}", f"{case.subject:03d}", str(case.prompt), subjects, facts=facts_of(case),
-                    seed=case.seed)
+                    seed=case.seed, series=case.task)
 
 
 def facts_of(case: Case) -> dict[str, Any]:
