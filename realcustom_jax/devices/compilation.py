@@ -1,7 +1,8 @@
 """How programs are compiled: the persistent cache, with which a second run starts in seconds, and samplers."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -35,5 +36,17 @@ def jit_sampler(function: Callable, **options) -> Callable:
     def jitted(compiler_options):
         return jit_kept(function, compiler_options=dict(compiler_options), **options)
 
-    return functools.wraps(function)(
-        lambda unet, *args, **kwargs: jitted(unet.platform.compiler_options)(unet, *args, **kwargs))
+    @functools.wraps(function)
+    def call(unet, *args, **kwargs):
+        return jitted(unet.platform.compiler_options)(unet, *args, **kwargs)
+
+    call.lower = lambda unet, *args, **kwargs: jitted(unet.platform.compiler_options).lower(unet, *args, **kwargs)
+    return call
+
+
+def compile_together(programs: Iterable[jax.stages.Lowered]) -> None:
+    """Compiles programs side by side, or reads them from JAX's cache so; XLA does both without Python's lock. Who calls
+    them afterwards finds them compiled."""
+    with ThreadPoolExecutor() as threads:
+        for compiling in [threads.submit(program.compile) for program in programs]:
+            compiling.result()

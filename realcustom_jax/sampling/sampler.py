@@ -34,7 +34,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from realcustom_jax.arrays import Array
-from realcustom_jax.devices.compilation import jit_sampler
+from realcustom_jax.devices.compilation import compile_together, jit_sampler
 from realcustom_jax.devices.programs import jit_kept
 from realcustom_jax.errors import check_choice
 from realcustom_jax.models import context
@@ -129,18 +129,20 @@ def sample_latents(
     freeze = 0 if mask is None or all_given else min(max(1, freeze_mask_step - solver.start), solver.steps)
     fresh = freeze if branches == "sequential" else min(freeze, 1)
     carry = begin((*target.shape[:2], *size), solver, noise, init_latents, given if all_given else None)
-    used_masks = []
-    for kind, start, stop in (
-        (_Steps.sequential, 0, fresh), (_Steps.fused, fresh, freeze), (_Steps.frozen, freeze, solver.steps),
-    ):
-        if kind is _Steps.frozen and start < stop:
-            # What is not needed any more leaves before the loop, because within it all tokens would be copied in each
-            # step. Steps that make no masks have a guidance lane only where its prediction is used.
-            steps = steps.replace(lanes=lanes if guidance.needs_text else generating(lanes), target=None)
-        if start < stop and on_step is None:
+    runs, used_masks = [(_Steps.sequential, steps, 0, fresh), (_Steps.fused, steps, fresh, freeze)], []
+    if freeze < solver.steps:
+        # What is not needed any more leaves before the loop, because within it all tokens would be copied in each step.
+        # Steps that make no masks have a guidance lane only where its prediction is used.
+        lanes = lanes if guidance.needs_text else generating(lanes)
+        runs.append((_Steps.frozen, steps.replace(lanes=lanes, target=None), freeze, solver.steps))
+    runs = [(kind, steps, start, stop) for kind, steps, start, stop in runs if start < stop]
+    if on_step is not None and unet.platform.compiles_together:
+        compile_together(_step_alone.lower(unet, kind, steps, carry, start) for kind, steps, start, _ in runs)
+    for kind, steps, start, stop in runs:
+        if on_step is None:
             carry, used = _scan(functools.partial(kind, steps), carry, start, stop)
             used_masks.append(used)
-        elif start < stop:
+        else:
             for i in range(start, stop):
                 carry, used = jax.block_until_ready(_step_alone(unet, kind, steps, carry, i))
                 used_masks.append(used)
