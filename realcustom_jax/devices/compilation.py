@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -44,9 +44,11 @@ def jit_sampler(function: Callable, **options) -> Callable:
     return call
 
 
-def compile_together(programs: Iterable[jax.stages.Lowered]) -> None:
-    """Compiles programs side by side, or reads them from JAX's cache so; XLA does both without Python's lock. Who calls
-    them afterwards finds them compiled."""
-    with ThreadPoolExecutor() as threads:
-        for compiling in [threads.submit(program.compile) for program in programs]:
-            compiling.result()
+def compile_ahead(programs: Iterable[jax.stages.Lowered]) -> list[Future]:
+    """Begins to compile programs side by side, or to read them from JAX's cache so; XLA does both without Python's
+    lock. Who waits for the result of a program's future and then calls it, finds it compiled."""
+    threads = ThreadPoolExecutor(thread_name_prefix="compilation")
+    try:
+        return [threads.submit(program.compile) for program in programs]
+    finally:
+        threads.shutdown(wait=False)

@@ -34,7 +34,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from realcustom_jax.arrays import Array
-from realcustom_jax.devices.compilation import compile_together, jit_sampler
+from realcustom_jax.devices.compilation import compile_ahead, jit_sampler
 from realcustom_jax.devices.programs import jit_kept
 from realcustom_jax.errors import check_choice
 from realcustom_jax.models import context
@@ -136,13 +136,16 @@ def sample_latents(
         lanes = lanes if guidance.needs_text else generating(lanes)
         runs.append((_Steps.frozen, steps.replace(lanes=lanes, target=None), freeze, solver.steps))
     runs = [(kind, steps, start, stop) for kind, steps, start, stop in runs if start < stop]
-    if on_step is not None and unet.platform.compiles_together:
-        compile_together(_step_alone.lower(unet, kind, steps, carry, start) for kind, steps, start, _ in runs)
+    ahead = on_step is not None and unet.platform.compiles_ahead
+    compiling = compile_ahead(
+        _step_alone.lower(unet, kind, steps, carry, start) for kind, steps, start, _ in runs if ahead)
     for kind, steps, start, stop in runs:
         if on_step is None:
             carry, used = _scan(functools.partial(kind, steps), carry, start, stop)
             used_masks.append(used)
         else:
+            if compiling:
+                compiling.pop(0).result()
             for i in range(start, stop):
                 carry, used = jax.block_until_ready(_step_alone(unet, kind, steps, carry, i))
                 used_masks.append(used)
