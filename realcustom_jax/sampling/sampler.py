@@ -129,27 +129,23 @@ def sample_latents(
     freeze = 0 if mask is None or all_given else min(max(1, freeze_mask_step - solver.start), solver.steps)
     fresh = freeze if branches == "sequential" else min(freeze, 1)
     carry = begin((*target.shape[:2], *size), solver, noise, init_latents, given if all_given else None)
-    runs, used_masks = [(_Steps.sequential, steps, 0, fresh), (_Steps.fused, steps, fresh, freeze)], []
-    if freeze < solver.steps:
-        # What is not needed any more leaves before the loop, because within it all tokens would be copied in each step.
-        # Steps that make no masks have a guidance lane only where its prediction is used.
-        lanes = lanes if guidance.needs_text else generating(lanes)
-        runs.append((_Steps.frozen, steps.replace(lanes=lanes, target=None), freeze, solver.steps))
-    runs = [(kind, steps, start, stop) for kind, steps, start, stop in runs if start < stop]
-    ahead = on_step is not None and unet.platform.compiles_ahead
-    compiling = compile_ahead(
-        _step_alone.lower(unet, kind, steps, carry, start) for kind, steps, start, _ in runs if ahead)
-    for kind, steps, start, stop in runs:
-        if on_step is None:
-            carry, used = _scan(functools.partial(kind, steps), carry, start, stop)
-            used_masks.append(used)
-        else:
-            if compiling:
-                compiling.pop(0).result()
-            for i in range(start, stop):
-                carry, used = jax.block_until_ready(_step_alone(unet, kind, steps, carry, i))
-                used_masks.append(used)
-                on_step(i)
+    # What is not needed any more leaves before the loop, because within it all tokens would be copied in each step.
+    # Steps that make no masks have a guidance lane only where its prediction is used.
+    rest = steps.replace(lanes=lanes if guidance.needs_text else generating(lanes), target=None)
+    sequential, fused, frozen = (_Steps.sequential, steps), (_Steps.fused, steps), (_Steps.frozen, rest)
+    if on_step is None or guidance.needs_text:
+        first = [sequential]
+    else:
+        # The same in two programs, the second of which is the last steps' own and so need not be compiled.
+        first = [(_Steps.guiding, steps), frozen]
+    runs = [(first, 0, fresh), ([fused], fresh, freeze), ([frozen], freeze, solver.steps)]
+    runs = [(parts, start, stop) for parts, start, stop in runs if start < stop]
+    if on_step is not None:
+        return end(*_run_alone(unet, runs, carry, on_step), region, init_latents)
+    used_masks = []
+    for [(kind, steps)], start, stop in runs:
+        carry, used = _scan(functools.partial(kind, steps), carry, start, stop)
+        used_masks.append(used)
     return end(carry[0], used_masks, region, init_latents)
 
 
@@ -208,12 +204,16 @@ class _Steps:
         out = self._evaluate(self.lanes, state, i, mask)
         return (self._advance(state, i, out.noise, mask), mask), mask
 
-    def sequential(self, carry, i):
+    def guiding(self, carry, i):
+        """The first half of a sequential step: its mask, and the prediction of the guidance lane."""
         state, mask = carry
-        guiding = self._evaluate(self.lanes.guidance(), state, i, mask)
-        mask = self._new_mask(guiding, mask)
+        out = self._evaluate(self.lanes.guidance(), state, i, mask)
+        return (state, self._new_mask(out, mask)), out.noise
+
+    def sequential(self, carry, i):
+        (state, mask), noise = self.guiding(carry, i)
         out = self._evaluate(self.lanes.generating(), state, i, mask)
-        predictions = jnp.concatenate([guiding.noise, out.noise], axis=1)
+        predictions = jnp.concatenate([noise, out.noise], axis=1)
         return (self._advance(state, i, predictions, mask), mask), mask
 
     def fused(self, carry, i):
@@ -279,6 +279,26 @@ def _within(region: jax.Array, x: jax.Array, picture: jax.Array) -> jax.Array:
 def _step_alone(unet, kind, steps, carry, i):
     carry, used = kind(steps, carry, i)
     return carry, used[None]
+
+
+def _run_alone(unet: UNet, runs, carry, on_step: Callable[[int], None]) -> tuple[SolverState, list[jax.Array]]:
+    """(the last state, the masks used) of all steps, called one by one. `runs`: (the parts of each step, one after the
+    other, the first step, the end)."""
+    used_masks, compiling = [], {}
+    if unet.platform.compiles_ahead:
+        kinds = {kind: steps for parts, *_ in runs for kind, steps in parts}
+        lowered = (_step_alone.lower(unet, kind, steps, carry, 0) for kind, steps in kinds.items())
+        compiling = dict(zip(kinds, compile_ahead(lowered), strict=True))
+    for parts, start, stop in runs:
+        for i in range(start, stop):
+            for kind, steps in parts:
+                if kind in compiling:
+                    compiling.pop(kind).result()
+                carry, used = _step_alone(unet, kind, steps, carry, i)
+            jax.block_until_ready(carry)
+            used_masks.append(used)
+            on_step(i)
+    return carry[0], used_masks
 
 
 _ALONE = (
