@@ -15,7 +15,6 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from typing import Protocol as Interface
 
 import jax
 import numpy as np
@@ -42,15 +41,6 @@ _ARCHITECTURE = ("img_size", "patch_size", "embed_dim", "depth", "num_heads", "r
 _PREPROCESSOR, _PROCESSOR = "preprocessor_config.json", "processor_config.json"
 _VITS = None, "vit", "dinov2", "dinov2_with_registers"
 """What the JSON of a DINO says as its model_type, timm's nothing."""
-
-
-class Encoder(Interface):
-    """What tells how much two pictures are alike. `record`: see the module's beginning."""
-
-    record: dict[str, Any]
-
-    def picture(self, image: Image.Image) -> np.ndarray:
-        """float64 [C], of length 1. Raises ValueError for a picture that cannot be prepared."""
 
 
 class ClipEncoder:

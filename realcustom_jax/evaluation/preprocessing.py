@@ -109,7 +109,7 @@ class Preparation:
     def __call__(self, image: Image.Image) -> np.ndarray:
         """float32 [H, W, 3], what the network takes. The picture is converted to RGB after the crop, if it is not."""
         values = np.asarray(self.frame(image).convert("RGB"), np.float32) * np.float32(self.factor)
-        return (values - np.float32(self.mean)) / np.float32(self.std)
+        return (values - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
 
 
 def _size(value: Any, edge: bool = False) -> int | tuple[int, int]:
@@ -192,7 +192,7 @@ def _readable(file: "AnyPath | str", what: str = "picture") -> Iterator[Image.Im
 
 def cut_out(image: Image.Image, mask: np.ndarray, paper: tuple[int, int, int]) -> Image.Image:
     """The RGB picture with what is outside of the mask, bool [H, W], in the colour of the paper."""
-    return Image.fromarray(np.where(mask[:, :, None], np.asarray(image), np.uint8(paper)))
+    return Image.fromarray(np.where(mask[:, :, None], np.asarray(image), np.asarray(paper, np.uint8)))
 
 
 def detections(image: Image.Image, boxes: Sequence[Box], protocol: Protocol) -> list[Image.Image]:
