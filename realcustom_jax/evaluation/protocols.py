@@ -154,7 +154,9 @@ _ALL = (
                  Metric("clip_l_i", "clip_l14_336", "references"), _DINO_I, _DINOV2_I,
                  Metric("image_reward", "image_reward", "reward"),
                  Metric("image_reward_normalised", "image_reward", "reward", normalised=True)),
-        notes=("The script counts in hundredths; its paper prints cosines, as here.", _LONG)),
+        notes=("The script counts in hundredths; its paper prints cosines, as here.",
+               "How a reward is normalised is said nowhere: image_reward_normalised is the normal distribution's share "
+               "below it, which is a guess.", _LONG)),
     Protocol(
         name="xverse", title="XVerse",
         source="bytedance/XVerse: eval/tools/dino.py:33-66, eval/tools/idip_sam-dino_score.py:99-117, "
