@@ -56,12 +56,6 @@ def test_the_scales_and_floors_of_each_script():
                if name in ("kosmos_g", "dsh_bench", "realcustom"))
 
 
-def test_the_mean_of_many():
-    assert PROTOCOLS["uno"].mean([-0.5, 0.25]) == PROTOCOLS["dsh_bench"].mean(iter([-0.5, 0.25])) == -0.125
-    assert PROTOCOLS["kosmos_g"].mean([-0.5, 0.25]) == 0  # torchmetrics' compute
-    assert PROTOCOLS["kosmos_g"].mean([0.5, 0.25]) == 0.375
-
-
 def test_an_unknown_protocol_is_told_with_the_nearest():
     with pytest.raises(ValueError, match="Unknown protocol 'dreambench': known are .*; did you mean 'dreambench_plus'"):
         find_protocol("dreambench")

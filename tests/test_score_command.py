@@ -216,8 +216,9 @@ def test_published_figures_are_those_of_the_same_benchmark_and_protocol():
 @pytest.mark.slow
 def test_the_networks_of_a_protocol_are_those_that_its_options_name(write, tmp_path, capsys):
     pytest.importorskip("torch")
+    import metric_networks as networks
+
     from realcustom_jax.evaluation.scorer import open_scorer
-    from tests import metric_networks as networks
 
     networks.clip_folder(tmp_path / "clip", seed=1)
     networks.clip_folder(tmp_path / "large", seed=2)

@@ -9,16 +9,16 @@ import types
 import warnings
 from typing import NamedTuple
 
+import metric_networks as networks
 import numpy as np
 import pytest
+from photographs import photographs
 from PIL import Image, ImageDraw
 
 from realcustom_jax.evaluation.encoders import known_name
 from realcustom_jax.evaluation.protocols import PROTOCOLS
 from realcustom_jax.evaluation.rows import ComparedSubject, PictureRow
 from realcustom_jax.evaluation.scorer import open_scorer
-from tests import metric_networks as networks
-from tests.photographs import photographs
 
 PROMPTS = ("a photo of a dog on the beach", "The CAT, in snow; with a red hat!", "a blue car at night " * 40)
 ALL_WHITE = (255, 255, 255)
@@ -194,8 +194,7 @@ def check(protocol, case, rows):
             assert mine[name] == pytest.approx(other[name], abs=1e-4 * unit), name
     for name in scorer.metrics:
         mean = np.mean([other[name] for other in theirs])
-        mean = max(mean, 0) if protocol == "kosmos_g" else mean
-        assert scorer.protocol.mean([mine[name] for mine in ours]) == pytest.approx(mean, abs=1e-4 * unit)
+        assert np.mean([mine[name] for mine in ours]) == pytest.approx(mean, abs=1e-4 * unit)
         assert np.std([other[name] for other in theirs]) > 1e-3 * unit or name.endswith("_t")
 
 

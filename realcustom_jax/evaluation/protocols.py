@@ -5,7 +5,6 @@ how it reads and prepares a picture, what it compares, and how it makes one numb
 """
 
 import dataclasses
-from collections.abc import Iterable
 
 from realcustom_jax.errors import check_choice
 
@@ -71,7 +70,6 @@ class Protocol:
         converted: to RGB, "first" or "last", after resizing and cropping.
         paper: the colour behind what is cut out or padded.
         detections: how many of a subject's boxes are looked at, in their order.
-        mean_floor: the least that the mean over all pictures may be; None: whatever it is.
         notes: what the source leaves open, and what was taken; for reports.
     """
 
@@ -85,18 +83,11 @@ class Protocol:
     converted: str = "first"
     paper: tuple[int, int, int] = (255, 255, 255)
     detections: int = 3
-    mean_floor: float | None = None
     notes: tuple[str, ...] = ()
 
     def network(self, slot: str) -> Network:
         """The network of a slot, which the protocol has."""
         return next(network for network in self.networks if network.slot == slot)
-
-    def mean(self, values: Iterable[float]) -> float:
-        """The script's one number of many pictures' scores, at least one."""
-        values = list(values)
-        mean = sum(values) / len(values)
-        return mean if self.mean_floor is None else max(mean, self.mean_floor)
 
 
 _B32, _L14 = "openai/clip-vit-base-patch32", "openai/clip-vit-large-patch14"
@@ -125,8 +116,9 @@ _ALL = (
         source="microsoft/unilm: kosmos-g/eval/clip_score.py (_DEFAULT_MODEL, _clip_score_update and compute of both "
                "classes), kosmos-g/eval/dino_score.py (_DEFAULT_MODEL, _get_model_and_processor, _dino_score_update)",
         networks=(Network("clip", _L14, "transformers"), Network("dino", "dino_vits16")),
-        metrics=(_CLIP_T, _CLIP_I, _DINO_I), mean_floor=0.0,
-        notes=("The script counts in hundredths; its paper prints cosines, as here.", _LONG)),
+        metrics=(_CLIP_T, _CLIP_I, _DINO_I),
+        notes=("The script counts in hundredths; its paper prints cosines, as here. It shows a mean below 0, which no "
+               "trained CLIP has, as 0.", _LONG)),
     Protocol(
         name="mip_adapter", title="MIP-Adapter",
         source="hqhQAQ/MIP-Adapter: evaluation/evaluate_func.py:43-91,127-149,173-208,218-255",

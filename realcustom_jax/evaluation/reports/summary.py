@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from realcustom_jax import __version__
 from realcustom_jax.errors import quoted
-from realcustom_jax.evaluation.intervals import bootstrap_interval
+from realcustom_jax.evaluation.intervals import mean_with_interval, rounded
 from realcustom_jax.evaluation.rows import PictureRow
 
 if TYPE_CHECKING:
@@ -72,16 +72,16 @@ def summarize(scorer: Scorer, protocol: "Protocol", scored: Scored, shown: Calla
     """The report: metrics with their mean over pictures and 95 % interval over subjects, then subjects and rows.
 
     Args:
-        protocol: by which it was scored, and which says what their mean is.
+        protocol: by which it was scored.
         shown: what the report calls a row's picture; no path of this machine, so that two runs say the same.
     """
     return {
         "protocol": protocol.name, "source": protocol.source, "notes": list(protocol.notes),
-        "metrics": {name: _mean(scored, name, protocol.mean) for name in _present(scorer, scored)},
+        "metrics": {name: _mean(scored, name) for name in _present(scorer, scored)},
         "skipped": dict(scorer.skipped), "networks": dict(scorer.networks),
         "subjects": _subjects(scorer, scored),
         "rows": [{"name": row.name, "picture": shown(row), "subject": row.group,
-                  **{name: _rounded(scores[name]) for name in scorer.metrics if name in scores}}
+                  **{name: rounded(scores[name], _PLACES) for name in scorer.metrics if name in scores}}
                  for row, scores in zip(scored.rows, scored.scores, strict=True)],
         "version": __version__}
 
@@ -110,12 +110,10 @@ def _values(scored: Scored, name: str) -> tuple[np.ndarray, np.ndarray]:
     return np.array(has, int), np.array([scored.scores[i][name] for i in has], float)
 
 
-def _mean(scored: Scored, name: str, mean: Callable[[Sequence[float]], float]) -> dict[str, Any]:
+def _mean(scored: Scored, name: str) -> dict[str, Any]:
     has, values = _values(scored, name)
     groups = np.array([scored.rows[i].group for i in has])
-    interval = bootstrap_interval(values, groups)
-    # What bounds the mean, bounds the ends of its interval.
-    return {"value": _rounded(mean(values)), "ci95": [_rounded(mean([end])) for end in interval], "rows": len(values),
+    return {**mean_with_interval(values, groups, digits=_PLACES), "rows": len(values),
             "subjects": len(set(groups.tolist()))}
 
 
@@ -128,12 +126,8 @@ def _subjects(scorer: Scorer, scored: Scored) -> dict[str, Any]:
     for group, indices in members.items():
         part = Scored([scored.rows[i] for i in indices], [scored.scores[i] for i in indices])
         means[group] = {"rows": len(indices), **{
-            name: _rounded(_values(part, name)[1].mean()) for name in _present(scorer, part)}}
+            name: rounded(_values(part, name)[1].mean(), _PLACES) for name in _present(scorer, part)}}
     return means
-
-
-def _rounded(value: float) -> float:
-    return round(float(value), _PLACES)
 
 
 def shown_path(path: "AnyPath", folder: "AnyPath") -> str:
