@@ -108,8 +108,8 @@ def check_request(num_subjects: int, seed: int) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Photograph:
-    """A reference, uint8 [P, P, 3], and what the painter knows of it: its scene, and as of `Case.shown` each thing's pose
-    and whether it faces left."""
+    """A reference, uint8 [P, P, 3], and what the painter knows of it: its scene, and as of `Case.shown` each thing's
+    pose and whether it faces left."""
 
     image: np.ndarray
     scene: str
