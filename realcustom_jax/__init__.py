@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from realcustom_jax.conditioning.targets import target_tokens
     from realcustom_jax.model_files.weights import (
         load_autoencoder,
+        load_clip_vision,
         load_projector,
         load_text_encoder,
         load_unet,
@@ -36,15 +37,17 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Conditioning", "Guidance", "MaskConfig", "Pipeline", "Preset", "Result", "betas", "classifier_free_guidance",
-    "integrate", "load_autoencoder", "load_projector", "load_text_encoder", "load_unet", "load_vision_encoder",
-    "make_solver", "prepare_reference", "sample_latents", "sample_text_only", "subject_mask", "target_tokens",
+    "integrate", "load_autoencoder", "load_clip_vision", "load_projector", "load_text_encoder", "load_unet",
+    "load_vision_encoder", "make_solver", "prepare_reference", "sample_latents", "sample_text_only", "subject_mask",
+    "target_tokens",
 ]
 
 _MODULES = {
     "conditioning.references": ("prepare_reference",),
     "conditioning.targets": ("target_tokens",),
     "model_files.weights": (
-        "load_autoencoder", "load_projector", "load_text_encoder", "load_unet", "load_vision_encoder"),
+        "load_autoencoder", "load_clip_vision", "load_projector", "load_text_encoder", "load_unet",
+        "load_vision_encoder"),
     "pipeline": ("Pipeline", "Result"),
     "presets": ("Preset",),
     "sampling.guidance": ("Guidance", "classifier_free_guidance"),

@@ -7,10 +7,10 @@
 `NAME.json` is written after the pictures of its row and says what they were made of, so it marks the row as complete:
 whatever kills a run, the next one makes the rows that lack it, and no others. A row that cannot be read or made is
 told, and the others are made. Rows run in the order of the file; each shape (size, number of pictures, number of
-references) compiles once, wherever its rows stand. A folder belongs to one run at a time.
+references) compiles once, wherever its rows stand. A folder belongs to one run at a time, or to several processes of
+one, each with a share of its rows.
 """
 
-import codecs
 import dataclasses
 import hashlib
 import json
@@ -24,17 +24,18 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from realcustom_jax.errors import check_choice, check_text, printable, quoted, sentence, visible
-from realcustom_jax.files import png, sole_user, write_file, write_json
+from realcustom_jax.errors import check_text, printable, sentence, visible
+from realcustom_jax.files import clear_leftovers, png, user_of_share, write_file, write_json
+from realcustom_jax.json_lines import is_number, is_text, numbered_lines, parse_object, told
 from realcustom_jax.memory import enough_memory
-from realcustom_jax.paths import as_path, beside, is_bucket, listing, local_copy, make_folder, reaching
+from realcustom_jax.paths import as_path, beside, is_bucket, local_copy, make_folder, reaching
 from realcustom_jax.sampling.options import check_options
 
 if TYPE_CHECKING:
     from realcustom_jax.paths import AnyPath
+    from realcustom_jax.pipeline import Pipeline
 
 _SOURCE = "source"  # the key of a record that is not compared
-_TEMPORARY = re.compile(r"\..+\.(png|json)\.[a-z0-9_]{8}")  # what a killed `write_file` leaves
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,9 +86,7 @@ def read_rows(file: str | Path) -> tuple[Row | BadRow, ...]:
         OSError, ValueError: the file cannot be read, or none of its lines can be used; the first ten are named.
     """
     rows, taken = [], {}
-    for number, line in enumerate(_read(file).splitlines(), 1):
-        if not line.strip():
-            continue
+    for number, line in numbered_lines(file):
         where = f"{file}, line {number}"
         try:
             row = _parse(line, f"{number:04d}", as_path(file).parent, where)
@@ -100,23 +99,9 @@ def read_rows(file: str | Path) -> tuple[Row | BadRow, ...]:
     if not rows:
         raise ValueError(f"{file} holds no prompts; expected a JSON object on each line.")
     if all(isinstance(row, BadRow) for row in rows):
-        problems = "; ".join(f"line {row.where.rpartition(' ')[2]}: {row.problem}" for row in rows[:10])
-        more = "; …" if len(rows) > 10 else "."
-        raise ValueError(f"{file} has {len(rows)} bad line(s) and no good one: {problems}{more}")
+        problems = [(int(row.where.rpartition(" ")[2]), row.problem) for row in rows]
+        raise ValueError(f"{file} has {len(rows)} bad line(s) and no good one: {told(problems)}.")
     return tuple(rows)
-
-
-def _read(file: str | Path) -> bytes:
-    """What a file of lines holds, without a byte order mark, in UTF-8 if it is in the UTF-16 of Windows' shells."""
-    try:
-        content = local_copy(as_path(file)).read_bytes()
-    except (OSError, ValueError) as error:  # ValueError: no file can have this name
-        kind = type(error) if isinstance(error, OSError) else ValueError
-        raise kind(f"{file} cannot be read ({getattr(error, 'strerror', None) or error}); give a file with a JSON "
-                   "object on each line.") from None
-    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return content.decode("utf-16", "replace").encode("utf-8", "surrogatepass")
-    return content.removeprefix(codecs.BOM_UTF8)
 
 
 def _report(line: str) -> None:
@@ -126,7 +111,7 @@ def _report(line: str) -> None:
 def run_batch(
     pipeline: Callable, rows: Sequence[Row | BadRow], out: "AnyPath", *, options: Mapping[str, Any],
     loaded: Mapping[str, Any] = MappingProxyType({"model": "mini"}), source: Mapping[str, Any] = MappingProxyType({}),
-    report: Callable[[str], None] = _report,
+    report: Callable[[str], None] = _report, share: tuple[int, int] = (0, 1),
 ) -> Summary:
     """Makes the pictures of all rows that are not complete in the folder `out`.
 
@@ -141,13 +126,16 @@ def run_batch(
             compared, so that pictures of two models, or of one before and after it was trained anew, do not mix.
         source: where it was loaded from, JSON values; recorded for the reader only, as a model may be moved.
         report: told one line about each row that failed.
+        share: (I, N): this is process I of N that work in `out`, whose rows are I, I + N, I + 2N …; numbers in the
+            summary are of these.
     Raises:
         OSError, ValueError: before anything is made if two rows make the same file, another run is at work in `out`, or
             it holds results of another request (words, options, content of the model, the adapter or the
             references); later if a file cannot be written.
     """
+    number, of = share
     requests, unreadable = [], []
-    for row in rows:
+    for row in rows[number::of]:
         try:
             if isinstance(row, BadRow):
                 raise ValueError(row.problem)
@@ -156,12 +144,32 @@ def run_batch(
             unreadable.append(_failure(row, error))
     _check_names(requests)
     make_folder(out)
-    with sole_user(out):
+    with user_of_share(out, number, of):
         todo = _todo(requests, out)
+        clear_leftovers(out, None if of == 1 else {
+            file for row, request in requests for file in (f"{row.name}.json", *request["files"])})
         for line in unreadable:
             report(line)
         summary = _run(pipeline, todo, len(requests), out, report)
     return dataclasses.replace(summary, failed=summary.failed + len(unreadable))
+
+
+def identity(pipeline: "Pipeline") -> dict[str, Any]:
+    """What a pipeline is, as `loaded` of `run_batch`: a model may have been trained anew at its path, so its content is
+    compared, and how its preset uses it."""
+    return {"content": pipeline.fingerprints(), "preset": dataclasses.asdict(pipeline.preset)}
+
+
+def unfinished(rows: Sequence[Row], out: "AnyPath", *, options: Mapping[str, Any], loaded: Mapping[str, Any]
+               ) -> list[Row]:
+    """Those of the rows that are not complete in the folder `out`; arguments and errors as of `run_batch`."""
+    return [row for row, _ in _todo([(row, _request(row, options, loaded)) for row in rows], out)]
+
+
+def pictures_of(row: Row, options: Mapping[str, Any]) -> list[str]:
+    """The names of the files that a row makes with these options."""
+    count = {**options, **row.options}.get("num_images", 1)
+    return [f"{row.name}.png"] if count == 1 else [f"{row.name}-{i}.png" for i in range(count)]
 
 
 def _failure(row: Row | BadRow, error: Exception) -> str:
@@ -170,11 +178,8 @@ def _failure(row: Row | BadRow, error: Exception) -> str:
 
 
 def _todo(requests: Sequence[tuple[Row, Mapping[str, Any]]], out: "AnyPath") -> list[tuple[Row, Mapping[str, Any]]]:
-    """The rows that are not complete in a folder that is there; takes away what a killed run has left."""
-    todo = [(row, request) for row, request in requests if not _is_complete(out, row, request)]
-    for file in [file for file in listing(out) if _TEMPORARY.fullmatch(file.name)]:
-        file.unlink()
-    return todo
+    """The rows that are not complete in a folder that is there."""
+    return [(row, request) for row, request in requests if not _is_complete(out, row, request)]
 
 
 def _run(pipeline, todo: Sequence[tuple[Row, Mapping[str, Any]]], count: int, out: "AnyPath", report) -> Summary:
@@ -195,37 +200,29 @@ def _run(pipeline, todo: Sequence[tuple[Row, Mapping[str, Any]]], count: int, ou
     return Summary(len(todo) - failed, skipped, failed)
 
 
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and value.strip() != ""
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float)
-
-
 _MOST_PICTURES = 10_000  # of a row: all are in memory at once, and each has a file
 _COUNT = ((lambda value: type(value) is int and value > 0), "a whole number above 0")
-_TEXT = (_is_text, "a text")
-_TEXTS = (lambda value: _is_text(value) or isinstance(value, list) and value and all(map(_is_text, value)),
+_TEXT = (is_text, "a text")
+_TEXTS = (lambda value: is_text(value) or isinstance(value, list) and value and all(map(is_text, value)),
           "a text or a list of texts")
-_NUMBER = (_is_number, "a number")
+_NUMBER = (is_number, "a number")
 
 
 def _is_region(value: Any) -> bool:
-    return _is_text(value) or isinstance(value, list) and len(value) == 4 and all(map(_is_number, value))
+    return is_text(value) or isinstance(value, list) and len(value) == 4 and all(map(is_number, value))
 
 
 def _are_strengths(value: Any) -> bool:
     if isinstance(value, dict):
         return bool(value) and all(not isinstance(x, dict) and _are_strengths(x) for x in value.values())
-    return _is_number(value) or isinstance(value, list) and bool(value) and all(map(_is_number, value))
+    return is_number(value) or isinstance(value, list) and bool(value) and all(map(is_number, value))
 
 
 _WORDS = "prompt", "target", "negative_prompt"  # which the tokenizer reads
 _KEYS = {  # what a value must be, for a program and for a reader
     "prompt": _TEXT, "image": _TEXTS, "target": _TEXTS,
     # 200 bytes leave room for the endings in the 255 that file systems allow.
-    "name": (lambda value: _is_text(value) and re.fullmatch(r"\w[\w .+-]*", value) and len(value.encode()) <= 200,
+    "name": (lambda value: is_text(value) and re.fullmatch(r"\w[\w .+-]*", value) and len(value.encode()) <= 200,
              "up to 200 letters, digits, spaces, _ - + . after the first"),
     "seed": (lambda value: type(value) is int and 0 <= value < 2**32, f"a whole number from 0 to {2**32 - 1}"),
     "num_images": (lambda value: type(value) is int and 0 < value <= _MOST_PICTURES,
@@ -244,20 +241,8 @@ _PICTURES = "init_image", "mask_image", "masks"
 
 def _parse(line: bytes, default_name: str, folder: "AnyPath", where: str) -> Row:
     """The row in one line; raises ValueError that says what is wrong with it."""
-    try:
-        values = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        if isinstance(error, UnicodeDecodeError):
-            raise ValueError(f"not UTF-8 (byte 0x{error.object[error.start]:02x} at {error.start + 1}); save the file "
-                             "in that encoding") from None
-        raise ValueError(f"not valid JSON ({getattr(error, 'msg', error)})") from None
-    if not isinstance(values, dict):
-        raise ValueError("not a JSON object")
+    values = parse_object(line, _KEYS)
     for key, value in values.items():
-        check_choice("key", key, _KEYS)
-        fits, expected = _KEYS[key]
-        if not fits(value):
-            raise ValueError(f"{key} is {quoted(value)}, expected {expected}")
         for text in value if isinstance(value, list) else [value]:
             if key in _WORDS:
                 check_text(key, text)
@@ -298,20 +283,18 @@ def _request(row: Row, options: Mapping[str, Any], loaded: Mapping[str, Any]) ->
     """What `NAME.json` holds, in plain JSON values: all that decides how the row's pictures look, and their names."""
     options = {"seed": 0, **options, **row.options}
     loaded = {name: dict(value) if isinstance(value, Mapping) else value for name, value in loaded.items()}
-    count = options.get("num_images", 1)
-    files = [f"{row.name}.png"] if count == 1 else [f"{row.name}-{i}.png" for i in range(count)]
-    pictures = {"pictures": _recorded(dict(row.pictures))} if row.pictures else {}
-    return json.loads(json.dumps({"prompt": row.prompt, "targets": row.targets, "references": _recorded(row.references),
-                                  "options": options, **pictures, **loaded, "files": files}))
+    pictures = {"pictures": recorded(dict(row.pictures))} if row.pictures else {}
+    return json.loads(json.dumps({"prompt": row.prompt, "targets": row.targets, "references": recorded(row.references),
+                                  "options": options, **pictures, **loaded, "files": pictures_of(row, options)}))
 
 
-def _recorded(value: Any) -> Any:
-    """The value with files as their names and contents."""
+def recorded(value: Any) -> Any:
+    """The value with the paths in it as the names and contents of their files."""
     if isinstance(value, PurePath):
         return {"file": value.name, "sha256": hashlib.sha256(local_copy(value).read_bytes()).hexdigest()}
     if isinstance(value, dict):
-        return {name: _recorded(x) for name, x in value.items()}
-    return [_recorded(x) for x in value] if isinstance(value, list | tuple) else value
+        return {name: recorded(x) for name, x in value.items()}
+    return [recorded(x) for x in value] if isinstance(value, list | tuple) else value
 
 
 def _check_names(requests: Sequence[tuple[Row, Mapping[str, Any]]]) -> None:

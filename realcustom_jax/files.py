@@ -4,14 +4,15 @@ import contextlib
 import io
 import json
 import os
+import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from realcustom_jax.paths import file_system, is_bucket, reaching
+from realcustom_jax.paths import file_system, is_bucket, listing, reaching
 
 if TYPE_CHECKING:
     from realcustom_jax.paths import AnyPath
@@ -20,6 +21,8 @@ try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None
+
+_LEFTOVER = re.compile(r"\.(.+\.[a-z]+)\.[a-z0-9_]{8}")  # the temporary name of a file
 
 
 def write_file(path: "AnyPath", content: bytes, *, mode: int = 0o644) -> None:
@@ -43,6 +46,15 @@ def write_file(path: "AnyPath", content: bytes, *, mode: int = 0o644) -> None:
         raise
 
 
+def clear_leftovers(folder: "AnyPath", of: Collection[str] | None = None) -> None:
+    """Takes away what a process that was killed within `write_file` has left in a folder: of any file, or of those with
+    these names alone, where other processes may be writing theirs."""
+    for file in listing(folder, ".*"):
+        found = _LEFTOVER.fullmatch(file.name)
+        if found and (of is None or found[1] in of):
+            file.unlink()
+
+
 def write_json(path: "AnyPath", value: Mapping[str, Any]) -> None:
     """Writes indented JSON, whole or not at all."""
     write_file(path, (json.dumps(value, indent=2) + "\n").encode())
@@ -55,15 +67,39 @@ def sole_user(folder: "AnyPath"):
     It is the operating system's lock on the folder itself: it ends with its process, however that ends, and leaves no
     file behind. Where there are no such locks (Windows, some network file systems, buckets) it does nothing.
     """
+    with _held(folder, folder, shared=False):
+        yield
+
+
+@contextlib.contextmanager
+def user_of_share(folder: "AnyPath", number: int, of: int):
+    """The same for one of several processes, each of which works at a share of its own in the folder: it keeps out a
+    second process of this share, and whoever wants the folder alone. `of` 1 is `sole_user`.
+
+    The share's own lock is on `.shares/NUMBER-of-OF` in the folder, which stays.
+    """
+    if of == 1 or is_bucket(folder):
+        with sole_user(folder):
+            yield
+        return
+    own = Path(folder) / ".shares" / f"{number}-of-{of}"
+    own.mkdir(parents=True, exist_ok=True)
+    with _held(folder, folder, shared=True), _held(own, f"Share {number}/{of} of {folder}", shared=False):
+        yield
+
+
+@contextlib.contextmanager
+def _held(folder: "AnyPath", what: "AnyPath | str", *, shared: bool):
+    """Locks a folder against all others, or, `shared`, against those that want it alone; `what` the sentence names."""
     if fcntl is None or is_bucket(folder):
         yield
         return
     handle = os.open(folder, os.O_RDONLY)
     try:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise BlockingIOError(f"{folder} is in use by another run that is still going on; wait for it to end, or "
+            raise BlockingIOError(f"{what} is in use by another run that is still going on; wait for it to end, or "
                                   "choose another folder.") from None
         except OSError:
             pass  # a file system without locks

@@ -45,7 +45,7 @@ from realcustom_jax.models.clip_text import TextOutput
 from realcustom_jax.presets import PRESETS, Preset, find_preset
 from realcustom_jax.sampling.decoding import decode_latents, decoder_moments, encode_pictures
 from realcustom_jax.sampling.guidance import Guidance
-from realcustom_jax.sampling.lanes import Conditioning, VisionScale
+from realcustom_jax.sampling.lanes import Conditioning, VisionScale, conditionings_of_images, zero_conditioning
 from realcustom_jax.sampling.options import (
     check_options,
     given_noise,
@@ -294,13 +294,12 @@ class Pipeline:
         shape = self.latent_shape(width, height)
         mask = choices.mask_config(*shape[:2], len(targets), overlap)
         noise = seeded_noise(seed, num_images, shape) if latents is None else given_noise(latents, (num_images, *shape))
-        positive, negative, marks = self._conditionings(
-            pictures, prompt, targets, negative_prompt, (width, height), overlapping=mask.overlap == "sum")
-        inputs = jax.tree.map(lambda x: jnp.repeat(x, num_images, axis=0), (positive, negative, marks))
+        inputs = self._conditionings(pictures, prompt, targets, negative_prompt, (width, height), num_images,
+                                     overlapping=mask.overlap == "sum")
 
-        guidance = None if choices.guidance_scale == 1 else jnp.float32(choices.guidance_scale)
-        strengths = ({block: jnp.float32(x) for block, x in vision_scale.items()}
-                     if isinstance(vision_scale, Mapping) else jnp.float32(vision_scale))
+        guidance = None if choices.guidance_scale == 1 else np.float32(choices.guidance_scale)
+        strengths = ({block: np.float32(x) for block, x in vision_scale.items()}
+                     if isinstance(vision_scale, Mapping) else np.float32(vision_scale))
         options = {"solver": schedule, "guidance_scale": guidance, "mask": mask, "branches": choices.branches,
                    "freeze_mask_step": choices.freeze_mask_step, "vision_scale": strengths,
                    "noise_per_step": noise_of_steps(schedule, seed, num_images, shape),
@@ -351,7 +350,7 @@ class Pipeline:
             return Conditioning(tokens)
         width, height = self.sizes.check(*(size or (None, None)))
         sizes = time_ids((height, width), order=self.preset.size_order)
-        return Conditioning(tokens, pooled, jnp.tile(jnp.asarray(sizes), (len(tokens), 1)))
+        return Conditioning(tokens, pooled, jax.device_put(np.tile(sizes, (len(tokens), 1))))
 
     def encode_negative(
         self, prompt: str | None, positive: Conditioning, *, size: tuple[int, int] | None = None
@@ -363,7 +362,7 @@ class Pipeline:
         """
         text = (self.preset.negative_prompt or None) if prompt is None else prompt
         if text is None and (self.preset.no_negative or self.no_negative) == "zeros":
-            return jax.tree.map(jnp.zeros_like, positive).replace(time_ids=positive.time_ids)
+            return zero_conditioning(positive).replace(time_ids=positive.time_ids)
         return self.encode_prompts(
             [text or ""] * len(positive.text), size=size, allow_empty=True, what="negative prompt")
 
@@ -372,7 +371,7 @@ class Pipeline:
         of a black picture (all zero) are the negative lane's."""
         # Pictures of any size come to one shape here, so that the encoders are compiled once.
         size = self.vision_settings.size
-        squares = jnp.stack([square_reference(image, size) for image in images])
+        squares = np.float32([square_reference(image, size) for image in images])
         params = (self.siglip.params, self.dino.params, self.projector.params)
         return _encode_references(
             self.siglip.module, self.dino.module, self.projector.module, self.vision_settings, params, squares)
@@ -409,18 +408,15 @@ class Pipeline:
                 self.projector.fingerprint(), fingerprint.of_parameters(visual), self.vision_settings),
         }
 
-    def _conditionings(self, pictures, prompt, targets, negative_prompt, size, *, overlapping):
-        """(positive, negative, marked target tokens [1, R, T]) for one image."""
+    def _conditionings(self, pictures, prompt, targets, negative_prompt, size, count, *, overlapping):
+        """(positive, negative, marked target tokens [B, R, T]) for B = count images."""
         positive = self.encode_prompts(prompt, size=size)
-        marks = jnp.asarray(self.mark_targets(prompt, targets, overlapping=overlapping))[None]
+        marks = self.mark_targets(prompt, targets, overlapping=overlapping)
         if self.vocabulary:
             self.vocabulary.check(prompt, [target_phrase(prompt, x, match=self.preset.match) for x in targets])
         negative = self.encode_negative(negative_prompt, positive, size=size)
-        *tokens, nothing = self.encode_references([*pictures, np.zeros_like(pictures[0])])
-        # A single reference may stand for several phrases.
-        vision = jnp.stack(tokens * (len(targets) // len(tokens)))[None]
-        nothing = jnp.broadcast_to(nothing, vision.shape)
-        return positive.replace(vision=vision), negative.replace(vision=nothing), marks
+        vision = self.encode_references([*pictures, np.zeros_like(pictures[0])])
+        return conditionings_of_images(count, positive, negative, vision, marks)
 
     @property
     def sizes(self) -> PictureSizes:

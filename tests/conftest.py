@@ -1,16 +1,23 @@
 import contextlib
 import gc
+import importlib.machinery
+import importlib.util
 import itertools
 import os
+import sys
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import pytest
 
 from fresh_process import emulator
 from goldens import FIXTURES
 
-# Tests neither read nor fill the user's cache of compiled programs; JAX reads this when it is imported.
-os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+# Tests have a cache of compiled programs of their own, which the processes of a call share and the next call finds
+# again; they neither read nor fill the user's. JAX reads this when it is imported.
+os.environ |= {
+    "JAX_COMPILATION_CACHE_DIR": str(Path(__file__).parents[1] / ".pytest_cache" / "compiled"),
+    "JAX_COMPILATION_CACHE_MAX_SIZE": str(2**29), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1"}
 
 
 _LONGEST = "test_stages.py", "test_published.py", "test_unet.py", "test_sampling.py", "test_ahead.py"
@@ -143,3 +150,20 @@ def new_bucket(tmp_path_factory):
             return url
 
         yield make
+
+
+@pytest.fixture(scope="module")
+def vision_transformer():
+    """timm's module. It imports torchvision for its picture transforms, which are replaced where that is missing."""
+    names = ("", ".transforms", ".transforms.functional", ".ops", ".ops.misc", ".datasets", ".models",
+             ".models.feature_extraction")
+    stand_ins = {}
+    if importlib.util.find_spec("torchvision") is None:
+        for name in (f"torchvision{name}" for name in names):
+            stand_ins[name] = MagicMock(__path__=[])
+            stand_ins[name].__spec__ = importlib.machinery.ModuleSpec(name, None)
+    # Only the stand-ins leave again: some of what timm imports, as numpy.fft, cannot be loaded twice in a process.
+    with pytest.MonkeyPatch.context() as patched:
+        for name, module in stand_ins.items():
+            patched.setitem(sys.modules, name, module)
+        yield pytest.importorskip("timm.models.vision_transformer")

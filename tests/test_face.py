@@ -12,9 +12,9 @@ import realcustom_jax as rc
 import fresh_process
 
 CONTRACT = {
-    "load_unet", "load_projector", "load_text_encoder", "load_vision_encoder", "load_autoencoder", "subject_mask",
-    "classifier_free_guidance", "betas", "make_solver", "integrate", "Conditioning", "MaskConfig", "sample_latents",
-    "sample_text_only", "prepare_reference", "target_tokens", "Pipeline", "Preset", "Result",
+    "load_unet", "load_projector", "load_text_encoder", "load_vision_encoder", "load_clip_vision", "load_autoencoder",
+    "subject_mask", "classifier_free_guidance", "betas", "make_solver", "integrate", "Conditioning", "MaskConfig",
+    "sample_latents", "sample_text_only", "prepare_reference", "target_tokens", "Pipeline", "Preset", "Result",
 }
 HEAVY = ("jax", "flax", "transformers", "numpy", "torch")
 

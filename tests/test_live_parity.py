@@ -5,11 +5,6 @@ made norms, biases and layer scales are constants, which a wrong mapping would n
 network the library that it comes from; what is not installed is skipped.
 """
 
-import importlib.machinery
-import importlib.util
-import sys
-from unittest.mock import MagicMock
-
 import jax
 import numpy as np
 import pytest
@@ -151,23 +146,6 @@ def test_the_text_encoder_is_transformers(name, act, eos, prefix, tmp_path):
 
 SIGLIP = {"class_token": False, "global_pool": "map", "mlp_ratio": 3.736111111111111}
 DINO = {"reg_tokens": 4, "no_embed_class": True, "init_values": 1e-5}
-
-
-@pytest.fixture(scope="module")
-def vision_transformer():
-    """timm's module. It imports torchvision for its picture transforms, which are replaced where that is missing."""
-    names = ("", ".transforms", ".transforms.functional", ".ops", ".ops.misc", ".datasets", ".models",
-             ".models.feature_extraction")
-    stand_ins = {}
-    if importlib.util.find_spec("torchvision") is None:
-        for name in (f"torchvision{name}" for name in names):
-            stand_ins[name] = MagicMock(__path__=[])
-            stand_ins[name].__spec__ = importlib.machinery.ModuleSpec(name, None)
-    # Only the stand-ins leave again: some of what timm imports, as numpy.fft, cannot be loaded twice in a process.
-    with pytest.MonkeyPatch.context() as patched:
-        for name, module in stand_ins.items():
-            patched.setitem(sys.modules, name, module)
-        yield pytest.importorskip("timm.models.vision_transformer")
 
 
 @pytest.mark.parametrize("arguments, trained_at, size", [

@@ -49,6 +49,7 @@ def test_a_larger_picture_needs_more_and_xla_needs_about_the_estimate(mini_pipel
     assert small.parameters["UNet"] == 4 * sum(x.size for x in jax.tree.leaves(mini_pipeline.unet.params))
 
 
+@pytest.mark.slow
 def test_what_a_call_leaves_out_and_what_it_brings_is_counted(mini_pipeline):
     """Lanes that are not run need nothing; a solver that draws noise needs that of its steps."""
     def memory(**options):

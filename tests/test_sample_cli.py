@@ -129,6 +129,7 @@ def test_what_no_model_takes_is_told_before_one_is_loaded(monkeypatch, tmp_path,
         assert code == 2 and re.search(message, lines[-1]), lines
 
 
+@pytest.mark.slow
 def test_parts_of_other_files_and_the_prediction_are_handed_on(mini_pipeline, monkeypatch, tmp_path, capsys):
     given = {}
     monkeypatch.setattr(Pipeline, "load", lambda *_, **options: given.update(options) or mini_pipeline)

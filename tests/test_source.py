@@ -251,6 +251,8 @@ def test_latents_that_are_shifted_are_refused(key):
     (rc.load_autoencoder, {"block_out_channels": 3}, "autoencoder config: the configuration cannot be used"),
     (rc.load_vision_encoder, {"img_size": None}, "ViT config: the configuration cannot be used"),
     (rc.load_text_encoder, {"hidden_size": "wide"}, "CLIP text config: the configuration cannot be used"),
+    (rc.load_clip_vision, {"vision_config": {"image_size": "wide"}},
+     "CLIP vision config: the configuration cannot be used"),
 ])
 def test_a_configuration_that_cannot_be_used_is_one_sentence(loader, config, message, tmp_path):
     with pytest.raises(ValueError, match=message):

@@ -3,14 +3,18 @@
 import argparse
 import contextlib
 import logging
+import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
-from realcustom_jax.errors import sentence
-from realcustom_jax.paths import as_path
+from tqdm import tqdm
+
+from realcustom_jax.errors import printable, sentence
+from realcustom_jax.paths import as_path, check_reachable, is_bucket
 
 if TYPE_CHECKING:
     from realcustom_jax.paths import AnyPath
@@ -27,6 +31,22 @@ def say_nothing_of_accelerators() -> None:
     logging.getLogger("jax._src.xla_bridge").setLevel(logging.ERROR)
 
 
+def say(line: str) -> None:
+    """Prints a line beside what the command makes, above its progress bars."""
+    tqdm.write(printable(line, sys.stderr), file=sys.stderr)
+
+
+def leave(code: int) -> NoReturn:
+    """Ends the process with this exit code once all is written, and takes nothing apart: to free a model's objects
+    and programs one by one would take Python most of a second, and the system takes them back at once."""
+    try:
+        for stream in filter(None, (sys.stdout, sys.stderr)):
+            stream.flush()
+    except OSError:
+        sys.exit(code)  # Nobody reads any more: Python has an exit code of its own for that.
+    os._exit(code)
+
+
 @contextlib.contextmanager
 def warnings_as_sentences(say: Callable[[str], None]) -> Iterator[None]:
     """Our warnings as one line each, told to `say`; none of the libraries' other kinds."""
@@ -41,3 +61,26 @@ def path_option(text: str) -> "AnyPath":
         return as_path(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def share_option(text: str) -> tuple[int, int]:
+    """I/N as the type of an option: (I, N), the first of N being 0."""
+    if not (found := re.fullmatch(r"(\d+)/(\d+)", text)) or int(found[1]) >= int(found[2]):
+        raise argparse.ArgumentTypeError(f"{text!r} is not I/N, such as 0/4 for the first of 4")
+    return int(found[1]), int(found[2])
+
+
+def check_output_file(option: str, path: "AnyPath") -> None:
+    """Raises ValueError or OSError, before the long part of a command, if a file could not be written there.
+
+    Args:
+        option: that names it, for the sentence.
+    """
+    check_reachable(path)
+    if is_bucket(path):
+        return
+    if not path.absolute().parent.is_dir():
+        raise FileNotFoundError(f"{option} {path} cannot be written: the folder {path.absolute().parent} does not "
+                                "exist.")
+    if path.is_dir():
+        raise ValueError(f"{option} {path} is a folder; give the name of a file.")

@@ -6,18 +6,16 @@ In a clone it is `python sample.py`.
 """
 
 import argparse
-import dataclasses
-import sys
 import warnings
 from contextlib import nullcontext
 
 from tqdm import tqdm
 
-from realcustom_jax.commands.program import say_nothing_of_accelerators, warnings_as_sentences
+from realcustom_jax.commands.program import say, say_nothing_of_accelerators, warnings_as_sentences
 from realcustom_jax.commands.sample_options import PROMPT, load_model, parse
 
-# What a pipeline is loaded from, and how.
-_LOADED = "model", "adapter", "vision", "tokenizer", "vae", "unet", "prediction", "lora", "preset", "dtype"
+LOADED = "model", "adapter", "vision", "tokenizer", "vae", "unet", "prediction", "lora", "preset", "dtype"
+"""The options that say what a pipeline is loaded from, and how."""
 # What each row of a batch says for itself.
 _OF_ROWS = "prompt", "image", "target", "mask", "init_image", "mask_image", "strength"
 
@@ -60,10 +58,9 @@ def _run(options: argparse.Namespace) -> int:
             options.target or [None])))
     if rows:
         given, source = ({name: x for name, x in said.items() if x is not None} for said in (
-            choices, {name: getattr(options, name) for name in _LOADED}))
-        # A model may have been trained anew at its path, so its content is compared, and how its preset uses it.
-        loaded = {"content": pipeline.fingerprints(), "preset": dataclasses.asdict(pipeline.preset)}
-        summary = batch.run_batch(pipeline, rows, options.out, options=given, loaded=loaded, source=source, report=say)
+            choices, {name: getattr(options, name) for name in LOADED}))
+        summary = batch.run_batch(pipeline, rows, options.out, options=given, loaded=batch.identity(pipeline),
+                                  source=source, report=say)
         say(f"{summary.made} made, {summary.skipped} there already, {summary.failed} failed: {options.out}")
         return 2 if summary.failed else 0
     steps = options.steps or pipeline.preset.steps
@@ -159,9 +156,3 @@ def _say_memory(pipeline, choices: dict, rows, references: int) -> int:
     memory = max((sampler_memory(pipeline, **call) for call in distinct), key=lambda memory: memory.needed)
     print(memory)
     return 0 if memory.fits else 2
-
-
-def say(line: str) -> None:
-    from realcustom_jax.errors import printable
-
-    tqdm.write(printable(line, sys.stderr), file=sys.stderr)

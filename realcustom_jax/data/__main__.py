@@ -7,10 +7,10 @@ docs/training/data.md says what a source is. On several hosts that share DIR, ea
 """
 
 import argparse
-import re
 import sys
 
 from realcustom_jax import errors, interruption
+from realcustom_jax.commands.program import share_option
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -50,12 +50,6 @@ def _show(options: argparse.Namespace) -> None:
         print(errors.printable(errors.visible(line), sys.stdout))
 
 
-def _host(text: str) -> tuple[int, int]:
-    if not (found := re.fullmatch(r"(\d+)/(\d+)", text)) or int(found[1]) >= int(found[2]):
-        raise argparse.ArgumentTypeError(f"{text!r} is not I/N, such as 0/4 for the first of 4 hosts")
-    return int(found[1]), int(found[2])
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m realcustom_jax.data", description="Makes datasets of your pictures for training.")
@@ -67,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--side", type=int, default=1024, help="of a square target in pixels, as the dataset's default (1024)")
     add("--workers", type=int, default=None, metavar="N", help="processes; as many as there are processors")
     add("--max-broken", type=int, default=0, metavar="K", help="how many rows may be unusable (0)")
-    add("--host", type=_host, default=(0, 1), metavar="I/N", help="this is host I of N; all give the same DIR")
+    add("--host", type=share_option, default=(0, 1), metavar="I/N", help="this is host I of N; all give the same DIR")
     show = commands.add_parser("show", help="say what is in a dataset")
     show.add_argument("folder", metavar="DIR", help="of the dataset, finished or not")
     for command in (build, show):

@@ -1,7 +1,8 @@
 """How programs are compiled: the persistent cache, with which a second run starts in seconds, and samplers."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -35,5 +36,19 @@ def jit_sampler(function: Callable, **options) -> Callable:
     def jitted(compiler_options):
         return jit_kept(function, compiler_options=dict(compiler_options), **options)
 
-    return functools.wraps(function)(
-        lambda unet, *args, **kwargs: jitted(unet.platform.compiler_options)(unet, *args, **kwargs))
+    @functools.wraps(function)
+    def call(unet, *args, **kwargs):
+        return jitted(unet.platform.compiler_options)(unet, *args, **kwargs)
+
+    call.lower = lambda unet, *args, **kwargs: jitted(unet.platform.compiler_options).lower(unet, *args, **kwargs)
+    return call
+
+
+def compile_ahead(programs: Iterable[jax.stages.Lowered]) -> list[Future]:
+    """Begins to compile programs side by side, or to read them from JAX's cache so; XLA does both without Python's
+    lock. Who waits for the result of a program's future and then calls it, finds it compiled."""
+    threads = ThreadPoolExecutor(thread_name_prefix="compilation")
+    try:
+        return [threads.submit(program.compile) for program in programs]
+    finally:
+        threads.shutdown(wait=False)

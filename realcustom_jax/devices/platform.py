@@ -68,6 +68,10 @@ class Platform:
     compiler_options: tuple[tuple[str, bool | int], ...] = ()
     """XLA's options that make a sampler fast, as pairs: `jax.jit(…, compiler_options=dict(…))`."""
 
+    compiles_ahead: bool = True
+    """Whether a sampler's programs are compiled side by side and while others run. A GPU measures kernels when it
+    compiles, so that one program would disturb the choices for the other."""
+
     peak: float | None = None
     """Operations a second that one device can do at most, in bfloat16; None where its kind is not known."""
 
@@ -102,7 +106,8 @@ class Platform:
 # A GPU's matrix products are left to cuBLAS, because its kernels add bias and residual themselves and Triton's do not.
 # No product is merged with its neighbours, because that copies their weights (benchmarks/RESULTS.md).
 _GPU_OPTIONS = (("xla_gpu_enable_triton_gemm", False), ("xla_gpu_dot_merger_threshold_mb", 0))
-_ACCELERATOR = Platform(norms_read_once=True, norm_barrier=True, tokens_last=False, float16=True, half_as_float32=False)
+_ACCELERATOR = Platform(norms_read_once=True, norm_barrier=True, tokens_last=False, float16=True, half_as_float32=False,
+                        compiles_ahead=False)
 _MADE = {
     "cpu": Platform(),
     "gpu": dataclasses.replace(_ACCELERATOR, name="gpu", shift_barrier=True, scan_layers=False, attention="cudnn",

@@ -32,7 +32,7 @@ def jit_kept(
     function: Callable, *, static_argnums: int | Sequence[int] = (), static_argnames: str | Sequence[str] = (),
     returns: Sequence[type] = (), **options,
 ) -> Callable:
-    """`jax.jit(function, …)` whose traces are kept on disk.
+    """`jax.jit(function, …)` whose traces are kept on disk; `.lower(…)` of it is as `jax.jit`'s.
 
     It is `jax.jit` alone under a transformation, for arguments on several devices, while a mesh is set, for static
     arguments that `kept.describe` does not know, and where nothing is kept (`kept.keeps`). That something which the
@@ -62,11 +62,14 @@ def jit_kept(
     plain, keeping = (jax.jit(of, static_argnums=numbers, static_argnames=names, **options)
                       for of in (function, traced_or_read))
 
+    def jitted(args, kwargs):
+        return keeping if kept.keeps() and _on_one_device(jax.tree.leaves((args, kwargs))) else plain
+
     @functools.wraps(function)
     def call(*args, **kwargs):
-        ordinary = kept.keeps() and _on_one_device(jax.tree.leaves((args, kwargs)))
-        return (keeping if ordinary else plain)(*args, **kwargs)
+        return jitted(args, kwargs)(*args, **kwargs)
 
+    call.lower = lambda *args, **kwargs: jitted(args, kwargs).lower(*args, **kwargs)
     return call
 
 

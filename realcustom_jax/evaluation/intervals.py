@@ -26,9 +26,10 @@ def _interval_of_ratio(above: np.ndarray, below: np.ndarray, clusters: np.ndarra
     return float(low), float(high)
 
 
-def mean_with_interval(values: np.ndarray, subjects: np.ndarray) -> dict[str, Any]:
-    """value, the mean of values [N], and ci95 [low, high], its interval over subjects [N]."""
-    return {"value": rounded(np.mean(values)), "ci95": [rounded(x) for x in bootstrap_interval(values, subjects)]}
+def mean_with_interval(values: np.ndarray, subjects: np.ndarray, *, digits: int = 4) -> dict[str, Any]:
+    """value, the mean of values [N], and ci95 [low, high], its interval over subjects [N], to so many places."""
+    return {"value": rounded(np.mean(values), digits),
+            "ci95": [rounded(x, digits) for x in bootstrap_interval(values, subjects)]}
 
 
 def ratio_with_interval(values: np.ndarray, others: np.ndarray, subjects: np.ndarray) -> dict[str, Any]:
@@ -38,6 +39,6 @@ def ratio_with_interval(values: np.ndarray, others: np.ndarray, subjects: np.nda
     return {"value": rounded(np.mean(values) / np.mean(others)), "ci95": [rounded(x) for x in interval]}
 
 
-def rounded(x: float) -> float:
-    """A report's number, to four places."""
-    return round(float(x), 4)
+def rounded(x: float, digits: int = 4) -> float:
+    """A report's number, to so many places."""
+    return round(float(x), digits)

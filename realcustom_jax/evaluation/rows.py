@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -38,6 +37,7 @@ class BenchmarkRow:
     Attributes:
         name: of its pictures, unique in the benchmark; also a file's name without its ending.
         prompt: with real words only, what the model is given. subjects: at least one, in the prompt's order.
+        group: whose luck it shares; intervals are over groups.
         seed: of the noise. options: of `Pipeline.__call__` that the benchmark itself prescribes, JSON values.
         scored_prompt: what the pictures are compared with, where that is not the prompt (as the benchmark's script).
         facts: what else a protocol of this benchmark scores by, JSON values.
@@ -46,10 +46,11 @@ class BenchmarkRow:
     name: str
     prompt: str
     subjects: tuple[Subject, ...]
+    group: str
     seed: int = 0
-    options: Mapping[str, Any] = MappingProxyType({})
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     scored_prompt: str | None = None
-    facts: Mapping[str, Any] = MappingProxyType({})
+    facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,4 +86,4 @@ class PictureRow:
     prompt: str
     subjects: tuple[ComparedSubject, ...]
     group: str
-    facts: Mapping[str, Any] = MappingProxyType({})
+    facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)

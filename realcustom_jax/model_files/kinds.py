@@ -23,13 +23,15 @@ _KINDS = {  # a name that only this kind of file holds → what the file is; the
     r"visual\.trunk\.": "an open_clip checkpoint with a timm vision tower",
     r"(^|\.)visual\.": "an open_clip checkpoint whose vision tower is not timm's (no visual.trunk. keys)",
     r"text\.transformer\.": "the text tower of an open_clip checkpoint (no visual.trunk. keys)",
-    r"vision_model\.": "a transformers vision model",
-    r"text_model\.": "a CLIP text encoder of transformers",
+    r"(^|\.)(pre_layrnorm|class_embedding$)": "a CLIP image encoder of transformers",
+    r"vision_model\.|^embeddings\.patch_embedding\.|^head\.probe$": "a transformers vision model",
+    r"text_model\.|^embeddings\.token_embedding\.|^final_layer_norm\.": "a CLIP text encoder of transformers",
     r"down_blocks\.0\.resnets\.0\.time_emb_proj\.": "a diffusers UNet",
     r"(^|\.)input_blocks\.\d": "a UNet in Stable Diffusion's original names",
     r"first_stage_model\.|(^|\.)(encoder\.down|decoder\.up)\.\d+\.block\.|(^|\.)decoder\.mid\.block_1\.":
         "an autoencoder in Stable Diffusion's original names",
     r"(^|\.)post_quant_conv\.|decoder\.up_blocks\.": "a diffusers autoencoder",
+    r"embeddings\.patch_embeddings\.projection\.": "a ViT or DINOv2 of transformers",
     r"blocks\.0\.attn\.qkv\.": "a timm vision transformer",
 }
 _TAKEN_BY = {  # what a file is → the option that takes it

@@ -34,10 +34,17 @@ from realcustom_jax.model_files.tokenizer import read_tokenizer
 from realcustom_jax.models.clip_text import ClipTextConfig
 from realcustom_jax.presets import PRESETS, Preset, find_preset, replace_choices
 
+
+def _load_block_outputs(config: Mapping[str, Any], *files, **options):
+    """An image encoder as adapters read it: without the final norm, so that a file that holds one and a file that does
+    not are the same network."""
+    return weights.load_vision_encoder({**config, "final_norm": False}, *files, **options)
+
+
 _LOADERS = {
     "unet": weights.load_unet, "vae": weights.load_autoencoder, "text_encoder": weights.load_text_encoder,
     "text_encoder_2": functools.partial(weights.load_text_encoder, prefix="te2"),
-    "image_encoder_siglip": weights.load_vision_encoder, "image_encoder_dinov2": weights.load_vision_encoder,
+    "image_encoder_siglip": _load_block_outputs, "image_encoder_dinov2": _load_block_outputs,
 }
 
 

@@ -31,11 +31,13 @@ from realcustom_jax.devices.platform import Platform
 from realcustom_jax.devices.programs import keep_shapes
 from realcustom_jax.errors import check_choice, naming
 from realcustom_jax.model_files.kinds import identify
+from realcustom_jax.model_files.known_vision import arguments_of
 from realcustom_jax.model_files.locate import read_config
 from realcustom_jax.model_files.lora import merge_loras
 from realcustom_jax.model_files.names import MARKERS, listed
 from realcustom_jax.model_files.tensors import LazyTensors, read_tensors, reads_headers_only
-from realcustom_jax.models import clip_text, context, projector, unet, vae, vit
+from realcustom_jax.model_files.vision_names import OPEN_CLIP_PREFIX, to_timm, with_positions
+from realcustom_jax.models import clip_text, clip_vision, context, projector, unet, vae, vit, vit_config
 
 Config = Mapping[str, Any] | str | os.PathLike[str]
 File = str | os.PathLike[str]
@@ -43,7 +45,6 @@ Params = dict[str, Any]
 Loras = Sequence[tuple[File, float]]
 
 PROJECTOR_PREFIX = "encoder_hidden_states_vision_projection."
-_OPEN_CLIP_PREFIX = "visual.trunk."
 _SCANNED = "transformer_blocks"
 _LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
 _VISION_LAYER = re.compile(r"\.to_[kv]_vision\.")
@@ -71,14 +72,20 @@ _PARTS = {
         ignored=re.compile(r"(text_model\.)?embeddings\.position_ids$"),
         # transformers 5 saves a CLIPTextModel without the prefix that all published files have.
         rename=lambda name: re.sub(r"^(?!text_model\.|text_projection\.)", "text_model.", name)),
+    "CLIP image encoder": PartKeys(
+        re.compile(r"(vision_model|visual_projection|embeddings|pre_layrnorm|encoder|post_layernorm)\."),
+        re.compile(r"(text_model|text_projection)\.|logit_scale$"),
+        ignored=re.compile(r"(vision_model\.)?embeddings\.position_ids$"),
+        # transformers 5 saves a CLIPVisionModel without the prefix that all published files have.
+        rename=lambda name: re.sub(r"^(?!vision_model\.|visual_projection\.)", "vision_model.", name)),
     "autoencoder": PartKeys(
         re.compile(r"(encoder|decoder|quant_conv|post_quant_conv)\."), re.compile(r"$^"),
         rename=lambda name: re.sub(
             r"(attentions\.\d+\.)(query|key|value|proj_attn)\.", lambda m: m[1] + _OLD_VAE[m[2]] + ".", name)),
     "vision encoder": PartKeys(
-        re.compile(r"(cls_token|pos_embed|reg_token)$|(patch_embed|blocks)\."),
+        re.compile(r"(cls_token|pos_embed|reg_token)$|(patch_embed|blocks|norm)\."),
         re.compile(r"(text|token_embedding|transformer|ln_final)\.|(text_projection|positional_embedding|logit_\w+)$"),
-        ignored=re.compile(r"(attn_pool|norm|fc_norm|head)\.|mask_token$")),
+        ignored=re.compile(r"(attn_pool|fc_norm|head)\.|mask_token$")),
 }
 
 
@@ -216,6 +223,14 @@ def _select(tensors: LazyTensors, part: str) -> LazyTensors:
                           if rule.own.match(name) and not rule.ignored.match(name) else None)
 
 
+def _own(tensors: LazyTensors, part: str, expected: str) -> LazyTensors:
+    """`_select` of a part that the files must hold; else the error says what they hold, and what was expected."""
+    what, tensors = identify(tensors), _select(tensors, part)
+    if not tensors:
+        raise ValueError(f"the weights (of {what}) hold no {part}; expected {expected}.")
+    return tensors
+
+
 def _as_they_are(params):
     return params
 
@@ -311,39 +326,69 @@ def load_text_encoder(
     `text_projection.weight`. Of `loras`, ((file, scale), …), the changes of the encoder `prefix` are added to the
     weights: "te1" is the first or only one, "te2" SDXL's second. Returns (module, params); raises as `load_unet`."""
     check_choice("prefix", prefix, ("te1", "te2"))
-    tensors = merge_loras(_select(read_tensors(*files), "text encoder"), loras, prefix)
-    mapping = read_config(config)
-    config = _architecture(clip_text.ClipTextConfig, config, "CLIP text config")
-    if _has_shape(tensors, "text_projection.weight", (mapping.get("projection_dim"), config.hidden_size)):
-        # A whole CLIPModel's JSON says it once more, beside what it says of each tower, and its weights go by that.
-        config = dataclasses.replace(config, projection_dim=mapping["projection_dim"])
+    architecture = _architecture(clip_text.ClipTextConfig, config, "CLIP text config")
+    tensors = _own(read_tensors(*files), "text encoder",
+                   "the names of transformers' CLIPModel, CLIPTextModelWithProjection or CLIPTextModel")
+    tensors = merge_loras(tensors, loras, prefix)
+    config = _with_joint_width(architecture, config, tensors, "text_projection.weight")
     module = clip_text.ClipText(config, "text_projection.weight" in tensors, dtype, platform)
     return _load("text encoder", module, tensors, dtype, np.zeros((1, 2), np.int32))
 
 
-def _has_shape(tensors: Mapping[str, np.ndarray], name: str, shape: tuple) -> bool:
-    return name in tensors and tensors[name].shape == shape
+def load_clip_vision(
+    config: Config, *files: File, dtype: DTypeLike = jnp.float32, platform: Platform | None = None,
+) -> tuple[clip_vision.ClipVision, Params]:
+    """A CLIP image encoder from the JSON and weights of transformers' `CLIPModel`, `CLIPVisionModelWithProjection` or
+    `CLIPVisionModel`; `.projected` is there if the files have `visual_projection.weight`. Positional embeddings of
+    another grid are wrong shapes, as in transformers. Returns (module, params); raises as `load_unet`."""
+    architecture = _architecture(clip_vision.ClipVisionConfig, config, "CLIP vision config")
+    tensors = _own(read_tensors(*files), "CLIP image encoder",
+                   "the names of transformers' CLIPModel, CLIPVisionModelWithProjection or CLIPVisionModel")
+    config = _with_joint_width(architecture, config, tensors, "visual_projection.weight")
+    module = clip_vision.ClipVision(config, "visual_projection.weight" in tensors, dtype, platform)
+    return _load("CLIP image encoder", module, tensors, dtype, np.zeros((1, config.image_size, config.image_size, 3)))
+
+
+def _with_joint_width(architecture, config: Config, tensors: Mapping[str, np.ndarray], projection: str):
+    """A tower's architecture with the width of the joint space that its whole model's JSON says beside both towers, if
+    the projection has that: transformers makes a whole CLIPModel's projections by it."""
+    width = read_config(config).get("projection_dim")
+    if projection in tensors and tensors[projection].shape == (width, architecture.hidden_size):
+        return dataclasses.replace(architecture, projection_dim=width)
+    return architecture
 
 
 def load_vision_encoder(
     config: Config, *files: File, dtype: DTypeLike = jnp.float32, platform: Platform | None = None,
+    positions: str = "timm",
 ) -> tuple[vit.VisionTransformer, Params]:
-    """A timm VisionTransformer (SigLIP or DINOv2) from its keyword arguments and weights, with or without open_clip's
-    `visual.trunk.` in front of the names. Positional embeddings of another grid are resampled as timm does.
-    Returns (module, params); raises as `load_unet`."""
-    config = _architecture(vit.VitConfig, config, "ViT config")
-    module = vit.VisionTransformer(config, dtype, platform)
-    tensors = read_tensors(*files)
-    if any(name.startswith(_OPEN_CLIP_PREFIX) for name in tensors):
-        tensors = tensors.rename(lambda k: k.removeprefix(_OPEN_CLIP_PREFIX))
-    what, tensors = identify(tensors), _select(tensors, "vision encoder")
-    if not tensors:
-        raise ValueError(f"the weights (of {what}) hold no vision encoder; expected timm's names, or open_clip's with "
-                         f"{_OPEN_CLIP_PREFIX} in front of them.")
-    if "pos_embed" in tensors:
-        trained = tensors["pos_embed"]
-        tensors = tensors.replace(
-            pos_embed=lambda: vit.resample_pos_embed(trained, config.grid, config.num_embedded_prefix))
+    """A vision transformer (SigLIP, DINO or DINOv2) in timm's, torch.hub's or transformers' names.
+
+    Args:
+        config: timm `VisionTransformer` keyword arguments; the JSON of transformers' `ViTConfig`, `Dinov2Config` or
+            `Dinov2WithRegistersConfig`; or that of timm's files on the hub (mapping or path).
+        files: weight files; later ones override earlier ones. `visual.trunk.` of open_clip may stand in front.
+        dtype: of the parameters and the computation.
+        platform: what the module is made for: "cpu", "gpu", "tpu" or a JAX device; None: this machine's default.
+        positions: as whose code does, positional embeddings of another grid are resampled: "timm"; torch.hub's "dino",
+            "dinov2" or "dinov2_reg"; "transformers" or "transformers_reg" (with registers).
+    Returns:
+        (module, params). The final norm, which `method="pooled"` needs, is there if the files have one and there is a
+        class token, unless timm's `final_norm` in the config is false.
+    Raises:
+        FileNotFoundError, ValueError: as `load_unet`; or `positions` is unknown.
+    """
+    check_choice("positions", positions, vit.POSITIONS)
+    with naming("ViT config" if isinstance(config, Mapping) else config):
+        arguments = arguments_of(read_config(config))
+        config = vit_config.VitConfig.from_config(arguments)
+    tensors = _own(to_timm(read_tensors(*files)), "vision encoder", "timm's, torch.hub's or transformers' names, or "
+                   f"open_clip's with {OPEN_CLIP_PREFIX} in front of them")
+    if not (config.class_token and arguments.get("final_norm", True)):
+        tensors = tensors.rename(lambda name: None if name.startswith("norm.") else name)
+    module = vit.VisionTransformer(config, dtype, platform, any(name.startswith("norm.") for name in tensors))
+    tensors = with_positions(tensors, config, lambda trained: vit.resample_pos_embed(
+        trained, config.grid, config.num_embedded_prefix, positions))
     return _load("vision encoder", module, tensors, dtype, np.zeros((1, *config.img_size, 3)), layers=(0,))
 
 

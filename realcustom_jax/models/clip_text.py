@@ -9,19 +9,15 @@ Dimensions: B batch, T tokens, D width, P width of the joint space.
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from realcustom_jax.devices.platform import Platform
-from realcustom_jax.errors import check_choice
+from realcustom_jax.models.clip_layers import Encoder, check_encoder, layer_norm
 
-_ACTIVATIONS = {
-    "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),
-    "gelu": functools.partial(nn.gelu, approximate=False),
-}
 # Old conversions of CLIP carry this wrong id; their true end of text is the largest id.
 _LEGACY_EOS = 2
 
@@ -41,11 +37,10 @@ class ClipTextConfig:
     layer_norm_eps: float = 1e-5
     eos_token_id: int = 49407
 
+    causal: ClassVar[bool] = True
+
     def __post_init__(self):
-        check_choice("hidden_act", self.hidden_act, _ACTIVATIONS)
-        if self.hidden_size % self.num_attention_heads:
-            raise ValueError(f"CLIP text config: hidden_size={self.hidden_size} is not a multiple of "
-                             f"num_attention_heads={self.num_attention_heads}.")
+        check_encoder(self, "CLIP text config")
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "ClipTextConfig":
@@ -122,10 +117,8 @@ class TextTransformer(nn.Module):
     @nn.compact
     def __call__(self, input_ids):
         x = Embeddings(self.config, self.dtype, name="embeddings")(input_ids)
-        x, penultimate = TextLayers(self.config, self.dtype, self.platform, name="encoder")(x)
-        norm = nn.LayerNorm(self.config.layer_norm_eps, use_fast_variance=False, dtype=self.dtype,
-                            name="final_layer_norm")
-        return norm(x), penultimate
+        x, penultimate = Encoder(self.config, self.dtype, self.platform, name="encoder")(x)
+        return layer_norm(self.config, self.dtype, "final_layer_norm")(x), penultimate
 
 
 class Embeddings(nn.Module):
@@ -141,66 +134,3 @@ class Embeddings(nn.Module):
         tokens = embed(self.config.vocab_size, name="token_embedding")(input_ids)
         positions = embed(self.config.max_position_embeddings, name="position_embedding")
         return tokens + positions(jnp.arange(input_ids.shape[1]))
-
-
-class TextLayers(nn.Module):
-    """The stack of layers. [B, T, D] → (output, input of the last layer)."""
-
-    config: ClipTextConfig
-    dtype: jnp.dtype
-    platform: Platform
-
-    @nn.compact
-    def __call__(self, x):
-        for i in range(self.config.num_hidden_layers):
-            penultimate = x
-            x = EncoderLayer(self.config, self.dtype, self.platform, name=f"layers_{i}")(x)
-        return x, penultimate
-
-
-class EncoderLayer(nn.Module):
-    """Pre-norm transformer layer. [B, T, D] → [B, T, D]."""
-
-    config: ClipTextConfig
-    dtype: jnp.dtype
-    platform: Platform
-
-    @nn.compact
-    def __call__(self, x):
-        config = self.config
-        norm = functools.partial(nn.LayerNorm, config.layer_norm_eps, use_fast_variance=False,
-                                 dtype=self.dtype)
-        attention = CausalSelfAttention(config.num_attention_heads, self.dtype, self.platform, name="self_attn")
-        x = x + attention(norm(name="layer_norm1")(x))
-        mlp = TextMlp(config.intermediate_size, config.hidden_act, self.dtype, name="mlp")
-        return x + mlp(norm(name="layer_norm2")(x))
-
-
-class CausalSelfAttention(nn.Module):
-    """Multi-head attention of each token to itself and those before. [B, T, D] → [B, T, D]."""
-
-    heads: int
-    dtype: jnp.dtype
-    platform: Platform
-
-    @nn.compact
-    def __call__(self, x):
-        project = functools.partial(nn.Dense, x.shape[-1], dtype=self.dtype)
-        query, key, value = (project(name=name)(x).reshape(*x.shape[:2], self.heads, -1)
-                             for name in ("q_proj", "k_proj", "v_proj"))
-        out = jax.nn.dot_product_attention(
-            query, key, value, is_causal=True, implementation=self.platform.encoder_attention)
-        return project(name="out_proj")(out.reshape(x.shape))
-
-
-class TextMlp(nn.Module):
-    """Two linear layers. [B, T, D] → [B, T, D]."""
-
-    width: int
-    activation: str
-    dtype: jnp.dtype
-
-    @nn.compact
-    def __call__(self, x):
-        hidden = _ACTIVATIONS[self.activation](nn.Dense(self.width, dtype=self.dtype, name="fc1")(x))
-        return nn.Dense(x.shape[-1], dtype=self.dtype, name="fc2")(hidden)

@@ -1,4 +1,5 @@
-"""The two bilinear samplings that the original models use, on NHWC arrays; and means over the places of a coarser grid.
+"""The samplings that the original models use, on NHWC arrays: two bilinear ones, the bicubic one, and means over the
+places of a coarser grid.
 
 The samplings differ in where the output samples lie on the input axis of n pixels (m output pixels, j = 0 … m − 1):
 
@@ -8,6 +9,8 @@ The samplings differ in where the output samples lie on the input axis of n pixe
 A sample interpolates its two neighbours linearly, positions outside the input are clamped to its edge, and no
 low-pass filter is applied when shrinking.
 """
+
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -44,6 +47,34 @@ def resize_align_corners(x: jax.Array, size: tuple[int, int]) -> jax.Array:
     for axis, length in zip((1, 2), size, strict=True):
         x = _lerp_along(x, axis, *_between(np.linspace(0, x.shape[axis] - 1, length), x.shape[axis]))
     return x
+
+
+def resize_bicubic_on_host(
+    x: np.ndarray, size: tuple[int, int], factors: Sequence[float] | None = None,
+) -> np.ndarray:
+    """Half-pixel bicubic resize without antialiasing: float numpy [B, H, W, C] -> [B, h, w, C], size = (h, w).
+
+    The kernel is Keys' with a = −¾, as in torch ``interpolate(mode="bicubic", align_corners=False)``. `factors`, for
+    each axis, are those that torch is given in place of a size, where m / n is not exactly what the sampling goes by.
+    """
+    for axis, length in zip((1, 2), size, strict=True):
+        factor = factors[axis - 1] if factors else length / x.shape[axis]
+        matrix = _cubic_weights(x.shape[axis], length, factor).astype(x.dtype)
+        x = np.moveaxis(np.tensordot(matrix, x, (1, axis)), 0, axis)
+    return x
+
+
+def _cubic_weights(length: int, size: int, factor: float) -> np.ndarray:
+    """[size, length]: of which pixels each new one is the weighted sum."""
+    a = -0.75
+    positions = (np.arange(size) + 0.5) / factor - 0.5
+    first = np.floor(positions).astype(int) - 1
+    matrix = np.zeros((size, length))
+    for tap in range(4):
+        d = np.abs(positions - (first + tap))
+        near, far = ((a + 2) * d - (a + 3)) * d * d + 1, ((d - 5) * d + 8) * d * a - 4 * a
+        np.add.at(matrix, (np.arange(size), np.clip(first + tap, 0, length - 1)), np.where(d <= 1, near, far))
+    return matrix
 
 
 def average_pixels(x, size: tuple[int, int]):

@@ -1,19 +1,17 @@
-"""The vision transformer of both image encoders: SigLIP so400m/14 and DINOv2-L/14 with registers.
+"""The vision transformer of image encoders: SigLIP so400m/14, DINO, DINOv2 with and without registers.
 
 One module for timm's `VisionTransformer` (pre-norm blocks of Dosovitskiy et al., arXiv 2010.11929):
 
     x ← x + γ₁ ⊙ Attention(LayerNorm(x)),    x ← x + γ₂ ⊙ MLP(LayerNorm(x))
 
 DINOv2 prepends a class token and registers (arXiv 2309.16588) and has LayerScale γ; SigLIP has neither
-(γ = 1). RealCustom++ reads block outputs only, so the final norm and the pooling head are left out.
+(γ = 1). RealCustom++ reads block outputs only; scores of pictures compare class tokens after a final LayerNorm.
 
 Dimensions: B batch, H W pixels, h w the grid of patches, L = h·w patches, C channels.
 """
 
 import dataclasses
-import functools
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
@@ -21,101 +19,24 @@ import jax.numpy as jnp
 import numpy as np
 
 from realcustom_jax.devices.platform import Platform
-from realcustom_jax.errors import check_choice
-
-# Arguments of timm that would change the block outputs; only these values are implemented.
-_FIXED = {
-    "in_chans": 3, "pos_embed": "learn", "proj_bias": True, "qk_norm": False, "scale_attn_norm": False,
-    "scale_mlp_norm": False, "pre_norm": False, "dynamic_img_pad": False, "embed_layer": None,
-    "embed_norm_layer": None, "norm_layer": None, "block_fn": None, "mlp_layer": None, "attn_layer": None,
-}
-# Arguments of timm that concern the head, the initialisation or training noise, none of which is here.
-_IRRELEVANT = {
-    "num_classes", "global_pool", "fc_norm", "final_norm", "pool_include_prefix", "weight_init", "fix_init",
-    "drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate",
-    "dynamic_img_size",
-}
-_ACTIVATIONS = {
-    "gelu": functools.partial(nn.gelu, approximate=False),
-    "gelu_tanh": functools.partial(nn.gelu, approximate=True),
-    "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),
-}
-
-LayerNorm = functools.partial(nn.LayerNorm, epsilon=1e-6, use_fast_variance=False)
-
-
-@dataclasses.dataclass(frozen=True)
-class VitConfig:
-    """The architecture, in timm's names and with timm's defaults. Sizes are (height, width) in pixels."""
-
-    img_size: tuple[int, int] = (224, 224)
-    patch_size: tuple[int, int] = (16, 16)
-    embed_dim: int = 768
-    depth: int = 12
-    num_heads: int = 12
-    mlp_ratio: float = 4.0
-    qkv_bias: bool = True
-    init_values: float | None = None
-    class_token: bool = True
-    no_embed_class: bool = False
-    reg_tokens: int = 0
-    act_layer: str = "gelu"
-
-    def __post_init__(self):
-        if self.embed_dim % self.num_heads:
-            raise ValueError(
-                f"ViT config: embed_dim={self.embed_dim} is not a multiple of num_heads={self.num_heads}.")
-        check_choice("act_layer", self.act_layer, _ACTIVATIONS)
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> "VitConfig":
-        """Reads timm `VisionTransformer` keyword arguments.
-
-        Raises:
-            ValueError: for an argument that is not timm's or that asks for a network not implemented here.
-        """
-        for key, only in _FIXED.items():
-            if config.get(key, only) != only:
-                raise ValueError(f"ViT config: {key}={config[key]!r} is not supported; only {only!r} is.")
-        fields = {field.name for field in dataclasses.fields(cls)}
-        if unknown := sorted(set(config) - fields - _FIXED.keys() - _IRRELEVANT):
-            raise ValueError(f"ViT config: {', '.join(unknown)} is no argument of timm's VisionTransformer.")
-        values = {key: value for key, value in config.items() if key in fields}
-        for key in {"img_size", "patch_size"} & values.keys():
-            values[key] = _pair(values[key])
-        if values.get("act_layer", "") is None:
-            del values["act_layer"]
-        return cls(**values)
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Patches (vertically, horizontally); pixels beyond the last whole patch are not seen."""
-        return self.img_size[0] // self.patch_size[0], self.img_size[1] // self.patch_size[1]
-
-    @property
-    def num_prefix(self) -> int:
-        """Tokens before the patches: class token and registers."""
-        return int(self.class_token) + self.reg_tokens
-
-    @property
-    def num_embedded_prefix(self) -> int:
-        """Prefix tokens that have entries of their own in `pos_embed`."""
-        return 0 if self.no_embed_class else self.num_prefix
+from realcustom_jax.models.resize import resize_bicubic_on_host
+from realcustom_jax.models.vit_config import ACTIVATIONS, GATED, VitConfig
 
 
 class VisionTransformer(nn.Module):
-    """Image encoder that returns the outputs of its blocks (timm `get_intermediate_layers`, norm=False)."""
+    """Image encoder that returns the outputs of its blocks (timm `get_intermediate_layers`, norm=False), or with
+    `method="pooled"` the class token. `with_norm` says whether the weights have the final `norm`."""
 
     config: VitConfig
     dtype: jnp.dtype = jnp.float32
     platform: Platform | None = dataclasses.field(default=None, repr=False)
     """None: this machine's. Not in the repr, by which features are found that any platform computes alike."""
+    with_norm: bool = False
 
     def __post_init__(self):
         self.platform = Platform.of(self.platform)
         super().__post_init__()
 
-    @nn.compact
     def __call__(self, images: jax.Array, layers: Sequence[int]) -> tuple[jax.Array, ...]:
         """Block outputs, patch tokens only, without the final norm.
 
@@ -127,22 +48,51 @@ class VisionTransformer(nn.Module):
         Raises:
             ValueError: if the images' size or a layer's index does not fit the config.
         """
+        depth = self.config.depth
+        if not layers or any(not 0 <= layer < depth for layer in layers):
+            raise ValueError(f"layers={tuple(layers)}: block indices from 0 to {depth - 1} are expected.")
+        outputs, _ = self._blocks(images, max(layers))
+        return tuple(outputs[layer][:, self.config.num_prefix:] for layer in layers)
+
+    def pooled(self, images: jax.Array) -> jax.Array:
+        """The class token after the final norm, what DINO and DINOv2 describe a whole image by.
+
+        Args:
+            images: [B, H, W, 3], normalised, of the config's size.
+        Returns:
+            [B, C].
+        Raises:
+            ValueError: if the images' size does not fit the config, the network has no class token (SigLIP), or the
+                weights had no final norm.
+        """
+        if not self.config.class_token:
+            raise ValueError("this vision encoder has no class token, as SigLIP has none; pooled needs one, as DINO "
+                             "and DINOv2 have.")
+        if not self.with_norm:
+            raise ValueError("this vision encoder was loaded without a final norm, of which pooled is the output; load "
+                             "weights that hold norm.weight and norm.bias.")
+        _, token = self._blocks(images, self.config.depth - 1)
+        return token
+
+    @nn.compact
+    def _blocks(self, images: jax.Array, last: int) -> tuple[list[jax.Array], jax.Array | None]:
+        """(the outputs of the blocks up to `last`, prefix tokens included; the class token after the final norm, None
+        where that is not reached or not there)."""
         config = self.config
         if images.ndim != 4 or images.shape[1:] != (*config.img_size, 3):
             raise ValueError("The image encoder takes images "
                              f"[B, {config.img_size[0]}, {config.img_size[1]}, 3], not {list(images.shape)}.")
-        if not layers or any(not 0 <= layer < config.depth for layer in layers):
-            raise ValueError(
-                f"layers={tuple(layers)}: block indices from 0 to {config.depth - 1} are expected.")
-
         x = PatchEmbed(config.patch_size, config.embed_dim, self.dtype, name="patch_embed")(images)
         x = self._add_prefix_and_position(x)
-        # All parameters exist, whichever layers initialisation asks for.
-        last = config.depth - 1 if self.is_initializing() else max(layers)
-        outputs = {}
+        if self.is_initializing():
+            last = config.depth - 1  # all parameters exist, whichever layers initialisation asks for
+        outputs = []
         for i in range(last + 1):
-            x = outputs[i] = Block(config, self.dtype, self.platform, name=f"blocks_{i}")(x)
-        return tuple(outputs[layer][:, config.num_prefix:] for layer in layers)
+            x = Block(config, self.dtype, self.platform, name=f"blocks_{i}")(x)
+            outputs.append(x)
+        if not self.with_norm or last < config.depth - 1:
+            return outputs, None
+        return outputs, _norm(config, self.dtype, "norm")(x[:, 0])
 
     def _add_prefix_and_position(self, x):
         config, channels = self.config, x.shape[-1]
@@ -161,6 +111,10 @@ class VisionTransformer(nn.Module):
         if config.no_embed_class:
             return jnp.concatenate([*prefix, x + position], axis=1)
         return jnp.concatenate([*prefix, x], axis=1) + position
+
+
+def _norm(config: VitConfig, dtype: jnp.dtype, name: str) -> nn.LayerNorm:
+    return nn.LayerNorm(config.norm_eps, use_fast_variance=False, dtype=dtype, name=name)
 
 
 class PatchEmbed(nn.Module):
@@ -193,11 +147,11 @@ class Block(nn.Module):
                 return branch
             return LayerScale(config.init_values, name=name)(branch)
 
-        y = LayerNorm(dtype=self.dtype, name="norm1")(x)
+        y = _norm(config, self.dtype, "norm1")(x)
         attention = Attention(config.num_heads, config.qkv_bias, self.dtype, self.platform, name="attn")
         x = x + scale("ls1", attention(y))
-        y = LayerNorm(dtype=self.dtype, name="norm2")(x)
-        return x + scale("ls2", Mlp(config.mlp_ratio, config.act_layer, self.dtype, name="mlp")(y))
+        y = _norm(config, self.dtype, "norm2")(x)
+        return x + scale("ls2", Mlp(config, self.dtype, name="mlp")(y))
 
 
 class LayerScale(nn.Module):
@@ -229,28 +183,57 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Two linear layers. [B, L, C] → [B, L, C]."""
+    """Two linear layers; those of DINOv2's giant with a gate between them (arXiv 2002.05202). [B, L, C] → [B, L, C]."""
 
-    ratio: float
-    activation: str
+    config: VitConfig
     dtype: jnp.dtype
 
     @nn.compact
     def __call__(self, x):
-        channels = x.shape[-1]
-        hidden = nn.Dense(int(channels * self.ratio), dtype=self.dtype, name="fc1")(x)
-        return nn.Dense(channels, dtype=self.dtype, name="fc2")(_ACTIVATIONS[self.activation](hidden))
+        config, channels = self.config, x.shape[-1]
+        hidden = nn.Dense(int(channels * config.mlp_ratio), dtype=self.dtype, name="fc1")(x)
+        if config.mlp_layer == GATED:
+            gate, value = jnp.split(hidden, 2, axis=-1)
+            hidden = ACTIVATIONS[config.act_layer](gate) * value
+        else:
+            hidden = ACTIVATIONS[config.act_layer](hidden)
+        return nn.Dense(channels, dtype=self.dtype, name="fc2")(hidden)
 
 
-def resample_pos_embed(pos_embed: np.ndarray, new_grid: tuple[int, int], num_prefix: int) -> np.ndarray:
-    """Position embeddings of a square grid, resampled to another grid (timm `resample_abs_pos_embed`).
+def _antialiased(grid: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """torch's bicubic interpolation with antialias: Keys' kernel, a = −½, widened where the grid shrinks."""
+    return np.asarray(jax.image.resize(grid, (1, *size, grid.shape[-1]), "cubic", antialias=True))
 
-    Antialiased bicubic interpolation (Keys' kernel, a = −½) in float32, done once, when weights are loaded.
+
+def _plain(grid: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    return resize_bicubic_on_host(grid, size)
+
+
+def _with_offset(grid: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """As DINO's own code, which takes a tenth of a patch more, so that rounding never loses one: what it tells torch is
+    the factor, by which torch then finds the places too."""
+    factors = [(new + 0.1) / old for new, old in zip(size, grid.shape[1:3], strict=True)]
+    return resize_bicubic_on_host(grid, size, factors)
+
+
+POSITIONS = {
+    "timm": _antialiased, "dino": _with_offset, "dinov2": _with_offset, "dinov2_reg": _antialiased,
+    "transformers": _plain, "transformers_reg": _antialiased,
+}
+"""Whose code positions are resampled as: timm's; torch.hub's of facebookresearch/dino, /dinov2 and /dinov2 with
+registers; transformers' `ViTModel` and `Dinov2Model`, and `Dinov2WithRegistersModel`."""
+
+
+def resample_pos_embed(
+    pos_embed: np.ndarray, new_grid: tuple[int, int], num_prefix: int, positions: str = "timm",
+) -> np.ndarray:
+    """Position embeddings of a square grid, resampled to another grid in float32, once, when weights are loaded.
 
     Args:
         pos_embed: [1, num_prefix + n·n, C].
         new_grid: patches (vertically, horizontally).
         num_prefix: leading entries that belong to prefix tokens; they are kept.
+        positions: one of `POSITIONS`; "timm" is timm's `resample_abs_pos_embed`.
     Returns:
         float32 [1, num_prefix + h·w, C].
     Raises:
@@ -263,10 +246,5 @@ def resample_pos_embed(pos_embed: np.ndarray, new_grid: tuple[int, int], num_pre
         raise ValueError(f"pos_embed holds {grid.shape[1]} patch positions, which is not a square grid.")
     if (side, side) == tuple(new_grid):
         return pos_embed
-    grid = grid.reshape(1, side, side, channels)
-    grid = np.asarray(jax.image.resize(grid, (1, *new_grid, channels), "cubic", antialias=True))
+    grid = POSITIONS[positions](grid.reshape(1, side, side, channels), tuple(new_grid))
     return np.concatenate([prefix, grid.reshape(1, -1, channels)], axis=1)
-
-
-def _pair(size: int | Sequence[int]) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else tuple(size)

@@ -1,6 +1,7 @@
 """The lanes of each image, which are the batch of its UNet call; module `sampler` says what they are."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 
 import flax.struct
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from realcustom_jax.arrays import Array
+from realcustom_jax.devices.programs import jit_kept
 from realcustom_jax.devices.sharding import vmapped_axes
 from realcustom_jax.models import context
 from realcustom_jax.models.unet import UNet, UNetOutput
@@ -34,6 +36,25 @@ class Conditioning:
     pooled: Array | None = None
     time_ids: Array | None = None
     vision: Array | None = None
+
+
+@functools.partial(jit_kept, returns=(Conditioning,))
+def zero_conditioning(conditioning: Conditioning) -> Conditioning:
+    """Zeros in the place of all that a conditioning holds."""
+    return jax.tree.map(jnp.zeros_like, conditioning)
+
+
+@functools.partial(jit_kept, static_argnums=0, returns=(Conditioning,))
+def conditionings_of_images(
+    count: int, positive: Conditioning, negative: Conditioning, vision: jax.Array, marks: jax.Array,
+) -> tuple[Conditioning, Conditioning, jax.Array]:
+    """(positive, negative, marked target tokens [B, R, T]) for B images of the texts of one, the marks [R, T] and the
+    tokens [N, L, D] of references, the last of which is the negative lane's."""
+    # A single reference may stand for several phrases.
+    subjects = jnp.tile(vision[:-1], (len(marks) // (len(vision) - 1), 1, 1))[None]
+    nothing = jnp.broadcast_to(vision[-1], subjects.shape)
+    of_one = positive.replace(vision=subjects), negative.replace(vision=nothing), marks[None]
+    return jax.tree.map(lambda x: jnp.repeat(x, count, axis=0), of_one)
 
 
 @flax.struct.dataclass

@@ -1,5 +1,6 @@
 """What a call of a pipeline may ask of the sampler, and the noise that its seed stands for."""
 
+import functools
 import math
 from collections.abc import Mapping
 from numbers import Integral
@@ -9,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from realcustom_jax.devices.programs import jit_kept
 from realcustom_jax.errors import check_choice
 from realcustom_jax.sampling.guidance import MODES, Guidance
 from realcustom_jax.sampling.lanes import VisionScale
@@ -76,16 +78,14 @@ def skipped_steps(steps: int, strength: float | None, *, begins: bool, masked: b
 
 def seeded_noise(seed: int, count: int, shape: tuple[int, ...]) -> jax.Array:
     """The initial noise [count, *shape] of a seed; image i has the same whatever the count is."""
-    return jnp.stack([jax.random.normal(key, shape) for key in _keys(seed, count)])
+    return _normal(np.uint32(seed), count, None, shape)
 
 
 def noise_of_steps(solver: Solver, seed: int, count: int, shape: tuple[int, ...]) -> jax.Array | None:
     """The noise [steps, count, *shape] of a seed for a solver that draws some in each step; None for others."""
     if solver.fresh is None:
         return None
-    return jnp.stack([
-        jnp.stack([jax.random.normal(jax.random.fold_in(key, step), shape) for key in _keys(seed, count)])
-        for step in range(1, solver.steps + 1)])
+    return _normal(np.uint32(seed), count, solver.steps, shape)
 
 
 def given_noise(latents, shape: tuple[int, ...]) -> jax.Array:
@@ -95,8 +95,16 @@ def given_noise(latents, shape: tuple[int, ...]) -> jax.Array:
     return jnp.asarray(latents, jnp.float32)
 
 
-def _keys(seed: int, count: int) -> list[jax.Array]:
-    return [jax.random.fold_in(jax.random.key(seed), i) for i in range(count)]
+@functools.partial(jit_kept, static_argnums=(1, 2, 3))
+def _normal(seed: jax.Array, count: int, steps: int | None, shape: tuple[int, ...]) -> jax.Array:
+    """Unit normal [count, *shape] of a key for each image; or [steps, count, *shape] of a key for each of its steps,
+    which are counted from 1."""
+    keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))(jnp.arange(count))
+    of_images = jax.vmap(lambda key: jax.random.normal(key, shape))
+    if steps is None:
+        return of_images(keys)
+    of_step = jax.vmap(jax.random.fold_in, in_axes=(0, None))
+    return jax.vmap(lambda step: of_images(of_step(keys, step)))(jnp.arange(1, steps + 1))
 
 
 def _finite(value: Any) -> bool:

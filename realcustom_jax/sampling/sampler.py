@@ -34,7 +34,8 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from realcustom_jax.arrays import Array
-from realcustom_jax.devices.compilation import jit_sampler
+from realcustom_jax.devices.compilation import compile_ahead, jit_sampler
+from realcustom_jax.devices.programs import jit_kept
 from realcustom_jax.errors import check_choice
 from realcustom_jax.models import context
 from realcustom_jax.models.resize import resize_bilinear
@@ -120,31 +121,32 @@ def sample_latents(
         raise ValueError(f"noise has shape {noise.shape}, too small for a mask downscaled by {config.downscale}.")
     given = _given_masks(masks, target, size)
     all_given = given is not None and all(x is not None for x in given)
-    first = jnp.stack(given, axis=1) if all_given else jnp.ones((*target.shape[:2], *size), jnp.float32)
-    make = Lanes.make if on_step is None else _make_alone
+    make, begin, generating, end = (Lanes.make, _begin, Lanes.generating, _end) if on_step is None else _ALONE
     params = context.for_platform(params, unet.platform)
     lanes = make(unet, params, positive, None if guidance_scale is None else _needed(negative), solver, vision_scale)
     steps = _Steps(unet, config, params, lanes, target, solver, guidance_scale, guidance, given, noise, init_latents,
                    region, noise_per_step)
     freeze = 0 if mask is None or all_given else min(max(1, freeze_mask_step - solver.start), solver.steps)
     fresh = freeze if branches == "sequential" else min(freeze, 1)
-    carry, used_masks = (steps.start(), first), []
-    for kind, start, stop in (
-        (_Steps.sequential, 0, fresh), (_Steps.fused, fresh, freeze), (_Steps.frozen, freeze, solver.steps),
-    ):
-        if kind is _Steps.frozen:
-            # What is not needed any more leaves before the loop, because within it all tokens would be copied in each
-            # step.
-            steps = steps.without_maps()
-        if start < stop and on_step is None:
-            carry, used = _scan(functools.partial(kind, steps), carry, start, stop)
-            used_masks.append(used)
-        elif start < stop:
-            for i in range(start, stop):
-                carry, used = jax.block_until_ready(_step_alone(unet, kind, steps, carry, i))
-                used_masks.append(used[None])
-                on_step(i)
-    return Samples(steps.kept(carry[0].x0, init_latents), jnp.concatenate(used_masks))
+    carry = begin((*target.shape[:2], *size), solver, noise, init_latents, given if all_given else None)
+    # What is not needed any more leaves before the loop, because within it all tokens would be copied in each step.
+    # Steps that make no masks have a guidance lane only where its prediction is used.
+    rest = steps.replace(lanes=lanes if guidance.needs_text else generating(lanes), target=None)
+    sequential, fused, frozen = (_Steps.sequential, steps), (_Steps.fused, steps), (_Steps.frozen, rest)
+    if on_step is None or guidance.needs_text:
+        first = [sequential]
+    else:
+        # The same in two programs, the second of which is the last steps' own and so need not be compiled.
+        first = [(_Steps.guiding, steps), frozen]
+    runs = [(first, 0, fresh), ([fused], fresh, freeze), ([frozen], freeze, solver.steps)]
+    runs = [(parts, start, stop) for parts, start, stop in runs if start < stop]
+    if on_step is not None:
+        return end(*_run_alone(unet, runs, carry, on_step), region, init_latents)
+    used_masks = []
+    for [(kind, steps)], start, stop in runs:
+        carry, used = _scan(functools.partial(kind, steps), carry, start, stop)
+        used_masks.append(used)
+    return end(carry[0], used_masks, region, init_latents)
 
 
 def sample_text_only(
@@ -202,36 +204,22 @@ class _Steps:
         out = self._evaluate(self.lanes, state, i, mask)
         return (self._advance(state, i, out.noise, mask), mask), mask
 
-    def sequential(self, carry, i):
+    def guiding(self, carry, i):
+        """The first half of a sequential step: its mask, and the prediction of the guidance lane."""
         state, mask = carry
-        guiding = self._evaluate(self.lanes.guidance(), state, i, mask)
-        mask = self._new_mask(guiding, mask)
+        out = self._evaluate(self.lanes.guidance(), state, i, mask)
+        return (state, self._new_mask(out, mask)), out.noise
+
+    def sequential(self, carry, i):
+        (state, mask), noise = self.guiding(carry, i)
         out = self._evaluate(self.lanes.generating(), state, i, mask)
-        predictions = jnp.concatenate([guiding.noise, out.noise], axis=1)
+        predictions = jnp.concatenate([noise, out.noise], axis=1)
         return (self._advance(state, i, predictions, mask), mask), mask
 
     def fused(self, carry, i):
         state, mask = carry
         out = self._evaluate(self.lanes, state, i, mask)
         return (self._advance(state, i, out.noise, mask), self._new_mask(out, mask)), mask
-
-    def without_maps(self) -> "_Steps":
-        """For steps that make no masks: the guidance lane stays only where its prediction is used."""
-        lanes = self.lanes if self.guidance.needs_text else self.lanes.generating()
-        return self.replace(lanes=lanes, target=None)
-
-    def start(self) -> SolverState:
-        """Before the first step: pure noise, or where the solver leaves out steps, the picture with as much noise."""
-        if self.solver.start == 0:
-            return self.solver.init(self.noise)
-        return self.solver.init(self.solver.noisy(self.init_latents, self.noise, 0))
-
-    def kept(self, x: jax.Array, picture: jax.Array | None) -> jax.Array:
-        """x [B, H, W, C] within the region, and the picture outside."""
-        if self.region is None:
-            return x
-        region = self.region[..., None]
-        return region * x + (1 - region) * picture
 
     def _evaluate(self, lanes, state, i, mask):
         return lanes.evaluate(self.unet, self.params, state.x, i, mask, self.target, self.config.refine_at)
@@ -242,8 +230,8 @@ class _Steps:
         state = self.solver.step(state, i, guided, _of_step(self.fresh, i))
         if self.region is None:
             return state
-        return dataclasses.replace(state, x=self.kept(
-            state.x, self.solver.noisy(self.init_latents, self.noise, i + 1)))
+        picture = self.solver.noisy(self.init_latents, self.noise, i + 1)
+        return dataclasses.replace(state, x=_within(self.region, state.x, picture))
 
     def _new_mask(self, out, old):
         made = self.config.masks_of(out, old.shape[-2:], self._allowed(old.shape))
@@ -263,14 +251,62 @@ class _Steps:
         return free if allowed is None else free * allowed
 
 
+def _begin(
+    shape: tuple[int, ...], solver: Solver, noise: jax.Array, picture: jax.Array | None, given: tuple | None,
+) -> tuple[SolverState, jax.Array]:
+    """Before the first step: pure noise, or where the solver leaves out steps, the picture with as much noise; and the
+    masks of this shape [B, R, h, w], ones unless all are given."""
+    first = jnp.ones(shape, jnp.float32) if given is None else jnp.stack(given, axis=1)
+    return solver.init(noise if solver.start == 0 else solver.noisy(picture, noise, 0)), first
+
+
+def _end(state: SolverState, masks: list[jax.Array], region: jax.Array | None, picture: jax.Array | None) -> Samples:
+    """After the last step; the masks [steps, B, R, h, w] in parts."""
+    latents = state.x0 if region is None else _within(region, state.x0, picture)
+    return Samples(latents, jnp.concatenate(masks))
+
+
+def _within(region: jax.Array, x: jax.Array, picture: jax.Array) -> jax.Array:
+    """x [B, H, W, C] within the region, and the picture outside."""
+    region = region[..., None]
+    return region * x + (1 - region) * picture
+
+
 # The host calls these steps one by one, so that each kind is a program that the persistent cache keeps. The cache would
-# refuse a scan that calls back.
+# refuse a scan that calls back. What is around them is kept too: operation by operation, it would be compiled anew in
+# each process.
 @functools.partial(jit_sampler, static_argnums=(0, 1), returns=(SolverState,))
 def _step_alone(unet, kind, steps, carry, i):
-    return kind(steps, carry, i)
+    carry, used = kind(steps, carry, i)
+    return carry, used[None]
 
 
-_make_alone = jit_sampler(Lanes.make, static_argnums=0, returns=(Lanes, Conditioning))
+def _run_alone(unet: UNet, runs, carry, on_step: Callable[[int], None]) -> tuple[SolverState, list[jax.Array]]:
+    """(the last state, the masks used) of all steps, called one by one. `runs`: (the parts of each step, one after the
+    other, the first step, the end)."""
+    used_masks, compiling = [], {}
+    if unet.platform.compiles_ahead:
+        kinds = {kind: steps for parts, *_ in runs for kind, steps in parts}
+        lowered = (_step_alone.lower(unet, kind, steps, carry, 0) for kind, steps in kinds.items())
+        compiling = dict(zip(kinds, compile_ahead(lowered), strict=True))
+    for parts, start, stop in runs:
+        for i in range(start, stop):
+            for kind, steps in parts:
+                if kind in compiling:
+                    compiling.pop(kind).result()
+                carry, used = _step_alone(unet, kind, steps, carry, i)
+            jax.block_until_ready(carry)
+            used_masks.append(used)
+            on_step(i)
+    return carry[0], used_masks
+
+
+_ALONE = (
+    jit_sampler(Lanes.make, static_argnums=0, returns=(Lanes, Conditioning)),
+    jit_kept(_begin, static_argnums=0, returns=(SolverState,)),
+    jit_kept(Lanes.generating, returns=(Lanes, Conditioning)),
+    jit_kept(_end, returns=(SolverState, Samples)),
+)
 
 
 def check_freeze(freeze_mask_step: int) -> None:

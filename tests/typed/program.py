@@ -58,5 +58,7 @@ def networks() -> None:
     vae, vae_params = rc.load_autoencoder("vae.json", "vae.safetensors")
     text, text_params = rc.load_text_encoder("text.json", "text.safetensors", loras=[("style.safetensors", 1.0)],
                                              prefix="te1")
-    vision, vision_params = rc.load_vision_encoder("vit.json", "vit.safetensors")
+    vision, vision_params = rc.load_vision_encoder("vit.json", "vit.safetensors", positions="dinov2")
+    clip, clip_params = rc.load_clip_vision("clip/config.json", "clip/model.safetensors")
+    print(clip, clip_params)
     print(vae, vae_params, text, text_params, vision, vision_params, rc.Preset(scope=0.2), rc.Guidance(mode="naive"))

@@ -11,7 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from realcustom_jax.commands.program import path_option
+from realcustom_jax.commands.program import check_output_file, path_option
 from realcustom_jax.data.sprites.bank import BankConfig
 from realcustom_jax.errors import check_choice, exit_code
 from realcustom_jax.evaluation.miniature.cases import TASKS, Case, check_request, make_cases, make_exam, paint_bounds
@@ -110,14 +110,13 @@ def _check(options: argparse.Namespace) -> tuple[str, ...]:
     tasks = _names(options.tasks, "task", TASKS)
     _names(options.methods, "method", METHODS)
     check_options(steps=options.steps, solver=options.solver, guidance_scale=options.guidance)
-    for path in (options.json, options.out):
-        if path is None:
-            continue
-        check_reachable(path)
-        if not is_bucket(path) and not path.absolute().parent.is_dir():
-            raise FileNotFoundError(f"{path} cannot be written: the folder {path.absolute().parent} does not exist.")
-    if options.json is not None and options.json.is_dir():
-        raise ValueError(f"--json {options.json} is a folder; give the name of a file.")
+    if options.json is not None:
+        check_output_file("--json", options.json)
+    if options.out is not None:
+        check_reachable(options.out)
+        if not is_bucket(options.out) and not options.out.absolute().parent.is_dir():
+            raise FileNotFoundError(f"{options.out} cannot be written: the folder {options.out.absolute().parent} does "
+                                    "not exist.")
     if options.out is not None and options.out.is_file():
         raise ValueError(f"--out {options.out} is a file; give the name of a folder.")
     return tasks

@@ -6,18 +6,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
-from realcustom_jax.contact_sheet import in_square, mask_overlay
+from realcustom_jax.contact_sheet import mask_overlay
 from realcustom_jax.evaluation.miniature.cases import Case
 from realcustom_jax.evaluation.miniature.measures import quality
 from realcustom_jax.evaluation.miniature.scores import METRICS, Generated
+from realcustom_jax.evaluation.reports.sheet import SheetRow, draw_sheet, numbered
 
 METHOD_TITLES = {"text_only": "text only", "described": "described", "no_mask": "no mask",
                  "sequential": "sequential", "fused": "fused"}
 SHOWN = "fused"
 """The method whose masks the sheets show and whose worst cases are looked for."""
-_CELL, _GAP, _LABEL, _TITLE = 128, 6, 176, 20
+_CELL = 128
 _SHEET_ROWS, _FAILURES = 12, 8
 
 
@@ -72,7 +73,7 @@ def worst_cases(results: Sequence[TaskResult]) -> Image.Image:
 class _Row:
     """What a sheet says and shows of one case: the references, a picture of each method, an overlay of each mask."""
 
-    label: str
+    label: Sequence[str]
     references: Sequence[Image.Image]
     pictures: Mapping[str, Image.Image]
     masks: Sequence[Image.Image]
@@ -85,33 +86,17 @@ class _Row:
         pictures = {method: Image.fromarray(made.images[index]) for method, made in result.outputs.items()}
         masks = result.outputs[SHOWN].masks[index]
         overlays = [mask_overlay(pictures[SHOWN], mask[None], first=i) for i, mask in enumerate(masks)]
-        return cls("\n".join(label), [Image.fromarray(reference) for reference in case.references], pictures, overlays)
+        return cls(label, [Image.fromarray(reference) for reference in case.references], pictures, overlays)
 
 
 def _sheet(rows: Sequence[_Row]) -> Image.Image:
     """The rows below the titles of their columns; where a row has fewer references or masks, its cell stays empty."""
     references, masks = (max(len(getattr(row, name)) for row in rows) for name in ("references", "masks"))
-    methods = list(rows[0].pictures)
-    titles = [*_numbered("reference", references), *(METHOD_TITLES[method] for method in methods),
-              *_numbered("mask", masks)]
-    font, small = ImageFont.load_default(size=13), ImageFont.load_default(size=11)
-    top = _GAP + _TITLE
-    sheet = Image.new("RGB", (_LABEL + (_CELL + _GAP) * len(titles), top + (_CELL + _GAP) * len(rows)), "white")
-    draw = ImageDraw.Draw(sheet)
-    for column, title in enumerate(titles):
-        draw.text((_LABEL + (_CELL + _GAP) * column, _GAP), title, fill="black", font=font)
-    for line, row in enumerate(rows):
-        y = top + (_CELL + _GAP) * line
-        draw.multiline_text((_GAP, y), row.label, fill="black", font=small, spacing=2)
-        cells = [*_padded(row.references, references), *row.pictures.values(), *_padded(row.masks, masks)]
-        for column, picture in enumerate(cells):
-            if picture is not None:
-                sheet.paste(in_square(picture, _CELL), (_LABEL + (_CELL + _GAP) * column, y))
-    return sheet
-
-
-def _numbered(title: str, count: int) -> list[str]:
-    return [title] if count == 1 else [f"{title} {i + 1}" for i in range(count)]
+    titles = [*numbered("reference", references), *(METHOD_TITLES[method] for method in rows[0].pictures),
+              *numbered("mask", masks)]
+    return draw_sheet(titles, [
+        SheetRow(row.label, [*_padded(row.references, references), *row.pictures.values(), *_padded(row.masks, masks)])
+        for row in rows], _CELL)
 
 
 def _padded(pictures: Sequence[Image.Image], count: int) -> list[Image.Image | None]:

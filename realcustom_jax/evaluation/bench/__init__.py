@@ -1,0 +1,1 @@
+"""The command `bench`: the pictures that a benchmark asks for, made and scored."""

@@ -1,0 +1,1 @@
+"""The command `score`: pictures of any system by a published protocol."""
