@@ -229,6 +229,7 @@ def test_a_bystander_is_scored_by_itself():
     assert scores["bystander_fidelity"] == 0 and scores["text_controllability"] == pytest.approx(1 / 3)
 
 
+@pytest.mark.slow
 def test_a_copied_reference_leaks_and_a_painting_of_its_own_does_not():
     world = BankConfig(side=64, cut_out=72)
     cases = make_cases("one", 16, 0, world)
@@ -242,15 +243,15 @@ def test_a_copied_reference_leaks_and_a_painting_of_its_own_does_not():
         scores[name] = score_leaks(Oracle(found, attributes, scenes, places[:, None]), cases, images)
         assert set(scores[name]) == set(LEAKS)
     copy, own = ({key: value.mean() for key, value in scores[name].items()} for name in ("copied", "painted"))
-    assert copy["facing_leak"] > 0.9 and copy["pose_leak"] > 0.7 and copy["background_leak"] == 1
-    assert 0.3 < own["facing_leak"] < 0.7 and abs(own["pose_leak"]) < 0.25 and own["background_leak"] == 0
+    assert copy["facing_leak"] > 0.9 and copy["pose_leak"] > 0.75 and copy["background_leak"] == 1
+    assert 0.4 < own["facing_leak"] < 0.6 and abs(own["pose_leak"]) < 0.2 and own["background_leak"] == 0
     lost = score_leaks(Oracle(~found, attributes, scenes, places[:, None]), cases, images)
     assert (lost["facing_leak"] == 0.5).all() and (lost["pose_leak"] == 0).all()
 
 
 def _independent_poses(cases):
     rng = np.random.default_rng(5)
-    return [(rng.uniform(-1, 1), not case.shown[0][1] if i % 2 else case.shown[0][1]) for i, case in enumerate(cases)]
+    return [(rng.uniform(-1, 1), bool(case.shown[0][1]) != bool(i % 2)) for i, case in enumerate(cases)]
 
 
 def _answer(case, world, pose, left):

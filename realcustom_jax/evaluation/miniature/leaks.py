@@ -1,11 +1,11 @@
 """What a generated picture keeps of the reference that is not the subject: its facing, its pose and its background.
 
 A thing that the judge finds is cut out, stretched to a square of one size on grey, and correlated with paintings of its
-identity at `POSES` in both facings and at the reference's own pose and facing, which the painter knows.
+identity at `POSES` in both facings. The most similar of them says its pose and facing; the painter knows the reference's.
 
-- *facing_leak*: whether the most similar painting faces as the reference does; chance is 0.5, a copy scores 1.
-- *pose_leak*: (own − others) / (1 − others), where *own* is the similarity to the reference's pose and facing and
-  *others* the mean similarity to the grid; about 0 for an independent pose, near 1 for a copy.
+- *facing_leak*: whether it faces as the reference does; chance is 0.5, a copy scores 1.
+- *pose_leak*: 1 − d / e, where d is how far the two poses are apart, and e how far on average a uniformly drawn pose is
+  from the reference's; a copy scores 1, an independent pose 0 on average, another pose on purpose less than 0.
 - *background_leak*: whether the judge's scene is that of a reference, which is never the prompt's; a copy scores 1.
 
 A thing that is not found tells nothing, and counts as chance: 0.5 and 0.
@@ -21,7 +21,7 @@ from realcustom_jax.evaluation.miniature.cases import Case
 from realcustom_jax.evaluation.miniature.judge import TrainedJudge
 
 LEAKS: tuple[str, ...] = ("facing_leak", "pose_leak", "background_leak")
-POSES: tuple[float, ...] = (-1.0, -0.5, 0.0, 0.5, 1.0)
+POSES: tuple[float, ...] = tuple(i / 8 for i in range(-7, 8, 2))
 _SIDE = 48
 _CUT_OUT = 96
 _GREY = 0.5
@@ -44,14 +44,14 @@ def _facing_and_pose(image: np.ndarray, places: np.ndarray, thing: Identity, pos
     """facing_leak and pose_leak of the thing that is at `places` [h, w] of the image."""
     places = np.repeat(np.repeat(places, 2, 0), 2, 1)[..., None]
     made = _aligned(image / 255, (places > 0.5).astype(float))
-    right = [_painted(thing, other) for other in POSES]
-    grid = np.array([[_correlation(made, _aligned(*_faced(painted, left))) for painted in right]
-                     for left in (False, True)])
-    own = _correlation(made, _aligned(*_faced(_painted(thing, pose), mirrored)))
-    facing = grid.max(1)
+    painted = [_painted(thing, each) for each in POSES]
+    likeness = np.array([[_correlation(made, _aligned(*_faced(each, left))) for each in painted]
+                         for left in (False, True)])
+    facing = likeness.max(1)
     kept = (1 + np.sign(facing[int(mirrored)] - facing[int(not mirrored)])) / 2  # a tie tells nothing: 0.5
-    others = grid.mean()
-    return float(kept), float((own - others) / max(1 - others, 1e-6))
+    read = POSES[int(likeness[int(facing.argmax())].argmax())]
+    expected = (1 + pose**2) / 2  # the mean of |x - pose| where x is uniform in [-1, 1]
+    return float(kept), 1 - abs(read - pose) / expected
 
 
 def _painted(thing: Identity, pose: float) -> np.ndarray:
