@@ -12,13 +12,14 @@ from PIL import Image
 from realcustom_jax import pipeline
 from realcustom_jax.data.sprites.bank import BankConfig
 from realcustom_jax.data.sprites.captions import TELLABLE, VOCABULARY, caption
-from realcustom_jax.data.sprites.world import HELD_OUT_NOUNS, SCENES, Identity, split_of
+from realcustom_jax.data.sprites.world import HELD_OUT_NOUNS, SCENES, Identity, Placement, paint, split_of
 from realcustom_jax.evaluation.intervals import bootstrap_interval, ratio_with_interval
 from realcustom_jax.evaluation.miniature import generate
 from realcustom_jax.evaluation.miniature.cases import TASKS, Case, make_cases, paint_bounds
 from realcustom_jax.evaluation.miniature.command import main
 from realcustom_jax.evaluation.miniature.generate import METHODS, Generator
 from realcustom_jax.evaluation.miniature.judge import ATTRIBUTES, Opinions, save_judge
+from realcustom_jax.evaluation.miniature.leaks import LEAKS, score_leaks
 from realcustom_jax.evaluation.miniature.measures import overlap, quality, roc_area, summarize
 from realcustom_jax.evaluation.miniature.report import TaskResult, markdown_table, task_sheet, worst_cases
 from realcustom_jax.evaluation.miniature.scores import (
@@ -226,6 +227,38 @@ def test_a_bystander_is_scored_by_itself():
     assert "swapped" not in scores
     scores = score_pictures(Oracle([[True, False]], attributes, (scene + 1) % 10), case, None)
     assert scores["bystander_fidelity"] == 0 and scores["text_controllability"] == pytest.approx(1 / 3)
+
+
+@pytest.mark.slow
+def test_a_copied_reference_leaks_and_a_painting_of_its_own_does_not():
+    world = BankConfig(side=64, cut_out=72)
+    cases = make_cases("one", 16, 0, world)
+    found, attributes, _ = truth(cases)
+    painted = [_answer(case, world, *pose) for case, pose in zip(cases, _independent_poses(cases), strict=True)]
+    copied = [_answer(case, world, *case.shown[0]) for case in cases]
+    scores = {}
+    for name, pairs in {"copied": copied, "painted": painted}.items():
+        images, places = (np.stack(each) for each in zip(*pairs, strict=True))
+        scenes = [SCENES.index(case.reference_scenes[0] if name == "copied" else case.scene) for case in cases]
+        scores[name] = score_leaks(Oracle(found, attributes, scenes, places[:, None]), cases, images)
+        assert set(scores[name]) == set(LEAKS)
+    copy, own = ({key: value.mean() for key, value in scores[name].items()} for name in ("copied", "painted"))
+    assert copy["facing_leak"] > 0.9 and copy["pose_leak"] > 0.75 and copy["background_leak"] == 1
+    assert 0.4 < own["facing_leak"] < 0.6 and abs(own["pose_leak"]) < 0.2 and own["background_leak"] == 0
+    lost = score_leaks(Oracle(~found, attributes, scenes, places[:, None]), cases, images)
+    assert (lost["facing_leak"] == 0.5).all() and (lost["pose_leak"] == 0).all()
+
+
+def _independent_poses(cases):
+    rng = np.random.default_rng(5)
+    return [(rng.uniform(-1, 1), bool(case.shown[0][1]) != bool(i % 2)) for i, case in enumerate(cases)]
+
+
+def _answer(case, world, pose, left):
+    """The case's thing at this pose and facing, uint8 [P, P, 3], and where it is at half that size."""
+    where = Placement(0.5, 0.5, 0.7, "left" if left else "right", pose)
+    image, masks = paint([(case.things[0], where)], case.scene, seed=0, size=world.side)
+    return image, masks[0, ::2, ::2].astype(np.float32)
 
 
 def made_of(masks, latents=None, images=None):

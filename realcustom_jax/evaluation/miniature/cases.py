@@ -39,6 +39,8 @@ class Case:
         references: uint8 [P, P, 3] each; every one has a background of its own.
         targets: which of the things each target phrase stands for.
         scene: of the prompt. seed: of the noise.
+        shown: of each thing that has a reference, in the prompt's order, the pose and whether it faces left there.
+        reference_scenes: what the references' backgrounds are; none of them is the prompt's.
     """
 
     task: str
@@ -48,6 +50,8 @@ class Case:
     targets: tuple[int, ...]
     scene: str
     seed: int
+    shown: tuple[tuple[float, bool], ...] = ()
+    reference_scenes: tuple[str, ...] = ()
 
     @property
     def prompt(self) -> Caption:
@@ -85,10 +89,12 @@ def make_cases(task: str, num_subjects: int, seed: int, config: BankConfig = Ban
         photographs = np.random.default_rng((seed, 3, subject))
         elsewhere = [scene for scene in SCENES if scene not in scenes]
         groups = {"one": [[first]], "bystander": [[first]], "many": [[first], [second]], "one2many": [[first, second]]}
-        references = tuple(photograph(photographs, things, elsewhere, config) for things in groups[task])
+        taken = [photograph(photographs, things, elsewhere, config) for things in groups[task]]
+        references = tuple(each.image for each in taken)
+        known = tuple(pose for each in taken for pose in each.shown), tuple(each.scene for each in taken)
         things = (first,) if task == "one" else (first, second)
         targets = (0,) if task in ("one", "bystander") else (0, 1)
-        cases += [Case(task, subject, things, references, targets, scene, noise) for scene in scenes]
+        cases += [Case(task, subject, things, references, targets, scene, noise, *known) for scene in scenes]
     return cases
 
 
@@ -100,17 +106,29 @@ def check_request(num_subjects: int, seed: int) -> None:
         raise ValueError(f"The seed is {seed}; give a number from 0 on.")
 
 
+@dataclasses.dataclass(frozen=True)
+class Photograph:
+    """A reference, uint8 [P, P, 3], and what the painter knows of it: its scene, and as of `Case.shown` each thing's
+    pose and whether it faces left."""
+
+    image: np.ndarray
+    scene: str
+    shown: tuple[tuple[float, bool], ...]
+
+
 def photograph(rng: np.random.Generator, things: Sequence[Identity], scenes: Sequence[str],
-               config: BankConfig) -> np.ndarray:
-    """A reference, uint8 [P, P, 3]: one thing that fills most of the picture, or two side by side, in one of `scenes`,
-    at a random pose and facing."""
-    bank = bank_of([(identity, float(rng.uniform(-1, 1))) for identity in things],
-                   [(str(rng.choice(scenes)), int(rng.integers(2**31)))], config)
+               config: BankConfig) -> Photograph:
+    """A reference: one thing that fills most of the picture, or two side by side, in one of `scenes`, at a random pose
+    and facing."""
+    poses = [float(rng.uniform(-1, 1)) for _ in things]
+    scene = str(rng.choice(scenes))
+    bank = bank_of(list(zip(things, poses, strict=True)), [(scene, int(rng.integers(2**31)))], config)
     rows = np.array([[0, 1 if len(things) > 1 else -1]])
     x = np.array([rng.permutation([0.26, 0.74]) if len(things) > 1 else [0.5, 0.5]])
-    layout = place(rng, bank, rows, np.array([0]), x, np.array([[0.54, 0.54]]), np.array([[0.78, 0.78]]),
-                   rng.random((1, 2)) < 0.5)
-    return _pictures(bank, layout)[0]
+    mirrored = rng.random((1, 2)) < 0.5
+    layout = place(rng, bank, rows, np.array([0]), x, np.array([[0.54, 0.54]]), np.array([[0.78, 0.78]]), mirrored)
+    facings = [bool(left) for left in mirrored[0, : len(things)]]
+    return Photograph(_pictures(bank, layout)[0], scene, tuple(zip(poses, facings, strict=True)))
 
 
 def _pictures(bank: Bank, layout) -> np.ndarray:

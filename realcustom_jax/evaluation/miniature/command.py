@@ -16,12 +16,14 @@ from realcustom_jax.data.sprites.bank import BankConfig
 from realcustom_jax.errors import check_choice, exit_code
 from realcustom_jax.evaluation.miniature.cases import TASKS, Case, check_request, make_cases, make_exam, paint_bounds
 from realcustom_jax.evaluation.miniature.generate import METHODS, Generator
+from realcustom_jax.evaluation.miniature.leaks import score_leaks
 from realcustom_jax.evaluation.miniature.report import TaskResult, markdown_table, task_sheet, worst_cases
 from realcustom_jax.evaluation.miniature.scores import (
     Generated,
     compare,
     distance,
     examine,
+    report_leaks,
     report_method,
     score_masks,
     score_pictures,
@@ -134,15 +136,19 @@ def _score(generator: Generator, cases: Sequence[Case], outputs: dict[str, Gener
     judge = generator.judge
     scores = {method: score_pictures(judge, cases, made.images) | score_masks(judge, cases, made)
               for method, made in outputs.items()}
+    leaks = {method: score_leaks(judge, cases, made.images) for method, made in outputs.items()}
     bounds = paint_bounds(cases, seed, world)
     bounds["same_subject_autoencoded"] = generator.autoencode(bounds["same_subject"])
     others = [method for method in outputs if method != "fused"] if "fused" in outputs else []
     entry = {
         "num_cases": len(cases),
-        "methods": {method: report_method(values, cases) for method, values in scores.items()},
+        "methods": {method: report_method(values, cases) | {"leaks": report_leaks(leaks[method], cases)}
+                    for method, values in scores.items()},
         "differences": {
             f"fused_minus_{other}": compare(scores["fused"], scores[other], cases) for other in others},
         "distances": {f"fused_from_{other}": distance(outputs["fused"], outputs[other], cases) for other in others},
-        "bounds": {name: report_method(score_pictures(judge, cases, images), cases) for name, images in bounds.items()},
+        "bounds": {name: report_method(score_pictures(judge, cases, images), cases)
+                   | {"leaks": report_leaks(score_leaks(judge, cases, images), cases)}
+                   for name, images in bounds.items()},
     }
     return TaskResult(cases, outputs, scores), entry

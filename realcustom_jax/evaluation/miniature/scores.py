@@ -95,6 +95,12 @@ def report_method(scores: Mapping[str, np.ndarray], cases: Sequence[Case]) -> di
     return entry | {"details": {k: round(float(v.mean()), 4) for k, v in scores.items() if k not in metrics}}
 
 
+def report_leaks(leaks: Mapping[str, np.ndarray], cases: Sequence[Case]) -> dict[str, Any]:
+    """Each of `leaks.LEAKS` with its interval over subjects."""
+    subjects = np.array([case.subject for case in cases])
+    return {name: mean_with_interval(values, subjects) for name, values in leaks.items()}
+
+
 def compare(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray], cases: Sequence[Case]) -> dict[str, Any]:
     """How much higher method `a` scores than `b` on the same cases: the paired difference and its interval."""
     subjects = np.array([case.subject for case in cases])
