@@ -1,7 +1,7 @@
 """What a generated picture keeps of the reference that is not the subject: its facing, its pose and its background.
 
 A thing that the judge finds is cut out, stretched to a square of one size on grey, and correlated with paintings of its
-identity at `POSES` in both facings. The most similar of them says its pose and facing; the painter knows the reference's.
+identity at `POSES` in both facings. The most similar one says its pose and facing; the painter knows the reference's.
 
 - *facing_leak*: whether it faces as the reference does; chance is 0.5, a copy scores 1.
 - *pose_leak*: 1 − d / e, where d is how far the two poses are apart, and e how far on average a uniformly drawn pose is
