@@ -1,7 +1,6 @@
 """Pictures of your subject: python sample.py --image dog.png --prompt "a dog in space" --target dog"""
 
-from realcustom_jax.commands.program import leave
-from realcustom_jax.commands.sample import main
+from realcustom_jax.commands.sample import run
 
 if __name__ == "__main__":
-    leave(main())
+    run()

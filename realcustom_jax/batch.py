@@ -12,7 +12,6 @@ one, each with a share of its rows.
 """
 
 import dataclasses
-import hashlib
 import json
 import os
 import re
@@ -25,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from realcustom_jax.errors import check_text, printable, sentence, visible
-from realcustom_jax.files import clear_leftovers, png, user_of_share, write_file, write_json
+from realcustom_jax.files import clear_leftovers, file_digest, png, user_of_share, write_file, write_json
 from realcustom_jax.json_lines import is_number, is_text, numbered_lines, parse_object, told
 from realcustom_jax.memory import enough_memory
 from realcustom_jax.paths import as_path, beside, is_bucket, local_copy, make_folder, reaching
@@ -291,7 +290,7 @@ def _request(row: Row, options: Mapping[str, Any], loaded: Mapping[str, Any]) ->
 def recorded(value: Any) -> Any:
     """The value with the paths in it as the names and contents of their files."""
     if isinstance(value, PurePath):
-        return {"file": value.name, "sha256": hashlib.sha256(local_copy(value).read_bytes()).hexdigest()}
+        return {"file": value.name, "sha256": file_digest(local_copy(value))}
     if isinstance(value, dict):
         return {name: recorded(x) for name, x in value.items()}
     return [recorded(x) for x in value] if isinstance(value, list | tuple) else value

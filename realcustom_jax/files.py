@@ -1,6 +1,7 @@
 """Files that are written whole or not at all, and folders that have one user at a time; on disks and in buckets."""
 
 import contextlib
+import hashlib
 import io
 import json
 import os
@@ -53,6 +54,12 @@ def clear_leftovers(folder: "AnyPath", of: Collection[str] | None = None) -> Non
         found = _LEFTOVER.fullmatch(file.name)
         if found and (of is None or found[1] in of):
             file.unlink()
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a local file's content, read in pieces."""
+    with path.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def write_json(path: "AnyPath", value: Mapping[str, Any]) -> None:

@@ -152,6 +152,16 @@ def new_bucket(tmp_path_factory):
         yield make
 
 
+@pytest.fixture(scope="session")
+def torch():
+    return pytest.importorskip("torch")
+
+
+@pytest.fixture(scope="session")
+def transformers(torch):
+    return pytest.importorskip("transformers")
+
+
 @pytest.fixture(scope="module")
 def vision_transformer():
     """timm's module. It imports torchvision for its picture transforms, which are replaced where that is missing."""

@@ -7,25 +7,18 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
+from torch_models import disturbed
 
 WORDS = "a photo of the dog cat on beach in snow with red hat and blue car at night".split()
 CLIP_MEAN, CLIP_STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 
-def disturbed(torch, model, scale=0.05):
-    """In evaluation mode, with noise on every parameter, so that norms and biases are no constants."""
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += scale * torch.randn(parameter.shape, generator=generator)
-    return model.eval()
-
-
 def clip_folder(folder: Path, *, side=224, patch=32, width=32, seed=0, processor=None):
     """A whole CLIP as transformers saves it; returns its torch model and tokenizer."""
-    import torch
+    torch = pytest.importorskip("torch")
     import transformers
 
     from realcustom_jax.conditioning.prompts import build_tokenizer
@@ -37,7 +30,7 @@ def clip_folder(folder: Path, *, side=224, patch=32, width=32, seed=0, processor
         text_config=sizes | {"vocab_size": len(tokenizer), "max_position_embeddings": 77, "projection_dim": 24,
                              "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id},
         vision_config=sizes | {"image_size": side, "patch_size": patch, "projection_dim": 24}, projection_dim=24)
-    model = disturbed(torch, transformers.CLIPModel(config))
+    model = disturbed(transformers.CLIPModel(config), 0.05)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     if processor:
@@ -47,16 +40,16 @@ def clip_folder(folder: Path, *, side=224, patch=32, width=32, seed=0, processor
 
 def vit(*, dinov2=False, side=224, patch=16, width=32, seed=0):
     """transformers' ViTModel or Dinov2Model."""
-    import torch
+    torch = pytest.importorskip("torch")
     import transformers
 
     torch.manual_seed(seed)
     sizes = {"hidden_size": width, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": side,
              "patch_size": patch}
     if dinov2:
-        return disturbed(torch, transformers.Dinov2Model(transformers.Dinov2Config(**sizes, mlp_ratio=2)))
+        return disturbed(transformers.Dinov2Model(transformers.Dinov2Config(**sizes, mlp_ratio=2)), 0.05)
     config = transformers.ViTConfig(**sizes, intermediate_size=2 * width, layer_norm_eps=1e-6)
-    return disturbed(torch, transformers.ViTModel(config, add_pooling_layer=False))
+    return disturbed(transformers.ViTModel(config, add_pooling_layer=False), 0.05)
 
 
 def hub_tensors(model) -> dict[str, np.ndarray]:
@@ -94,7 +87,7 @@ def hub_tensors(model) -> dict[str, np.ndarray]:
 
 def hub_file(model, file: Path, *, config=True):
     """torch.hub's file of a ViT, with a config.json of timm's arguments beside it."""
-    import torch
+    torch = pytest.importorskip("torch")
 
     file.parent.mkdir(parents=True, exist_ok=True)
     torch.save({name: torch.tensor(value) for name, value in hub_tensors(model).items()}, file)
@@ -110,7 +103,7 @@ def hub_file(model, file: Path, *, config=True):
 
 def with_hub_positions(model, side=224):
     """A Dinov2Model of `side` pixels, with positions as torch.hub's DINOv2 makes them of the model's own."""
-    import torch
+    torch = pytest.importorskip("torch")
     import transformers
 
     positions = model.embeddings.position_embeddings.detach()
@@ -134,7 +127,7 @@ def resized(image: Image.Image, side: int) -> Image.Image:
 
 def torchvision_pixels(image, resize, crop, mean, std):
     """[1, 3, N, N]: Resize, CenterCrop, conversion to RGB, ToTensor, Normalize."""
-    import torch
+    torch = pytest.importorskip("torch")
 
     image = resized(image, resize)
     left, top = int(round((image.width - crop) / 2.0)), int(round((image.height - crop) / 2.0))

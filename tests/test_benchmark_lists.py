@@ -404,14 +404,14 @@ def test_the_scorer_of_sprites_gives_what_the_miniatures_report_does(tmp_path, t
 
 def test_what_the_scorer_cannot_score_is_named(tmp_path):
     row, scorer = read_benchmark("sprites", tmp_path, subjects=1)[0], SpritesScorer.open("mini")
-    assert set(scorer.networks["judge"]["files"]) == {"config.json", "model.safetensors"}
+    assert set(scorer.networks["judge"]["sha256"]) == {"config.json", "model.safetensors"}
     with pytest.raises(OSError, match=r"^rows\.jsonl line 3: .*none\.png"):
         scorer.scores(_of(row, tmp_path / "none.png"))
     with pytest.raises(ValueError, match=r"^rows\.jsonl line 3: .*text\.png"):
         scorer.scores(_of(row, write(tmp_path / "text.png", "no picture")))
     for facts in ({}, {**row.facts, "scene": "moon"}, {**row.facts, "targets": [0, 1]}, {**row.facts, "things": [1]},
                   {**row.facts, "things": []}):
-        other = PictureRow("rows.jsonl line 3", "x", row.subjects[0].reference, "a dog", (), "x", facts)
+        other = PictureRow("rows.jsonl line 3", "x", row.subjects[0].reference, "a dog", (), "x", facts=facts)
         with pytest.raises(ValueError, match="line 3: it has not the facts of a row of the benchmark sprites"):
             scorer.scores(other)
     with pytest.raises(FileNotFoundError, match="judge"):
@@ -422,4 +422,4 @@ def test_what_the_scorer_cannot_score_is_named(tmp_path):
 
 def _of(row, picture: Path) -> PictureRow:
     return PictureRow("rows.jsonl line 3", row.name, picture, row.prompt,
-                      tuple(ComparedSubject(subject.compared) for subject in row.subjects), "x", row.facts)
+                      tuple(ComparedSubject(subject.compared) for subject in row.subjects), "x", facts=row.facts)

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
+from torch_models import disturbed
 
 import realcustom_jax as rc
 from realcustom_jax.model_files.tensors import headers_only, read_tensors
@@ -18,28 +19,9 @@ TEXT = {"vocab_size": 50, "hidden_size": 24, "intermediate_size": 40, "num_hidde
         "max_position_embeddings": 9, "eos_token_id": 49, "bos_token_id": 48, "pad_token_id": 0}
 
 
-@pytest.fixture(scope="module")
-def torch():
-    return pytest.importorskip("torch")
-
-
-@pytest.fixture(scope="module")
-def transformers(torch):
-    return pytest.importorskip("transformers")
-
-
-def disturbed(torch, model):
-    """In evaluation mode, with noise on every parameter, as freshly made norms and biases are constants."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
-    return model.eval()
-
-
 def vision_model(torch, transformers, name, **changes):
     torch.manual_seed(0)
-    return disturbed(torch, getattr(transformers, name)(transformers.CLIPVisionConfig(**TINY | changes)))
+    return disturbed(getattr(transformers, name)(transformers.CLIPVisionConfig(**TINY | changes)), 0.05)
 
 
 def whole_model(torch, transformers, projection_dim=12):
@@ -47,7 +29,7 @@ def whole_model(torch, transformers, projection_dim=12):
     torch.manual_seed(0)
     config = transformers.CLIPConfig(text_config=TEXT | {"projection_dim": 5}, vision_config=TINY,
                                      projection_dim=projection_dim)
-    return disturbed(torch, transformers.CLIPModel(config))
+    return disturbed(transformers.CLIPModel(config), 0.05)
 
 
 def images_of(side, count=2):

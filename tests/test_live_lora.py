@@ -21,7 +21,8 @@ diffusers = pytest.importorskip("diffusers")
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("peft")
 
-from test_live_parity import UNETS, disturbed, random, written  # noqa: E402  (it needs torch)
+from test_live_parity import UNETS, random, written  # noqa: E402  (it needs torch)
+from torch_models import disturbed  # noqa: E402
 
 TEXT = {"vocab_size": 100, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 3,
         "projection_dim": 10, "bos_token_id": 97, "eos_token_id": 98, "pad_token_id": 98}

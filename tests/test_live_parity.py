@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
+from torch_models import disturbed
 
 from realcustom_jax.conditioning.references import prepare_reference
 from realcustom_jax.model_files import weights
@@ -22,15 +23,6 @@ functional = pytest.importorskip("torch.nn.functional")
 
 def random(*shape, seed=0):
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
-
-
-def disturbed(model):
-    """The torch model in evaluation mode, a tenth of unit noise on every parameter."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
-    return model.eval()
 
 
 def written(model, folder, prefix=""):

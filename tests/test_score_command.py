@@ -163,6 +163,16 @@ def test_scores_are_reported_by_row_by_subject_and_as_means_with_intervals(write
     assert len(load_image(tmp_path / "sheet.png")) == 26 + 6 * 134
 
 
+def test_parts_of_a_benchmark_have_means_of_their_own(write, fake_scorer, tmp_path, capsys):
+    file = write(row(part="animals"), row("1.png", part="animals"), row("5.png", part="things"))
+    assert score(file) == 0
+    report = json.loads((tmp_path / "scores.json").read_text())
+    values = {name: part["clip_t"]["value"] for name, part in report["parts"].items()}
+    assert values == {"animals": pytest.approx(20 / 255), "things": pytest.approx(200 / 255)}
+    assert "| animals | 0.078 |" in capsys.readouterr().out
+    assert report["metrics"]["clip_t"]["value"] == pytest.approx(80 / 255)
+
+
 def test_a_score_that_is_no_number_is_an_error(write, fake_scorer, tmp_path, capsys):
     fake_scorer.scores = lambda row: {"clip_t": float("nan")}
     assert score(write(row())) == 2
@@ -201,16 +211,19 @@ def test_the_best_and_the_worst_of_many_are_shown_in_their_order(write, fake_sco
 
 def test_published_figures_are_those_of_the_same_benchmark_and_protocol():
     ours = published.published("dreambench", "dsh_bench")
+    assert all("reward" not in name for one in published.FIGURES for name in one.figures)  # normalised, none knows how
     assert [(one.system, one.figures["clip_i"], one.figures["dino_i"]) for one in ours] == [
         ("RealCustom++", 0.794, 0.746)]
     assert published.published("dreambench", "kosmos_g") == ()
     assert [one.figures["dino_i"] for one in published.published("uno_single", "uno")][:2] == [0.702, 0.760]
     entry = {"value": 0.7, "ci95": [0.65, 0.72], "rows": 4, "subjects": 2}
-    table = tables.markdown_table({"metrics": {"clip_i": entry, "dino_i": entry | {"subjects": 1}}},
+    table = tables.markdown_table({"metrics": {"clip_i": entry, "dino_i": entry | {"subjects": 1}},
+                                   "parts": {"one": {"dino_i": entry}}},
                                   [published.Published("X", "", "", {"clip_i": 0.8, "clip_t": 0.3}, "")])
     assert table.splitlines() == [
         "| | CLIP-I | ± | DINO-I | ± | CLIP-T | ± |", "|---|--:|--:|--:|--:|--:|--:|",
-        "| **this run** | 0.700 | 0.050 | 0.700 | – | – |  |", "| X | 0.800 | | – | | 0.300 | |"]
+        "| **this run** | 0.700 | 0.050 | 0.700 | – | – |  |",
+        "| one | – |  | 0.700 | 0.050 | – |  |", "| X | 0.800 | | – | | 0.300 | |"]
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
+from torch_models import disturbed
 
 import realcustom_jax as rc
 from realcustom_jax.model_files.known_vision import KNOWN, POSITIONS, arguments_of
@@ -25,16 +26,6 @@ HUBS = {  # positions → what torch.nn.functional.interpolate is given beside t
     "dino": {"offset": 0.1, "antialias": False}, "dinov2": {"offset": 0.1, "antialias": False},
     "dinov2_reg": {"offset": 0, "antialias": True},
 }
-
-
-@pytest.fixture(scope="module")
-def torch():
-    return pytest.importorskip("torch")
-
-
-@pytest.fixture(scope="module")
-def transformers(torch):
-    return pytest.importorskip("transformers")
 
 
 def images_of(side, count=2):
@@ -180,11 +171,7 @@ def transformers_model(torch, transformers, name, **changes):
     torch.manual_seed(0)
     kind = CLASSES.get(name, name)
     config = getattr(transformers, f"{kind}Config")(**VIT | MODELS[name] | changes)
-    model = getattr(transformers, f"{kind}Model")(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += 0.1 * torch.randn_like(parameter)
-    return model.eval()
+    return disturbed(getattr(transformers, f"{kind}Model")(config))
 
 
 @pytest.mark.parametrize("name, names", some(

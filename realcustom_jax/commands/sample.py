@@ -8,16 +8,22 @@ In a clone it is `python sample.py`.
 import argparse
 import warnings
 from contextlib import nullcontext
+from typing import NoReturn
 
 from tqdm import tqdm
 
-from realcustom_jax.commands.program import say, say_nothing_of_accelerators, warnings_as_sentences
+from realcustom_jax.commands.program import leave, say, say_nothing_of_accelerators, warnings_as_sentences
 from realcustom_jax.commands.sample_options import PROMPT, load_model, parse
 
 LOADED = "model", "adapter", "vision", "tokenizer", "vae", "unet", "prediction", "lora", "preset", "dtype"
 """The options that say what a pipeline is loaded from, and how."""
 # What each row of a batch says for itself.
 _OF_ROWS = "prompt", "image", "target", "mask", "init_image", "mask_image", "strength"
+
+
+def run() -> NoReturn:
+    """The command as a process of its own, which ends with it."""
+    leave(main())
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -10,7 +10,6 @@ network that the protocol names (`as_published`).
 """
 
 import functools
-import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,6 +23,7 @@ from realcustom_jax.conditioning.prompts import encode_prompt
 from realcustom_jax.errors import naming
 from realcustom_jax.evaluation.preprocessing import Preparation
 from realcustom_jax.evaluation.protocols import Network
+from realcustom_jax.files import file_digest
 from realcustom_jax.model_files.known_vision import KNOWN, arguments_of
 from realcustom_jax.model_files.locate import on_this_host, read_config, weight_files
 from realcustom_jax.model_files.tokenizer import read_tokenizer
@@ -195,12 +195,6 @@ def _record(path: str | Path, files: Sequence[Path], network: Network, architect
             "architecture": {name: list(value) if isinstance(value, tuple) else value
                              for name, value in architecture.items()},
             "published": network.published, "as_published": published}
-
-
-def file_digest(file: Path) -> str:
-    """SHA-256 of a file's content, read in pieces."""
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def _side(arguments: Mapping[str, Any], root: Path) -> int:

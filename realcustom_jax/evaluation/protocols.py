@@ -8,7 +8,14 @@ import dataclasses
 
 from realcustom_jax.errors import check_choice
 
-SLOTS = ("clip", "clip_l14", "clip_l14_336", "dino", "dinov2", "image_reward")
+SLOTS = {
+    "clip": "transformers' folder of the protocol's CLIP (config, tokenizer, weights)",
+    "clip_l14": "the same of ViT-L/14, where the protocol has a second CLIP",
+    "clip_l14_336": "the same of ViT-L/14-336",
+    "dino": "weights of DINO by timm's, the hub's or transformers' names: a file or a folder",
+    "dinov2": "likewise of DINOv2",
+    "image_reward": "weights of ImageReward, for its own package",
+}
 """What files a protocol may want. `clip` is a protocol's main CLIP, whichever that is."""
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from PIL import Image
 
-from realcustom_jax.evaluation.encoders import file_digest
 from realcustom_jax.evaluation.protocols import Network
+from realcustom_jax.files import file_digest
 from realcustom_jax.paths import as_path, local_copy
 
 PACKAGE = "ImageReward"

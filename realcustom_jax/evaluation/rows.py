@@ -38,6 +38,7 @@ class BenchmarkRow:
         name: of its pictures, unique in the benchmark; also a file's name without its ending.
         prompt: with real words only, what the model is given. subjects: at least one, in the prompt's order.
         group: whose luck it shares; intervals are over groups.
+        part: of the benchmark, where it has several, whose means are reported apart too.
         seed: of the noise. options: of `Pipeline.__call__` that the benchmark itself prescribes, JSON values.
         scored_prompt: what the pictures are compared with, where that is not the prompt (as the benchmark's script).
         facts: what else a protocol of this benchmark scores by, JSON values.
@@ -50,6 +51,7 @@ class BenchmarkRow:
     seed: int = 0
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     scored_prompt: str | None = None
+    part: str = ""
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
@@ -77,7 +79,7 @@ class PictureRow:
         where: of what file and line it is said, for messages. name: for the report.
         picture: its file. prompt: what it is compared with. subjects: at least one.
         group: whose luck it shares; intervals are over groups.
-        facts: as of `BenchmarkRow`.
+        part, facts: as of `BenchmarkRow`.
     """
 
     where: str
@@ -86,4 +88,5 @@ class PictureRow:
     prompt: str
     subjects: tuple[ComparedSubject, ...]
     group: str
+    part: str = ""
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)

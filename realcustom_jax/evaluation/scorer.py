@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 Encoders = Mapping[str, ClipEncoder | DinoEncoder | reward.Reward]
 
 
-class Scorer:
+class ProtocolScorer:
     """An opened protocol. References and prompts repeat from row to row: what the networks make of them is kept.
 
     Attributes:
@@ -111,7 +111,7 @@ class Scorer:
         return self._encoders[slot].picture(image)
 
 
-def open_scorer(protocol: str | Protocol, files: Mapping[str, "AnyPath | str"]) -> Scorer:
+def open_scorer(protocol: str | Protocol, files: Mapping[str, "AnyPath | str"]) -> ProtocolScorer:
     """Opens a protocol's networks.
 
     A metric whose network is not given, or whose package is not installed, is skipped. A network that is not the one
@@ -145,7 +145,7 @@ def open_scorer(protocol: str | Protocol, files: Mapping[str, "AnyPath | str"]) 
         named = ", ".join(f"{slot} is not {encoders[slot].record['published']}" for slot in others)
         warnings.warn(f"The scores are not comparable with published ones of the protocol {protocol.name}: {named}.",
                       stacklevel=2)
-    return Scorer(protocol, encoders, skipped)
+    return ProtocolScorer(protocol, encoders, skipped)
 
 
 def _missing(slot: str, files: Mapping[str, Any]) -> str | None:

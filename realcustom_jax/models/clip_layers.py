@@ -12,11 +12,7 @@ import jax.numpy as jnp
 
 from realcustom_jax.devices.platform import Platform
 from realcustom_jax.errors import check_choice
-
-_ACTIVATIONS = {
-    "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),
-    "gelu": functools.partial(nn.gelu, approximate=False),
-}
+from realcustom_jax.models.activations import ACTIVATIONS
 
 
 class EncoderConfig(Protocol):
@@ -42,7 +38,7 @@ class EncoderConfig(Protocol):
 
 def check_encoder(config: EncoderConfig, what: str) -> None:
     """Raises ValueError, which begins with `what`, for an architecture that the layers cannot have."""
-    check_choice("hidden_act", config.hidden_act, _ACTIVATIONS)
+    check_choice("hidden_act", config.hidden_act, ACTIVATIONS)
     if config.hidden_size % config.num_attention_heads:
         raise ValueError(f"{what}: hidden_size={config.hidden_size} is not a multiple of "
                          f"num_attention_heads={config.num_attention_heads}.")
@@ -110,4 +106,4 @@ class Mlp(nn.Module):
     @nn.compact
     def __call__(self, x):
         hidden = nn.Dense(self.config.intermediate_size, dtype=self.dtype, name="fc1")(x)
-        return nn.Dense(x.shape[-1], dtype=self.dtype, name="fc2")(_ACTIVATIONS[self.config.hidden_act](hidden))
+        return nn.Dense(x.shape[-1], dtype=self.dtype, name="fc2")(ACTIVATIONS[self.config.hidden_act](hidden))

@@ -19,8 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from realcustom_jax.devices.platform import Platform
+from realcustom_jax.models.activations import ACTIVATIONS
 from realcustom_jax.models.resize import resize_bicubic_on_host
-from realcustom_jax.models.vit_config import ACTIVATIONS, GATED, VitConfig
+from realcustom_jax.models.vit_config import GATED, VitConfig
 
 
 class VisionTransformer(nn.Module):

@@ -1,14 +1,12 @@
 """What a vision transformer is made of: timm's keyword arguments, or the JSON of transformers' ViTs."""
 
 import dataclasses
-import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import flax.linen as nn
-
 from realcustom_jax.errors import check_choice
+from realcustom_jax.models.activations import ACTIVATIONS
 
 # Arguments of timm that would change the block outputs; only these values are implemented.
 _FIXED = {
@@ -25,12 +23,6 @@ _IRRELEVANT = {
 GATED = "SwiGLUPacked"
 """timm's class of feed-forward layers in which the activation of one half gates the other (arXiv 2002.05202)."""
 _LATER = {"norm_eps", "mlp_layer"}
-ACTIVATIONS = {
-    "gelu": functools.partial(nn.gelu, approximate=False),
-    "gelu_tanh": functools.partial(nn.gelu, approximate=True),
-    "silu": nn.silu,
-    "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),
-}
 _IN_TRANSFORMERS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
 """Names of activations that differ from timm's."""
 

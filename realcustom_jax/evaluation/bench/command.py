@@ -26,10 +26,10 @@ from realcustom_jax.commands.program import (
 )
 from realcustom_jax.commands.sample_options import add_model_options, load_model
 from realcustom_jax.errors import check_choice, exit_code
+from realcustom_jax.evaluation.protocols import PROTOCOLS, Protocol, find_protocol
 from realcustom_jax.evaluation.score.command import add_networks, open_networks
 
 if TYPE_CHECKING:
-    from realcustom_jax.evaluation.protocols import Protocol
     from realcustom_jax.evaluation.reports.summary import Scorer
 
 SPRITES = "sprites"
@@ -59,7 +59,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument_group("the benchmark").add_argument
     add("--benchmark", required=True, metavar="NAME", help="see docs/benchmarks.md; sprites needs no files")
     add("--data", type=path_option, metavar="DIR", help="folder of your copy of the benchmark's files")
-    add("--protocol", metavar="NAME", help="whose script scores: see docs/benchmarks.md (sprites: its own)")
+    add("--protocol", metavar="NAME",
+        help=f"whose script scores, see docs/benchmarks.md: {', '.join(PROTOCOLS)} (sprites: its own)")
     add("--out", type=path_option, required=True, metavar="DIR", help="folder of pictures, scores and reports")
     add("--subjects", type=int, metavar="K", help="the first K subjects only")
     add("--prompts", type=int, metavar="K", help="the first K prompts of each subject only")
@@ -114,7 +115,6 @@ def _check(options: argparse.Namespace) -> dict[str, Any]:
     from realcustom_jax.contact_sheet import check_folder
     from realcustom_jax.evaluation.bench.run import check_claim
     from realcustom_jax.evaluation.benchmarks import BENCHMARKS
-    from realcustom_jax.evaluation.protocols import PROTOCOLS
     from realcustom_jax.presets import find_preset
     from realcustom_jax.sampling.options import check_options
 
@@ -143,8 +143,6 @@ def _check(options: argparse.Namespace) -> dict[str, Any]:
 
 def _scorer(options: argparse.Namespace) -> "tuple[Scorer, Protocol]":
     """What scores, and what reports say of it."""
-    from realcustom_jax.evaluation.protocols import Protocol, find_protocol
-
     if options.protocol == SPRITES:
         from realcustom_jax.evaluation.benchmarks.sprites import SpritesScorer
         from realcustom_jax.model_files.source import ModelSource

@@ -115,7 +115,7 @@ class Bench:
         subjects = tuple(ComparedSubject(subject.compared, subject.compared_masks) for subject in row.subjects)
         prompt = row.prompt if row.scored_prompt is None else row.scored_prompt
         return [PictureRow(self._where(row), file.removesuffix(".png"), self._pictures / file, prompt, subjects,
-                           row.group, row.facts) for file in batch.pictures_of(call, {})]
+                           row.group, row.part, row.facts) for file in batch.pictures_of(call, {})]
 
     def _write(self, scorer: Scorer, seeds: Sequence[int], scored: Scored) -> dict[str, Any]:
         """Writes the reports; returns what scores.json holds."""
@@ -174,6 +174,8 @@ def _line(row: PictureRow, folder: "AnyPath") -> str:
 
     line = {"picture": path(row.picture), "prompt": row.prompt, "name": row.name, "subject": row.group,
             "references": [list(map(path, subject.references)) for subject in row.subjects]}
+    if row.part:
+        line["part"] = row.part
     if all(subject.reference_masks for subject in row.subjects):
         line["reference_masks"] = [list(map(path, subject.reference_masks)) for subject in row.subjects]
     return json.dumps(line, ensure_ascii=False) + "\n"

@@ -34,7 +34,7 @@ class Prompted:
     Attributes:
         name: unique in the benchmark, a file's name. group: the subject or subjects that `Selection.subjects` counts.
         prompt, subjects, scored_prompt, facts: as of `BenchmarkRow`, which takes its group too.
-        series: of the group's prompts, where it has several, each with its own first ones.
+        part: as of `BenchmarkRow`; each part has its own first prompts of a group.
         seed: of its first picture, where it is not the benchmark's.
     """
 
@@ -45,7 +45,7 @@ class Prompted:
     scored_prompt: str | None = None
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     seed: int | None = None
-    series: str = ""
+    part: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -55,7 +55,8 @@ def read_benchmark(
     first = benchmark.seed if seed is None else seed
     return [
         BenchmarkRow(f"{one.name}-{i}", one.prompt, one.subjects, one.group,
-                     (first if one.seed is None else one.seed) + i, scored_prompt=one.scored_prompt, facts=one.facts)
+                     (first if one.seed is None else one.seed) + i, scored_prompt=one.scored_prompt, part=one.part,
+                     facts=one.facts)
         for one in prompted for i in range(count)]
 
 
@@ -97,12 +98,12 @@ def _copy(benchmark: Benchmark, folder: "AnyPath") -> Copy:
 
 
 def _first(prompted: list[Prompted], selection: Selection) -> list[Prompted]:
-    """The first prompts of each series of the first groups, in their order."""
+    """The first prompts in each part of the first groups, in their order."""
     groups = list(dict.fromkeys(one.group for one in prompted))[: selection.subjects]
     numbers = collections.defaultdict(itertools.count)
     most = selection.prompts_per_subject
     return [one for one in prompted if one.group in groups
-            and (most is None or next(numbers[one.group, one.series]) < most)]
+            and (most is None or next(numbers[one.group, one.part]) < most)]
 
 
 def _check_rows(prompted: list[Prompted], folder: "AnyPath", benchmark: Benchmark) -> None:

@@ -4,7 +4,6 @@ The references are painted into the folder that is given, and the facts of a row
 """
 
 import functools
-import hashlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,7 @@ from realcustom_jax.data.sprites.world import SCENES, Identity
 from realcustom_jax.evaluation.benchmarks.benchmark import Benchmark, Copy, Prompted, Selection
 from realcustom_jax.evaluation.miniature.cases import TASKS, Case, make_cases
 from realcustom_jax.evaluation.rows import PictureRow, Subject
-from realcustom_jax.files import png, write_file
+from realcustom_jax.files import file_digest, png, write_file
 from realcustom_jax.paths import listing
 
 if TYPE_CHECKING:
@@ -51,7 +50,7 @@ def _prompted(case: Case, number: int, folder: "AnyPath") -> Prompted:
     subjects = tuple(Subject(f"{case.subject:03d}_{case.things[thing].noun}", case.things[thing].noun, file, (file,))
                      for thing, file in zip(case.targets, files, strict=True))
     return Prompted(f"{name}-{number}", f"{case.subject:03d}", str(case.prompt), subjects, facts=facts_of(case),
-                    seed=case.seed, series=case.task)
+                    seed=case.seed, part=case.task)
 
 
 def facts_of(case: Case) -> dict[str, Any]:
@@ -99,8 +98,8 @@ class SpritesScorer:
         source = ModelSource.open(model)
         judge = load_judge(source.root)
         files = [file for file in listing(source.place("judge")) if file.is_file()]
-        digests = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
-        return cls(judge, {"judge": {"files": digests, "architecture": "judge", "protocols_own": True}})
+        digests = {file.name: file_digest(file) for file in files}
+        return cls(judge, {"judge": {"file": "judge", "sha256": digests, "as_published": True}})
 
     def scores(self, row: PictureRow) -> dict[str, float]:
         """The scores of a picture. Raises ValueError or OSError that names the row for a bad picture or facts of

@@ -77,7 +77,7 @@ def summarize(scorer: Scorer, protocol: "Protocol", scored: Scored, shown: Calla
     """
     return {
         "protocol": protocol.name, "source": protocol.source, "notes": list(protocol.notes),
-        "metrics": {name: _mean(scored, name) for name in _present(scorer, scored)},
+        "metrics": _means(scorer, scored), "parts": _parts(scorer, scored),
         "skipped": dict(scorer.skipped), "networks": dict(scorer.networks),
         "subjects": _subjects(scorer, scored),
         "rows": [{"name": row.name, "picture": shown(row), "subject": row.group,
@@ -110,24 +110,35 @@ def _values(scored: Scored, name: str) -> tuple[np.ndarray, np.ndarray]:
     return np.array(has, int), np.array([scored.scores[i][name] for i in has], float)
 
 
-def _mean(scored: Scored, name: str) -> dict[str, Any]:
-    has, values = _values(scored, name)
-    groups = np.array([scored.rows[i].group for i in has])
-    return {**mean_with_interval(values, groups, digits=_PLACES), "rows": len(values),
-            "subjects": len(set(groups.tolist()))}
+def _means(scorer: Scorer, scored: Scored) -> dict[str, Any]:
+    """Of each metric its mean and interval, and of how many rows and subjects they are."""
+    means = {}
+    for name in _present(scorer, scored):
+        has, values = _values(scored, name)
+        groups = np.array([scored.rows[i].group for i in has])
+        means[name] = {**mean_with_interval(values, groups, digits=_PLACES), "rows": len(values),
+                       "subjects": len(set(groups.tolist()))}
+    return means
+
+
+def _parts(scorer: Scorer, scored: Scored) -> dict[str, Any]:
+    """The means of each part; none where the benchmark has no parts."""
+    return {name: _means(scorer, part) for name, part in _divided(scored, lambda row: row.part) if name}
 
 
 def _subjects(scorer: Scorer, scored: Scored) -> dict[str, Any]:
-    """Of each group its number of rows and the mean of each metric, in the order in which they first come."""
+    """Of each group its number of rows and the mean of each metric."""
+    return {name: {"rows": len(part.rows), **{metric: rounded(_values(part, metric)[1].mean(), _PLACES)
+                                              for metric in _present(scorer, part)}}
+            for name, part in _divided(scored, lambda row: row.group)}
+
+
+def _divided(scored: Scored, key: Callable[[PictureRow], str]) -> list[tuple[str, Scored]]:
+    """The rows that share a key, in the order in which the keys first come."""
     members = {}
-    for i, row in enumerate(scored.rows):
-        members.setdefault(row.group, []).append(i)
-    means = {}
-    for group, indices in members.items():
-        part = Scored([scored.rows[i] for i in indices], [scored.scores[i] for i in indices])
-        means[group] = {"rows": len(indices), **{
-            name: rounded(_values(part, name)[1].mean(), _PLACES) for name in _present(scorer, part)}}
-    return means
+    for row, scores in zip(scored.rows, scored.scores, strict=True):
+        members.setdefault(key(row), []).append((row, scores))
+    return [(name, Scored(*map(list, zip(*pairs, strict=True)))) for name, pairs in members.items()]
 
 
 def shown_path(path: "AnyPath", folder: "AnyPath") -> str:

@@ -39,8 +39,9 @@ def markdown_table(report: Mapping[str, Any], published: Sequence[Published] = (
     """Each metric of the report, the farther side of its 95 % interval beside it, above the published figures."""
     metrics = list(report["metrics"])
     metrics += sorted({name for one in published for name in one.figures} - set(metrics))
-    lines = [f"| | {' | '.join(f'{title(name)} | ±' for name in metrics)} |", "|---|" + "--:|" * 2 * len(metrics),
-             f"| **this run** | {' | '.join(_cells(report['metrics'].get(name)) for name in metrics)} |"]
+    lines = [f"| | {' | '.join(f'{title(name)} | ±' for name in metrics)} |", "|---|" + "--:|" * 2 * len(metrics)]
+    for name, means in {"**this run**": report["metrics"], **report["parts"]}.items():
+        lines.append(f"| {name} | {' | '.join(_cells(means.get(metric)) for metric in metrics)} |")
     for one in published:
         cells = [number(one.figures[name]) if name in one.figures else _DASH for name in metrics]
         lines.append(f"| {one.system} | {' | | '.join(cells)} | |")

@@ -18,20 +18,11 @@ from realcustom_jax.commands.program import (
     warnings_as_sentences,
 )
 from realcustom_jax.errors import exit_code
+from realcustom_jax.evaluation.protocols import PROTOCOLS, SLOTS, find_protocol
 
 if TYPE_CHECKING:
     from realcustom_jax.evaluation.protocols import Protocol
-    from realcustom_jax.evaluation.scorer import Scorer
-
-SLOTS = {
-    "clip": "transformers' folder of the protocol's CLIP (config, tokenizer, weights)",
-    "clip_l14": "the same of ViT-L/14, where the protocol has a second CLIP",
-    "clip_l14_336": "the same of ViT-L/14-336",
-    "dino": "weights of DINO by timm's, the hub's or transformers' names: a file or a folder",
-    "dinov2": "likewise of DINOv2",
-}
-"""The files of networks, by the option that names them."""
-
+    from realcustom_jax.evaluation.scorer import ProtocolScorer
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code, see module `errors`."""
@@ -53,15 +44,14 @@ def add_networks(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("networks of the protocol; a metric without its network is skipped").add_argument
     for slot, about in SLOTS.items():
         add(f"--{slot.replace('_', '-')}", type=path_option, metavar="PATH", help=about)
-    add("--image-reward", type=path_option, metavar="PATH", help="weights of ImageReward, for its own package")
 
 
-def open_networks(protocol: "Protocol", options: argparse.Namespace) -> "Scorer":
+def open_networks(protocol: "Protocol", options: argparse.Namespace) -> "ProtocolScorer":
     """The scorer of a protocol with the files that those options name. Raises ValueError or OSError for files that
     cannot be used, and where no metric is left."""
     from realcustom_jax.evaluation.scorer import open_scorer
 
-    given = {slot: getattr(options, slot) for slot in (*SLOTS, "image_reward")}
+    given = {slot: getattr(options, slot) for slot in SLOTS}
     return open_scorer(protocol, {slot: path for slot, path in given.items() if path is not None})
 
 
@@ -73,7 +63,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--pictures", type=path_option, required=True, metavar="DIR", help="folder of the rows' relative paths")
     add("--rows", type=path_option, required=True, metavar="FILE",
         help="JSON lines: picture, prompt, references … (see realcustom_jax/evaluation/score/rows_file.py)")
-    add("--protocol", required=True, metavar="NAME", help="whose script: see docs/benchmarks.md")
+    add("--protocol", required=True, metavar="NAME",
+        help=f"whose script, see docs/benchmarks.md: {', '.join(PROTOCOLS)}")
     add("--json", type=path_option, metavar="FILE", help="to write the scores to")
     add("--csv", type=path_option, metavar="FILE", help="to write a table of all rows to")
     add("--sheet", type=path_option, metavar="FILE", help="to write the best and the worst pictures to, as PNG")
@@ -83,7 +74,6 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _run(options: argparse.Namespace) -> None:
-    from realcustom_jax.evaluation.protocols import find_protocol
     from realcustom_jax.evaluation.reports.summary import goodness, score_rows, shown_path, summarize
     from realcustom_jax.evaluation.reports.tables import markdown_table, scores_csv
     from realcustom_jax.evaluation.score.rows_file import read_rows

@@ -9,6 +9,7 @@
     references        real pictures of its subject; a list of lists where there are several subjects
     name              for the report (the number of the line, as 0001)
     subject           rows with the same one share their luck: intervals are over subjects (the set of references)
+    part              of the benchmark; each has means of its own, beside those of all rows
     reference_masks   where the subject is in each reference, white; nested as the references are
     masks             where each subject is in the picture, white: a list with one for each subject, or null
     boxes             each subject's detections in the picture, x0, y0, x1, y1 in pixels, the second corner outside: a
@@ -54,7 +55,7 @@ def _box(value: Any) -> bool:
 _KINDS = {
     "picture": (is_text, "the path of a picture"), "prompt": (is_text, "a text"),
     "references": (_nested, "a list of paths, or such a list for each subject"),
-    "name": (is_text, "a text"), "subject": (is_text, "a text"),
+    "name": (is_text, "a text"), "subject": (is_text, "a text"), "part": (is_text, "a text"),
     "reference_masks": (_nested, "a list of paths, or such a list for each subject"),
     "masks": (lambda value: _list_of(lambda x: x is None or is_text(x), value),
               "a list with a path or null for each subject"),
@@ -127,7 +128,7 @@ def _parse(line: bytes, number: int, where: str, folder: "AnyPath") -> PictureRo
         for paths, masks, mask, boxes in zip(references, reference_masks, *regions.values(), strict=True))
     group = values.get("subject") or " + ".join(sorted({path for paths in references for path in paths}))
     return PictureRow(where, values.get("name", f"{number:04d}"), beside(folder, values["picture"]), values["prompt"],
-                      subjects, group)
+                      subjects, group, values.get("part", ""))
 
 
 def _by_subject(paths: list) -> list[list[str]]:
