@@ -311,18 +311,16 @@ def test_what_is_compiled_ahead_is_not_compiled_when_it_is_called(folder):
 
     function = fresh()
     x = jnp.float32([1, 2]), Pair("a", jnp.ones(2))
+    # It stays: the oldest JAX has no public way to take one away, and this one only fills a list.
     jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
-        lowered = [function.lower("double", *x, scale=0.5), function.lower("triple", *x)]
-        assert not compiled
-        for waiting in compile_ahead(lowered):
-            waiting.result()
-        assert len(compiled) == 2 and threading.current_thread().name not in compiled
-        np.testing.assert_array_equal(function("double", *x, scale=0.5)[1]["kind"], [1, 2])
-        np.testing.assert_array_equal(function("triple", *x)[1]["kind"], [3, 6])
-        assert len(compiled) == 2 and traced == ["double", "triple"]
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listen)
+    lowered = [function.lower("double", *x, scale=0.5), function.lower("triple", *x)]
+    assert not compiled
+    for waiting in compile_ahead(lowered):
+        waiting.result()
+    assert len(compiled) == 2 and threading.current_thread().name not in compiled
+    np.testing.assert_array_equal(function("double", *x, scale=0.5)[1]["kind"], [1, 2])
+    np.testing.assert_array_equal(function("triple", *x)[1]["kind"], [3, 6])
+    assert len(compiled) == 2 and traced == ["double", "triple"]
 
 
 def test_names_stay():
