@@ -461,7 +461,7 @@ def test_the_command_scores_every_task_and_a_seed_changes_everything(folder, tmp
     for task, entry in report["tasks"].items():
         assert entry["num_cases"] == 4 and list(entry["methods"]) == list(METHODS)
         for scores in entry["methods"].values():
-            assert set(scores) == {*METRICS[task], "details"}
+            assert set(scores) == {*METRICS[task], "details", "leaks"} and list(scores["leaks"]) == list(LEAKS)
             assert all({"value", "ci95"} <= set(scores[name]) for name in METRICS[task])
         assert set(entry["differences"]) == {f"fused_minus_{method}" for method in METHODS if method != "fused"}
         assert set(entry["differences"]["fused_minus_no_mask"]) == set(METRICS[task])

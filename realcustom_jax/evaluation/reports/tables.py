@@ -59,7 +59,9 @@ def _cells(entry: Mapping[str, Any] | None) -> str:
 def report_page(report: Mapping[str, Any], published: Sequence[Published] = ()) -> str:
     """The page of a benchmark's report, in Markdown: what was made, the table, whose figures stand in it, and what was
     not scored."""
-    used = {name: report["model"]["preset"][name] for name in _TOLD} | report["options"]
+    # A preset without a solver takes the one that the model's own files say.
+    used = {name: value for name in _TOLD if (value := report["model"]["preset"][name]) is not None}
+    used |= report["options"]
     used |= {"dtype": report["dtype"]} if report["dtype"] else {}
     lines = [f"# {report['benchmark']}, scored by {report['protocol']}", "",
              f"- Model: {report['name']}; {', '.join(f'{name} {value}' for name, value in used.items())}.",
