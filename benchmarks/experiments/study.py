@@ -4,8 +4,8 @@
     python -m benchmarks.experiments.study --out runs/study --report docs/evidence.md
 
 A row is one way to sample (or one adapter), on the cases of one task; its scores are kept case by case, so that rows
-are compared on the same cases. Adapters that a row needs are trained by train.py (`ADAPTERS` says how) and given as
-`--adapters FOLDER` with a folder for each name; rows whose adapter is not there are left out, and the report says so.
+are compared on the same cases. Adapters that a row needs are trained by `train_adapters` and given as
+`--adapters FOLDER`, with a folder for each name; rows whose adapter is not there are left out, and the report says so.
 """
 
 import argparse
@@ -21,6 +21,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from benchmarks.experiments.train_adapters import ADAPTERS, FURTHER
 from realcustom_jax.evaluation.miniature.cases import TASKS, make_cases
 from realcustom_jax.evaluation.miniature.generate import Generator
 from realcustom_jax.evaluation.miniature.scores import METRICS, score_masks, score_pictures
@@ -28,25 +29,13 @@ from realcustom_jax.files import write_json
 from realcustom_jax.model_files.network import Network
 from realcustom_jax.sampling.masks import SHARING
 
-ADAPTERS = {
-    "reconstruction": "--config.curriculum.recipe=reconstruction",
-    "recontextualisation": "--config.curriculum.recipe=recontextualisation",
-    "highres": "--config.models.adapter.image_prompt_settings.vision_projection_config.variant=highres",
-    "shallow": "--config.models.adapter.image_prompt_settings.vision_projection_config.variant=shallow",
-    "bystanders": "--config.adapter.bystanders=0.5",
-    "masked": "--config.adapter.masked=0.9",
-    "taught": "--config.adapter.taught=0.75",
-    "spelled": "--config.adapter.spelled=0.1",
-}
-"""What is added to `python train.py --config=configs/mini.py --workdir=W --config.stage=adapter` for each of them."""
-
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
     """One row: what differs from the model's own preset.
 
     preset: choices that are replaced. overlap: how several references share a picture. vision: the strength of the
-    visual term. adapter: of `ADAPTERS`, or the bundled one.
+    visual term. adapter: of `ADAPTERS` or `FURTHER`, or the bundled one.
     """
 
     group: str
@@ -81,7 +70,8 @@ def settings() -> list[Setting]:
              for scale in (1.5, 3.5, 5.0, 7.5)]
     rows += [Setting("strength", f"visual term x {vision}", _ONE, vision=vision) for vision in (0.5, 1.0, 1.5)]
     rows += [Setting("sharing", way, ("many",), overlap=way) for way in ("sum", *SHARING)]
-    rows += [Setting("training", name, TASKS[:3], adapter=name) for name in ADAPTERS]
+    rows += [Setting("training", name, TASKS, adapter=name) for name in ADAPTERS]
+    rows += [Setting("further", name.removeprefix("further/"), TASKS, adapter=name) for name in FURTHER]
     return rows
 
 

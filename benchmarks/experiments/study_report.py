@@ -22,6 +22,7 @@ TITLES = {
     "strength": "Strength of the visual term",
     "sharing": "How two masks share a picture",
     "training": "Adapters that were trained in other ways",
+    "further": "The bundled adapter, trained further in other ways",
 }
 
 

@@ -1,0 +1,126 @@
+"""Trains the adapters of the study's rows: each is the bundled miniature's own, but for one choice.
+
+    python -m benchmarks.experiments.train_adapters --workdir runs/adapters                # from nothing
+    python -m benchmarks.experiments.train_adapters --workdir runs/adapters --further 300  # on from the bundled one
+    python -m benchmarks.experiments.study --out runs/study --adapters runs/adapters/trained
+
+Each is a call of train.py in a folder of its own; all share the bank of paintings. Where it is stopped, by you or by
+`--seconds`, the same command goes on. On a GPU several train side by side (`--together`): one takes 110 s of an H200
+for its steps from nothing, plus compiling. Without a GPU `--further` says what a choice does to an adapter that is
+there: 300 steps of 32 pairs take 4 minutes of 2 cores. What it is compared with has gone on as long, unchanged.
+"""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from shutil import copytree
+
+from tqdm import tqdm
+
+from benchmarks.common import parser_of
+from benchmarks.experiments.interrupted import branch
+from configs.mini import get_config
+from realcustom_jax.data.sprites.bank import BankConfig, paint_bank
+from realcustom_jax.errors import check_choice
+from realcustom_jax.model_files.locate import ASSETS
+
+_RECIPE = "--config.curriculum.recipe"
+_PROJECTOR = "--config.models.adapter.image_prompt_settings.vision_projection_config.variant"
+_OF_PAIRS = {
+    "recontextualisation": (f"{_RECIPE}=recontextualisation",),
+    "bystanders": ("--config.adapter.bystanders=0.5",),
+    "masked": ("--config.adapter.masked=0.9",),
+    "taught": ("--config.adapter.taught=0.75",),
+    "spelled": ("--config.adapter.spelled=0.1",),
+    # Every reference has a second thing, and none is cut from its target.
+    "second": ("--config.adapter.second=1.0", f"{_RECIPE}=recontextualisation"),
+}
+ADAPTERS = {
+    "reconstruction": (f"{_RECIPE}=reconstruction",),
+    **_OF_PAIRS,
+    "highres": (f"{_PROJECTOR}=highres",),
+    "shallow": (f"{_PROJECTOR}=shallow",),
+}
+"""What is added to `python train.py --config=configs/mini.py --config.stage=adapter` for each of them."""
+FURTHER = {f"further/{name}": flags for name, flags in {"unchanged": (), **_OF_PAIRS}.items()}
+"""Likewise, for those that begin as the bundled adapter."""
+_CHECK_EVERY = 2.0  # seconds
+
+
+def train(workdir: Path, name: str, further: int, batch_size: int) -> subprocess.Popen:
+    """train.py of one adapter, in `workdir/name`, whose log is `log.txt` there."""
+    place = workdir / name
+    if not (place / "bundle").is_dir():
+        branch(workdir, place, (workdir / "bank").absolute())
+    optimization = "--config.optimization.adapter"
+    flags = [*ADAPTERS.get(name, ()), f"{optimization}.sample_every=0"]
+    if further:
+        # Half of the rate that the bundled adapter began with: it is to move, and not to be lost.
+        flags = [*FURTHER[name], f"{optimization}.sample_every=0", f"--config.warm_start={ASSETS / 'mini'}",
+                 f"{optimization}.steps={further}", f"{optimization}.learning_rate=1e-3",
+                 f"{optimization}.save_every=100"]
+    if batch_size:
+        flags.append(f"{optimization}.batch_size={batch_size}")
+    with (place / "log.txt").open("a") as log:
+        return subprocess.Popen(
+            [sys.executable, "train.py", "--config=configs/mini.py", f"--workdir={place}", "--config.stage=adapter",
+             *flags], stdout=log, stderr=log, env=os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"})
+
+
+def train_all(workdir: Path, names: list[str], *, further: int, batch_size: int, together: int, seconds: float) -> None:
+    """Trains what is not there yet; after `seconds`, whatever runs is asked to save and stop.
+
+    Raises RuntimeError, which names the log, for a training that failed.
+    """
+    paint_bank(BankConfig(**get_config().data.to_dict()), workdir / "bank")
+    deadline = time.monotonic() + seconds
+    waiting = [name for name in names if not (workdir / "trained" / name).is_dir()]
+    running: dict[str, subprocess.Popen] = {}
+    stopping = False
+    try:
+        with tqdm(total=len(names), initial=len(names) - len(waiting), unit="adapter") as bar:
+            while running or (waiting and not stopping):
+                while waiting and len(running) < together and not stopping:
+                    running[waiting[0]] = train(workdir, waiting[0], further, batch_size)
+                    waiting.pop(0)
+                bar.set_postfix_str(", ".join(running))
+                time.sleep(_CHECK_EVERY)
+                for name in [name for name, process in running.items() if process.poll() is not None]:
+                    code = running.pop(name).returncode
+                    if code == 0:
+                        copytree(workdir / name / "bundle" / "adapter", workdir / "trained" / name)
+                        bar.update()
+                    elif not stopping:
+                        raise RuntimeError(f"{name} ended with {code}; see {workdir / name / 'log.txt'}.")
+                if time.monotonic() > deadline and not stopping:
+                    stopping = True
+                    for process in running.values():
+                        process.terminate()
+    finally:
+        for process in running.values():
+            process.terminate()
+        for process in running.values():
+            process.wait()
+
+
+def main() -> None:
+    parser = parser_of(__doc__)
+    parser.add_argument("--workdir", type=Path, required=True)
+    parser.add_argument("--names", nargs="*", help="of the adapters; all by default")
+    parser.add_argument("--further", type=int, default=0, metavar="STEPS", help="steps after the bundled adapter's")
+    parser.add_argument("--batch-size", type=int, default=0, help="0: the configuration's, or 32 with --further")
+    parser.add_argument("--together", type=int, default=1, help="how many train side by side")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="after which it saves and stops")
+    options = parser.parse_args()
+    there = FURTHER if options.further else ADAPTERS
+    for name in options.names or ():
+        check_choice("adapter", name, tuple(there))
+    options.workdir.mkdir(parents=True, exist_ok=True)
+    train_all(options.workdir, options.names or list(there), further=options.further, together=options.together,
+              batch_size=options.batch_size or (32 if options.further else 0), seconds=options.seconds)
+
+
+if __name__ == "__main__":
+    main()

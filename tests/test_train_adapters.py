@@ -1,0 +1,78 @@
+"""The adapters of the study's rows: what is trained, what is kept, and how it stops."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.experiments import train_adapters
+from benchmarks.experiments.study import settings
+from configs.mini import get_config
+from realcustom_jax.training.miniature.config import MiniatureConfig
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """The names that were trained, each by a process that does what is said of it in `bodies`, or writes an adapter."""
+    names, bodies = [], {}
+
+    def train(workdir: Path, name: str, further: int, batch_size: int) -> subprocess.Popen:
+        names.append(name)
+        adapter = workdir / name / "bundle" / "adapter"
+        body = bodies.get(name, f"import pathlib; p = pathlib.Path({str(adapter)!r}); p.mkdir(parents=True); "
+                                "(p / 'config.json').write_text('{}')")
+        return subprocess.Popen([sys.executable, "-c", body])
+
+    monkeypatch.setattr(train_adapters, "train", train)
+    monkeypatch.setattr(train_adapters, "paint_bank", lambda config, folder: None)
+    monkeypatch.setattr(train_adapters, "_CHECK_EVERY", 0.05)
+    return names, bodies
+
+
+def train_all(workdir: Path, names: list[str], **options) -> None:
+    train_adapters.train_all(workdir, names, **{
+        "further": 0, "batch_size": 0, "together": 2, "seconds": 60.0, **options})
+
+
+def test_what_is_there_already_is_not_trained_again(tmp_path, calls):
+    names, _ = calls
+    train_all(tmp_path, ["masked", "further/masked"])
+    train_all(tmp_path, ["masked", "further/masked", "taught"])
+    assert sorted(names) == ["further/masked", "masked", "taught"]
+    for name in names:
+        assert (tmp_path / "trained" / name / "config.json").is_file()
+
+
+def test_a_training_that_fails_is_named_and_the_others_are_stopped(tmp_path, calls):
+    _, bodies = calls
+    bodies |= {"masked": "raise SystemExit(2)", "taught": "import time; time.sleep(60)"}
+    with pytest.raises(RuntimeError, match=r"masked ended with 2; see .*masked/log.txt\."):
+        train_all(tmp_path, ["taught", "masked"])
+    assert not (tmp_path / "trained").exists()
+
+
+def test_after_its_seconds_it_stops_what_runs_and_begins_nothing(tmp_path, calls):
+    names, bodies = calls
+    bodies |= {"masked": "import time; time.sleep(60)"}
+    train_all(tmp_path, ["masked", "taught"], together=1, seconds=0.2)
+    assert names == ["masked"] and not (tmp_path / "trained").exists()
+
+
+@pytest.mark.parametrize("name, flags", {**train_adapters.ADAPTERS, **train_adapters.FURTHER}.items())
+def test_each_is_the_miniatures_configuration_but_for_its_choice(name, flags):
+    config = get_config()
+    for flag in flags:
+        key, value = flag.removeprefix("--config.").split("=")
+        before = config
+        *above, last = key.split(".")
+        for part in above:
+            before = before[part]
+        assert before[last] != type(before[last])(value), "it says what the configuration says already"
+        before[last] = type(before[last])(value)
+    MiniatureConfig.from_config(config.to_dict())  # raises ValueError for what no stage knows
+
+
+def test_each_has_a_row_for_every_task():
+    rows = {row.adapter for row in settings() if row.adapter}
+    assert rows == {*train_adapters.ADAPTERS, *train_adapters.FURTHER}
