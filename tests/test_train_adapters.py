@@ -59,6 +59,19 @@ def test_after_its_seconds_it_stops_what_runs_and_begins_nothing(tmp_path, calls
     assert names == ["masked"] and not (tmp_path / "trained").exists()
 
 
+def test_asked_to_stop_it_stops_what_runs(tmp_path, calls):
+    _, bodies = calls
+    ended = tmp_path / "ended"
+    bodies |= {"masked": f"""if True:
+        import os, pathlib, signal, time
+        signal.signal(signal.SIGTERM, lambda *_: (pathlib.Path({str(ended)!r}).touch(), os._exit(75)))
+        os.kill(os.getppid(), signal.SIGTERM)
+        time.sleep(60)"""}
+    with pytest.raises(SystemExit) as stopped:
+        train_all(tmp_path, ["masked"])
+    assert stopped.value.code == 75 and ended.exists()
+
+
 @pytest.mark.parametrize("name, flags", {**train_adapters.ADAPTERS, **train_adapters.FURTHER}.items())
 def test_each_is_the_miniatures_configuration_but_for_its_choice(name, flags):
     config = get_config()

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from benchmarks.common import parser_of
 from benchmarks.experiments.interrupted import branch
 from configs.mini import get_config
+from realcustom_jax import interruption
 from realcustom_jax.data.sprites.bank import BankConfig, paint_bank
 from realcustom_jax.errors import check_choice
 from realcustom_jax.model_files.locate import ASSETS
@@ -78,31 +79,24 @@ def train_all(workdir: Path, names: list[str], *, further: int, batch_size: int,
     deadline = time.monotonic() + seconds
     waiting = [name for name in names if not (workdir / "trained" / name).is_dir()]
     running: dict[str, subprocess.Popen] = {}
-    stopping = False
-    try:
-        with tqdm(total=len(names), initial=len(names) - len(waiting), unit="adapter") as bar:
-            while running or (waiting and not stopping):
-                while waiting and len(running) < together and not stopping:
-                    running[waiting[0]] = train(workdir, waiting[0], further, batch_size)
-                    waiting.pop(0)
+    with interruption.raised(), tqdm(total=len(names), initial=len(names) - len(waiting), unit="adapter") as bar:
+        try:
+            while (running or waiting) and time.monotonic() < deadline:
+                while waiting and len(running) < together:
+                    name = waiting.pop(0)
+                    running[name] = train(workdir, name, further, batch_size)
                 bar.set_postfix_str(", ".join(running))
                 time.sleep(_CHECK_EVERY)
                 for name in [name for name, process in running.items() if process.poll() is not None]:
-                    code = running.pop(name).returncode
-                    if code == 0:
-                        copytree(workdir / name / "bundle" / "adapter", workdir / "trained" / name)
-                        bar.update()
-                    elif not stopping:
+                    if code := running.pop(name).returncode:
                         raise RuntimeError(f"{name} ended with {code}; see {workdir / name / 'log.txt'}.")
-                if time.monotonic() > deadline and not stopping:
-                    stopping = True
-                    for process in running.values():
-                        process.terminate()
-    finally:
-        for process in running.values():
-            process.terminate()
-        for process in running.values():
-            process.wait()
+                    copytree(workdir / name / "bundle" / "adapter", workdir / "trained" / name)
+                    bar.update()
+        finally:
+            for process in running.values():
+                process.terminate()  # train.py saves, and ends
+            for process in running.values():
+                process.wait()
 
 
 def main() -> None:
