@@ -67,7 +67,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.models.judge = {"widths": [32, 64, 96], "hidden": 192, "groups": 8}
     config.prediction = "v_prediction"
     # How the trained model is used, see `presets.Preset`.
-    config.preset = {"scope": 0.25, "binary": True, "refine": 2, "overlap": "argmax_mean", "guidance_scale": 5.0}
+    config.preset = {"scope": 0.25, "binary": True, "refine": 2, "overlap": "argmax_mean", "guidance_scale": 5.0,
+                     "shared_reference": "cropped"}
     config.base = {
         "placed": 0.05,  # weight of drawing a noun's attention to its thing
         "pooled_told": 0.25,  # how often the pooled text, too, tells what things look like

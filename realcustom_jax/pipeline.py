@@ -11,7 +11,7 @@ Dimensions: B images, R references, T text tokens, L vision tokens, D their widt
 import dataclasses
 import functools
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 from transformers import CLIPTokenizer
 
-from realcustom_jax.conditioning.images import ImageSource, from_uint8, listed, load_image, to_uint8
+from realcustom_jax.conditioning.images import ImageSource, from_uint8, load_image, paired, to_uint8
 from realcustom_jax.conditioning.initial import InitialPicture
 from realcustom_jax.conditioning.prompts import encode_prompt
 from realcustom_jax.conditioning.references import VisionSettings, square_reference, vision_tokens
@@ -46,6 +46,7 @@ from realcustom_jax.presets import PRESETS, Preset, find_preset
 from realcustom_jax.sampling.decoding import decode_latents, decoder_moments, encode_pictures
 from realcustom_jax.sampling.guidance import Guidance
 from realcustom_jax.sampling.lanes import Conditioning, VisionScale, conditionings_of_images, zero_conditioning
+from realcustom_jax.sampling.locating import box_around, find_phrases
 from realcustom_jax.sampling.options import (
     check_options,
     given_noise,
@@ -281,7 +282,7 @@ class Pipeline:
         given = {"guidance_scale": guidance_scale, "scope": scope, "freeze_mask_step": freeze_mask_step,
                  "normalize": normalize, "steps": steps, "solver": solver, "branches": branches}
         choices = dataclasses.replace(self.preset, **{k: v for k, v in given.items() if v is not None})
-        references, targets = _paired(image, target)
+        references, targets = paired(image, target)
         check_options(seed=seed, num_images=num_images, guidance_scale=choices.guidance_scale,
                       vision_scale=vision_scale, guidance_mode=guidance_mode, text_guidance=text_guidance,
                       rescale=rescale, strength=strength, masks=masks, init_image=init_image, mask_image=mask_image)
@@ -289,6 +290,8 @@ class Pipeline:
         initial, width, height = self._initial(init_image, mask_image, width, height)
         result_size = initial.size if initial and initial.region is not None else (width, height)
         pictures = [load_image(reference) for reference in references]
+        if choices.shared_reference == "cropped" and len(pictures) < len(targets):
+            pictures = self.crop_to_targets(pictures[0], prompt, targets)
         schedule = self.make_solver(choices.steps, choices.solver, start=skipped_steps(
             choices.steps, strength, begins=initial is not None, masked=mask_image is not None))
         shape = self.latent_shape(width, height)
@@ -329,6 +332,17 @@ class Pipeline:
         """int32 [R, T]: the tokens of R targets, 0 and 1; `overlapping` says whether masks may cover the same place."""
         return mark_targets([encoder.tokenizer for encoder in self.text_encoders], prompt, targets,
                             match=self.preset.match, overlapping=overlapping)
+
+    def crop_to_targets(self, picture: np.ndarray, prompt: str, targets: Sequence[str]) -> list[np.ndarray]:
+        """The parts of a reference, float [height, width, 3] in [0, 1], that show each of R targets of the prompt, by
+        the base model's attention (module `locating`)."""
+        square = square_reference(picture, self.sizes.native)
+        latents = encode_pictures(self.vae.module, self.vae.params, 2 * jnp.asarray(square)[None] - 1)
+        found = find_phrases(
+            self.unet.module, self.unet.params, latents, self.encode_prompts(prompt),
+            self.mark_targets(prompt, targets), mask=self.preset.mask_config(*latents.shape[1:3]), betas=self.betas)
+        boxes = [box_around(where, picture.shape[1], picture.shape[0]) for where in found]
+        return [picture[top:bottom, left:right] for left, top, right, bottom in boxes]
 
     def encode_prompts(
         self, prompts: str | Sequence[str], *, size: tuple[int, int] | None = None, allow_empty: bool = False,
@@ -468,16 +482,6 @@ def _dtype(dtype, platform: Platform) -> jnp.dtype:
     if name == "float16" and not platform.float16:
         raise ValueError("XLA has no float16 attention on the CPU; choose bfloat16 or float32 there.")
     return jnp.dtype(name)
-
-
-def _paired(image, target) -> tuple[list[ImageSource], tuple[str, ...]]:
-    """References and targets as sequences that fit each other."""
-    references = listed(image)
-    targets = tuple(target) if isinstance(target, Iterable) and not isinstance(target, str) else (target,)
-    if not targets or len(references) not in (1, len(targets)):
-        raise ValueError(f"{len(references)} reference(s) and {len(targets)} target(s) were given; expected one target "
-                         "for each reference, or one reference for all targets.")
-    return references, targets
 
 
 @functools.partial(jit_kept, static_argnums=0, returns=(TextOutput,))

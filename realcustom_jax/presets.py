@@ -21,7 +21,7 @@ _CHOICES = {
     "pooled": ("unprojected", "projected"), "size_order": SIZE_ORDERS,
     "weight_order": ("adapter_last", "base_last"), "match": ("word", "released"), "local": (None, "phases", "tiles"),
     "overlap": ("sum", *SHARING), "no_negative": (None, "encoded", "zeros"),
-    "solver": (None, *SOLVERS), "branches": BRANCHES,
+    "solver": (None, *SOLVERS), "branches": BRANCHES, "shared_reference": ("whole", "cropped"),
 }
 
 
@@ -56,6 +56,9 @@ class Preset:
             it spreads over the things that it lies on (paper); 0 does not (released).
         binary: a mask is 1 where it is not 0, instead of as strong as the map.
         overlap: how the masks of several references share a picture, see `masks.owners`; "sum" lets them overlap.
+        shared_reference: what several phrases of one reference are given: all of them the "whole" picture, in which
+            the word has to choose (paper, released), or each the part that the base model's attention finds for it
+            ("cropped", module `locating`).
         scope, freeze_mask_step, guidance_scale, negative_prompt, steps, branches: defaults of a pipeline's call; an
             empty negative prompt stands for none.
         solver: of `solvers.SOLVERS`, with trailing timesteps; None: as the model's scheduler says.
@@ -76,6 +79,7 @@ class Preset:
     refine: int = 0
     binary: bool = False
     overlap: str = "argmax"
+    shared_reference: str = "whole"
     scope: float = 0.25
     freeze_mask_step: int = 12
     guidance_scale: float = 3.5

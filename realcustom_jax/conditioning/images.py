@@ -95,6 +95,16 @@ def listed(images: ImageSource | Iterable[ImageSource]) -> list[ImageSource]:
     return [images] if one or not isinstance(images, Iterable) else list(images)
 
 
+def paired(image, target) -> tuple[list[ImageSource], tuple[str, ...]]:
+    """References and targets as sequences that fit each other."""
+    references = listed(image)
+    targets = tuple(target) if isinstance(target, Iterable) and not isinstance(target, str) else (target,)
+    if not targets or len(references) not in (1, len(targets)):
+        raise ValueError(f"{len(references)} reference(s) and {len(targets)} target(s) were given; expected one target "
+                         "for each reference, or one reference for all targets.")
+    return references, targets
+
+
 def from_uint8(images: jax.Array | np.ndarray) -> jax.Array:
     """uint8 pictures of any shape to the autoencoder's range: float32 in [-1, 1]."""
     import jax.numpy as jnp

@@ -114,7 +114,7 @@ class Generator:
         texts = [str(case.description if described else case.prompt) for case in cases]
         positive = positive.replace(text=pipeline.encode_prompts(texts).text)
         negative = pipeline.encode_negative(None, positive)
-        references = [reference.astype(np.float32) / 255 for case in cases for reference in case.references]
+        references = [reference for case in cases for reference in self._references(case)]
         *tokens, nothing = pipeline.encode_references([*references, np.zeros_like(references[0])])
         vision = jnp.stack(tokens).reshape(len(cases), -1, *nothing.shape)
         phrases = len(cases[0].targets)
@@ -123,6 +123,14 @@ class Generator:
                            for text, case in zip(texts, cases, strict=True)])
         return (positive.replace(vision=vision), negative.replace(vision=jnp.broadcast_to(nothing, vision.shape)),
                 jnp.asarray(target))
+
+    def _references(self, case: Case) -> list[np.ndarray]:
+        """float [height, width, 3] in [0, 1] each: a case's, or what the pipeline makes of one that phrases share."""
+        pictures = [reference.astype(np.float32) / 255 for reference in case.references]
+        phrases = [case.things[thing].noun for thing in case.targets]
+        if self.pipeline.preset.shared_reference == "cropped" and len(pictures) < len(phrases):
+            return self.pipeline.crop_to_targets(pictures[0], str(case.prompt), phrases)
+        return pictures
 
     def autoencode(self, images: np.ndarray) -> np.ndarray:
         """Pictures uint8 [N,H,W,3] through the autoencoder and back: what no sampling of its latents can surpass."""
