@@ -13,7 +13,7 @@ import dataclasses
 import functools
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +42,9 @@ from realcustom_jax.training.settings import TrainSettings
 
 TIMESTEPS = (900, 700, 500)
 CHANCE = 0.5
-_TRAINED_ON = (450, 950)
-"""Timesteps, from and below which training draws uniformly."""
+_TRAINED_ON = (250, 950)
+"""Timesteps, from and below which training draws uniformly: with less noise than it is scored on, it sooner learns what
+things look like."""
 _AT_ONCE = 64  # pictures whose maps are made together
 _PART = 2048  # pictures a file
 
@@ -91,7 +92,9 @@ class PlaceTask:
     """Trains a `Telltale` on pictures of two things, with fresh noise in each step.
 
     Half of a batch is told both nouns, and has to choose between them; the other half is told none, and has to choose
-    among all, which teaches what a noun looks like with more than a bit a picture.
+    among all, which teaches what a noun looks like with more than a bit a picture. So that few pictures are not learnt
+    by heart, half of them are put together anew, of the left half of one and the right half of another one of the same
+    scene: each thing is in a half of its own (`draws.place`).
     """
 
     module: Telltale
@@ -102,18 +105,30 @@ class PlaceTask:
 
     frozen = ()
 
+    def __post_init__(self):
+        self.pictures = self.pictures.left_to_right()
+        self._rows_of = [np.flatnonzero(self.pictures.scenes == scene) for scene in range(len(SCENES))]
+
     def init(self, key):
         one = {name: x[:1] for name, x in self.batch(0).items()}
         t = np.zeros(1, np.int32)
         return jax.jit(self.module.init)(key, one["latents"], t, one["nouns"], one["scenes"])["params"]
 
     def batch(self, step):
-        rows = np.random.default_rng((self.seed, step)).integers(len(self.pictures.latents), size=self.batch_size)
-        return {name: getattr(self.pictures, name)[rows] for name in ("latents", "coverage", "nouns", "scenes")}
+        rng = np.random.default_rng((self.seed, step))
+        rows = rng.integers(len(self.pictures.latents), size=self.batch_size)
+        others = np.array([rng.choice(self._rows_of[scene]) for scene in self.pictures.scenes[rows]])
+        same = self.pictures.nouns[rows, 0] == self.pictures.nouns[others, 1]
+        others = np.where(same | (rng.random(self.batch_size) < 0.5), rows, others)
+        left, right = self.pictures.part(rows), self.pictures.part(others)
+        half = left.latents.shape[2] // 2
+        return {"latents": np.concatenate([left.latents[:, :, :half], right.latents[:, :, half:]], axis=2),
+                "coverage": np.stack([left.coverage[:, 0], right.coverage[:, 1]], axis=1),
+                "nouns": np.stack([left.nouns[:, 0], right.nouns[:, 1]], axis=1), "scenes": left.scenes}
 
     def loss(self, params, frozen, batch, key):
         noise_key, time_key = jax.random.split(key)
-        latents = batch["latents"].astype(jnp.float32)
+        latents = batch["latents"]
         t = jax.random.randint(time_key, (len(latents),), *_TRAINED_ON)
         noisy = solvers.add_noise(latents, jax.random.normal(noise_key, latents.shape), t, self.betas)
         is_told = jnp.arange(len(latents)) % 2 == 0
@@ -121,7 +136,7 @@ class PlaceTask:
         logits = self.module.apply({"params": params}, noisy, t, nouns, batch["scenes"])
         absent = is_told[:, None] & ~jax.nn.one_hot(batch["nouns"], len(NOUNS), dtype=bool).any(1)
         logits = jnp.where(absent[:, None, None], -1e9, logits)
-        there = average_pixels(batch["coverage"].astype(jnp.float32), logits.shape[1:3])
+        there = average_pixels(batch["coverage"], logits.shape[1:3])
         right = jax.nn.one_hot(batch["nouns"], len(NOUNS))
         likelihood = jnp.einsum("bhwn,bkn,bkhw->b", jax.nn.log_softmax(logits), right, there)
         losses = -likelihood / there.sum((1, 2, 3))
@@ -190,20 +205,24 @@ def _cell(found: Mapping[str, Any], digits: int = 3) -> str:
     return f"{found['value']:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
+def kept(file: Path, make: Callable[[], TwoThings]) -> TwoThings:
+    """The pictures in `file`, which are made where it is not there, so that a run that was stopped goes on. Latents and
+    coverage are kept in half precision."""
+    if not file.is_file():
+        made = make()
+        half = {name: getattr(made, name).astype(np.float16) for name in ("latents", "coverage")}
+        written = io.BytesIO()
+        np.savez(written, **(vars(made) | half))
+        write_file(file, written.getvalue())
+    with np.load(file) as arrays:
+        return TwoThings(**{name: x.astype(np.float32) if x.dtype == np.float16 else x for name, x in arrays.items()})
+
+
 def pool_of(pipeline: rc.Pipeline, bank: Bank, count: int, folder: Path) -> TwoThings:
-    """At least so many pictures to train on, in parts that are kept in `folder`: a run that was stopped goes on."""
-    parts = []
-    for number in range(1, 1 + -(-count // _PART)):
-        file = folder / f"part{number}.npz"
-        if not file.is_file():
-            part = draw(pipeline, bank, _PART, seed=number)
-            half = {name: getattr(part, name).astype(np.float16) for name in ("latents", "coverage")}
-            written = io.BytesIO()
-            np.savez(written, **(vars(part) | half))
-            write_file(file, written.getvalue())
-        with np.load(file) as arrays:
-            parts.append(dict(arrays))
-    return TwoThings(**{name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
+    """At least so many pictures to train on, in parts that are kept in `folder`."""
+    parts = [kept(folder / f"part{number}.npz", functools.partial(draw, pipeline, bank, _PART, seed=number))
+             for number in range(1, 1 + -(-count // _PART))]
+    return TwoThings(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in vars(parts[0])})
 
 
 def main() -> None:
@@ -220,7 +239,8 @@ def main() -> None:
     bank = paint_bank(BankConfig(**get_config().data.to_dict()), options.bank or options.out / "bank")
     pool = pool_of(pipeline, bank, options.pictures, options.out)
     unseen = held_out_bank()
-    held_out = draw(pipeline, unseen, options.held_out)
+    held_out = kept(options.out / f"held_out{options.held_out}.npz",
+                    functools.partial(draw, pipeline, unseen, options.held_out))
     maps = {t: map_scores(pipeline, unseen, held_out, t) for t in TIMESTEPS}
 
     module = Telltale()

@@ -43,9 +43,17 @@ class TwoThings:
     latents: np.ndarray
     coverage: np.ndarray
 
-    def part(self, some: slice) -> "TwoThings":
-        """Some of the pictures."""
+    def part(self, some: slice | np.ndarray) -> "TwoThings":
+        """Some of the pictures, or those of an array of rows."""
         return TwoThings(**{name: x[some] for name, x in vars(self).items()})
+
+    def left_to_right(self) -> "TwoThings":
+        """The same pictures, with the thing that is further to the left as each one's first."""
+        x = (self.coverage * np.arange(self.coverage.shape[-1])).sum((2, 3)) / self.coverage.sum((2, 3))
+        order = np.argsort(x, axis=1)
+        things, nouns = (np.take_along_axis(x, order, 1) for x in (self.things, self.nouns))
+        coverage = np.take_along_axis(self.coverage, order[:, :, None, None], 1)
+        return TwoThings(things, nouns, self.scenes, self.latents, coverage)
 
 
 def draw(pipeline: rc.Pipeline, bank: Bank, count: int, seed: int = 0) -> TwoThings:
