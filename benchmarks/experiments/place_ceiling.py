@@ -6,7 +6,7 @@ A small convolutional network is trained on what the base model's maps are made 
 pictures of two things, the timestep, and the words of the caption (both nouns and the scene). It tells which of the two
 things is at each place. Its maps and the base model's are scored by the same function (`losses.right_place`) on the
 same held-out pictures with the same noise: test identities, which neither was trained on. The training resumes; the
-table is in docs/evidence.md, "The ceiling of right place".
+table is in docs/evidence.md, "Right place".
 """
 
 import dataclasses
