@@ -23,6 +23,7 @@ from realcustom_jax.devices.jaxprs import peak_bytes
 from realcustom_jax.devices.platform import Platform
 from realcustom_jax.devices.shapes import array_shape, tree_shapes
 from realcustom_jax.pipeline import Pipeline
+from realcustom_jax.presets import GuidanceScale
 from realcustom_jax.sampling.decoding import decode_latents
 from realcustom_jax.sampling.guidance import Guidance
 from realcustom_jax.sampling.lanes import Conditioning
@@ -74,7 +75,7 @@ class Memory:
 def sampler_memory(
     pipeline: Pipeline, *, width: int | None = None, height: int | None = None, num_images: int = 1,
     references: int = 1, branches: str | None = None, steps: int | None = None, scope: float | None = None,
-    freeze_mask_step: int | None = None, guidance_scale: float | None = None, guidance_mode: str = "none_direct",
+    freeze_mask_step: int | None = None, guidance_scale: GuidanceScale = "preset", guidance_mode: str = "none_direct",
     solver: str | None = None, masks: bool = False, compiled: bool = False,
 ) -> Memory:
     """The memory of `pipeline(…)` with these arguments; `references` is the number of subjects, `masks` says whether
@@ -83,21 +84,21 @@ def sampler_memory(
     By default an estimate from shapes alone; `compiled` takes XLA's figure for this backend instead. Either way the
     weights are not needed: the pipeline may have been loaded under `tensors.headers_only`.
     """
-    given = {"scope": scope, "freeze_mask_step": freeze_mask_step, "guidance_scale": guidance_scale,
-             "steps": steps, "solver": solver, "branches": branches}
-    choices = dataclasses.replace(pipeline.preset, **{name: x for name, x in given.items() if x is not None})
+    choices = pipeline.preset.with_call(scope=scope, freeze_mask_step=freeze_mask_step, guidance_scale=guidance_scale,
+                                        steps=steps, solver=solver, branches=branches)
     shape = pipeline.latent_shape(width, height)
     noise, positive, target = _inputs(pipeline, num_images, references, shape)
-    guidance = None if choices.guidance_scale == 1 else array_shape()
+    guidance = Guidance(guidance_mode)
+    scale = None if guidance.needed(choices.guidance_scale) is None else array_shape()
     schedule = pipeline.make_solver(choices.steps, choices.solver)
     inputs = {
-        "noise": noise, "positive": positive, "negative": None if guidance is None else positive, "target": target,
-        "guidance_scale": guidance, "masks": array_shape(num_images, references, *shape[:2]) if masks else None,
+        "noise": noise, "positive": positive, "negative": None if scale is None else positive, "target": target,
+        "guidance_scale": scale, "masks": array_shape(num_images, references, *shape[:2]) if masks else None,
         "noise_per_step": None if schedule.fresh is None else array_shape(schedule.steps, *noise.shape)}
     options = {
         "solver": schedule, "branches": choices.branches,
         "mask": choices.mask_config(*shape[:2], references),
-        "freeze_mask_step": choices.freeze_mask_step, "guidance": Guidance(guidance_mode)}
+        "freeze_mask_step": choices.freeze_mask_step, "guidance": guidance}
 
     def sample(params, inputs):
         return sample_latents(pipeline.unet.module, params, **inputs, **options)

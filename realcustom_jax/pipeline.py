@@ -42,7 +42,8 @@ from realcustom_jax.model_files.network import Network, TextEncoder
 from realcustom_jax.model_files.parts import with_parts
 from realcustom_jax.model_files.source import ModelSource
 from realcustom_jax.models.clip_text import TextOutput
-from realcustom_jax.presets import PRESETS, Preset, find_preset
+from realcustom_jax.models.context import check_strengths
+from realcustom_jax.presets import PRESETS, GuidanceScale, Preset, find_preset
 from realcustom_jax.sampling.decoding import decode_latents, decoder_moments, encode_pictures
 from realcustom_jax.sampling.guidance import Guidance
 from realcustom_jax.sampling.lanes import Conditioning, VisionScale, conditionings_of_images, zero_conditioning
@@ -221,7 +222,7 @@ class Pipeline:
         width: int | None = None,
         height: int | None = None,
         steps: int | None = None,
-        guidance_scale: float | None = None,
+        guidance_scale: GuidanceScale = "preset",
         scope: float | None = None,
         freeze_mask_step: int | None = None,
         branches: str | None = None,
@@ -242,7 +243,7 @@ class Pipeline:
     ) -> Result:
         """Pictures of the prompt in which each target is the subject of its reference.
 
-        What is None is as the preset says.
+        What is None is as the preset says, but for guidance_scale.
 
         Args:
             image: a reference, or R of them; see `images.load_image` for what can be read.
@@ -254,7 +255,7 @@ class Pipeline:
             num_images: B.
             width, height: of the pictures, in pixels; None: the side that the model was made for.
             steps: of the solver `solver`, one of `solvers.SOLVERS` (see `make_solver`).
-            guidance_scale: of classifier-free guidance; 1 is none, and saves its lane.
+            guidance_scale: of classifier-free guidance; None or 1 is none, and saves its lane; "preset": the preset's.
             scope: share of the picture that a mask covers, in (0, 1].
             freeze_mask_step: the mask stays as it is from this step on; at least 1.
             branches: "fused" | "sequential", the order of the lanes (docs/method.md).
@@ -278,13 +279,14 @@ class Pipeline:
         Raises:
             FileNotFoundError, ValueError: an input that cannot be used.
         """
-        given = {"guidance_scale": guidance_scale, "scope": scope, "freeze_mask_step": freeze_mask_step,
-                 "normalize": normalize, "steps": steps, "solver": solver, "branches": branches}
-        choices = dataclasses.replace(self.preset, **{k: v for k, v in given.items() if v is not None})
+        choices = self.preset.with_call(
+            guidance_scale=guidance_scale, scope=scope, freeze_mask_step=freeze_mask_step, normalize=normalize,
+            steps=steps, solver=solver, branches=branches)
         references, targets = _paired(image, target)
         check_options(seed=seed, num_images=num_images, guidance_scale=choices.guidance_scale,
                       vision_scale=vision_scale, guidance_mode=guidance_mode, text_guidance=text_guidance,
                       rescale=rescale, strength=strength, masks=masks, init_image=init_image, mask_image=mask_image)
+        check_strengths(vision_scale, len(targets))
         regions = listed_regions(masks, len(targets))
         initial, width, height = self._initial(init_image, mask_image, width, height)
         result_size = initial.size if initial and initial.region is not None else (width, height)
@@ -293,18 +295,21 @@ class Pipeline:
             choices.steps, strength, begins=initial is not None, masked=mask_image is not None))
         shape = self.latent_shape(width, height)
         mask = choices.mask_config(*shape[:2], len(targets), overlap)
+        given_masks = region_masks(regions, result_size, num_images, shape[:2], mask.size_of(shape[:2]))
         noise = seeded_noise(seed, num_images, shape) if latents is None else given_noise(latents, (num_images, *shape))
         inputs = self._conditionings(pictures, prompt, targets, negative_prompt, (width, height), num_images,
                                      overlapping=mask.overlap == "sum")
 
-        guidance = None if choices.guidance_scale == 1 else np.float32(choices.guidance_scale)
+        guidance = Guidance(guidance_mode, text_guidance, rescale)
+        scale = guidance.needed(choices.guidance_scale)
         strengths = ({block: np.float32(x) for block, x in vision_scale.items()}
                      if isinstance(vision_scale, Mapping) else np.float32(vision_scale))
-        options = {"solver": schedule, "guidance_scale": guidance, "mask": mask, "branches": choices.branches,
+        options = {"solver": schedule, "guidance_scale": None if scale is None else np.float32(scale),
+                   "mask": mask, "branches": choices.branches,
                    "freeze_mask_step": choices.freeze_mask_step, "vision_scale": strengths,
                    "noise_per_step": noise_of_steps(schedule, seed, num_images, shape),
-                   "guidance": Guidance(guidance_mode, text_guidance, rescale),
-                   "masks": region_masks(regions, result_size, num_images, shape[:2], mask.size_of(shape[:2]))}
+                   "guidance": guidance,
+                   "masks": given_masks}
         if initial:
             options |= self._started(initial, width, height, num_images, all_new=schedule.start == 0)
         run = _sample if on_step is None else functools.partial(sample_latents, on_step=on_step)

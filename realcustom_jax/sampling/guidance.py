@@ -44,6 +44,12 @@ class Guidance:
         """Whether the prediction with text alone is used."""
         return not self.mode.endswith("direct")
 
+    def needed(self, scale: ArrayLike | None) -> ArrayLike | None:
+        """The scale s_c; None, which needs no negative lane, where it is known to be 1, which is no guidance. In a
+        cascade, the text may guide all the same."""
+        known = not self.needs_text and not isinstance(scale, jax.core.Tracer) and jnp.ndim(scale) == 0
+        return None if scale is None or known and scale == 1 else scale
+
     def guided(self, predictions: jax.Array, scale: ArrayLike | None, mask: jax.Array) -> jax.Array:
         """The guided prediction float32 [B, H, W, C].
 
