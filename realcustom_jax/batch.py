@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
+from realcustom_jax.conditioning.regions import check_region, is_box, listed_regions
 from realcustom_jax.errors import check_text, printable, sentence, visible
 from realcustom_jax.files import clear_leftovers, file_digest, png, user_of_share, write_file, write_json
 from realcustom_jax.json_lines import is_number, is_text, numbered_lines, parse_object, told
@@ -229,8 +230,7 @@ _KEYS = {  # what a value must be, for a program and for a reader
                    f"a whole number from 1 to {_MOST_PICTURES}"),
     "width": _COUNT, "height": _COUNT,
     "negative_prompt": (lambda value: isinstance(value, str), "a text"),
-    "steps": _COUNT, "solver": _TEXT, "branches": _TEXT, "guidance_mode": _TEXT,
-    "guidance_scale": (lambda value: value is None or is_number(value), "a number, or null for no guidance"),
+    "steps": _COUNT, "solver": _TEXT, "branches": _TEXT, "guidance_scale": _NUMBER, "guidance_mode": _TEXT,
     "text_guidance": _NUMBER, "rescale": _NUMBER, "scope": _NUMBER, "freeze_mask_step": _COUNT, "strength": _NUMBER,
     "vision_scale": (_are_strengths, "a number, a list of them, or an object of either by block"),
     "init_image": _TEXT, "mask_image": (_is_region, "a text or a box of four numbers"),
@@ -259,7 +259,12 @@ def _parse(line: bytes, default_name: str, folder: "AnyPath", where: str) -> Row
         if not (_is_object(path) if is_bucket(path) else os.path.isfile(path)):
             raise ValueError(f"the image {_shortened(str(path))} does not exist")
     prompt, name = values.pop("prompt"), values.pop("name", default_name)
-    check_strengths(values.get("vision_scale", 1.0), max(len(images), len(targets)))
+    check_strengths(values.get("vision_scale", 1.0), len(targets))
+    for i, mask in enumerate(listed_regions(pictures.get("masks"), len(targets)), 1):
+        if is_box(mask):  # a picture is read when its row is made
+            check_region(mask, f"mask of target {i}")
+    if is_box(pictures.get("mask_image")):
+        check_region(pictures["mask_image"], "mask_image")
     check_options(**{key: x for key, x in values.items() if key not in ("width", "height", "negative_prompt")},
                   **pictures)
     return Row(where, name, prompt, tuple(targets), references, values, pictures)

@@ -57,6 +57,7 @@ def scale_vision(tokens: dict, scale: ArrayLike | Mapping[str, ArrayLike], refer
     Raises:
         ValueError: a block that is not there or has no attention, or strengths that do not fit the references.
     """
+    check_blocks(scale)
     check_strengths(scale, references)
     by_block = scale if isinstance(scale, Mapping) else {"": scale}
     strengths = {name.replace(".", "_"): _strengths(x, references) for name, x in by_block.items()}
@@ -77,12 +78,17 @@ def scale_vision(tokens: dict, scale: ArrayLike | Mapping[str, ArrayLike], refer
     return merge(tokens, unflatten_dict({path: scaled(path, leaf) for path, leaf in values.items()}))
 
 
-def check_strengths(scale: ArrayLike | Mapping[str, ArrayLike], references: int) -> None:
-    """Raises ValueError for strengths that do not fit so many references, or of blocks that no UNet has."""
-    for block, strengths in scale.items() if isinstance(scale, Mapping) else [("down", scale)]:
+def check_blocks(scale: ArrayLike | Mapping[str, ArrayLike]) -> None:
+    """Raises ValueError for strengths of blocks that no UNet has."""
+    for block in scale if isinstance(scale, Mapping) else ():
         if not re.match(r"(down|mid|up)(?![^._])", str(block)):
             raise ValueError(f"vision_scale names the block {block!r}, which no UNet has; expected down, mid, up, or "
                              "one of their blocks, such as up_blocks.1.")
+
+
+def check_strengths(scale: ArrayLike | Mapping[str, ArrayLike], references: int) -> None:
+    """Raises ValueError for strengths that do not fit so many references."""
+    for strengths in scale.values() if isinstance(scale, Mapping) else [scale]:
         if jnp.shape(strengths) not in ((), (references,)):
             raise ValueError(f"vision_scale has shape {jnp.shape(strengths)}; expected one number, or one for each of "
                              f"the {references} reference(s).")

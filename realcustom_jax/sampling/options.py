@@ -11,6 +11,7 @@ import numpy as np
 
 from realcustom_jax.devices.programs import jit_kept
 from realcustom_jax.errors import check_choice, quoted
+from realcustom_jax.models.context import check_blocks
 from realcustom_jax.sampling.guidance import MODES, Guidance
 from realcustom_jax.sampling.lanes import VisionScale
 from realcustom_jax.sampling.sampler import BRANCHES, check_freeze
@@ -42,6 +43,7 @@ def check_options(*, seed: int = 0, num_images: int = 1, steps: int | None = Non
         if not _finite(scale):
             raise ValueError(f"vision_scale is {quoted(vision_scale)}; expected a finite number, one for each "
                              "reference, or either of them for each of some blocks.")
+    check_blocks(vision_scale)
     check_choice("guidance_mode", guidance_mode, MODES)
     cascade = Guidance(guidance_mode).needs_text
     if text_guidance is not None and not (cascade and _is_number(text_guidance)):
@@ -49,7 +51,7 @@ def check_options(*, seed: int = 0, num_images: int = 1, steps: int | None = Non
             "expected a finite number." if cascade else
             f"the guidance mode {guidance_mode!r} does not use it, choose none, naive or naive_global."))
     if cascade and guidance_scale == 1 and text_guidance in (None, 1):
-        raise ValueError(f"guidance_scale is 1, which is no guidance, as None is, but the mode {guidance_mode!r} "
+        raise ValueError(f"guidance_scale is 1, which is no guidance, but the mode {guidance_mode!r} "
                          "guides; give another scale, one of the text (text_guidance), or leave the mode out.")
     if not (_is_number(rescale) and 0 <= rescale <= 1):
         raise ValueError(f"rescale is {quoted(rescale)}; expected a share, from 0 (the guided prediction as it is) to "
