@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.typing import ArrayLike
 
@@ -57,7 +58,6 @@ def scale_vision(tokens: dict, scale: ArrayLike | Mapping[str, ArrayLike], refer
     Raises:
         ValueError: a block that is not there or has no attention, or strengths that do not fit the references.
     """
-    check_blocks(scale)
     check_strengths(scale, references)
     by_block = scale if isinstance(scale, Mapping) else {"": scale}
     strengths = {name.replace(".", "_"): _strengths(x, references) for name, x in by_block.items()}
@@ -89,8 +89,8 @@ def check_blocks(scale: ArrayLike | Mapping[str, ArrayLike]) -> None:
 def check_strengths(scale: ArrayLike | Mapping[str, ArrayLike], references: int) -> None:
     """Raises ValueError for strengths that do not fit so many references."""
     for strengths in scale.values() if isinstance(scale, Mapping) else [scale]:
-        if jnp.shape(strengths) not in ((), (references,)):
-            raise ValueError(f"vision_scale has shape {jnp.shape(strengths)}; expected one number, or one for each of "
+        if np.shape(strengths) not in ((), (references,)):
+            raise ValueError(f"vision_scale has shape {np.shape(strengths)}; expected one number, or one for each of "
                              f"the {references} reference(s).")
 
 
