@@ -68,7 +68,7 @@ def test_a_region_smaller_than_a_place_counts_all_the_same():
     ((0.1, 0.1, 0.5, 0.5), r"mask is \(0.1, 0.1, 0.5, 0.5\), no more than one pixel; a box is told in pixels"),
     ((0, 0, 1, 1), "no more than one pixel"), ((3, 3, 8, 3.5), "no more than one pixel"),
     (np.ones((16, 32)), "mask has 32 × 16 pixels and the picture 16 × 16: they have not the same shape"),
-    (Image.fromarray(np.ones((16, 16), np.uint8)), "mask is black everywhere, or nearly so"),
+    (Image.fromarray(np.ones((16, 16), np.uint8)), "mask looks black everywhere: its lightest pixel is 1"),
     (np.zeros((SIDE, SIDE)), "mask is black everywhere"), (np.zeros((4, 4), bool), "black everywhere"),
 ])
 def test_impossible_regions(source, message):

@@ -109,13 +109,16 @@ def is_box(source: Any) -> bool:
 
 def _read_mask(source: ImageSource, what: str) -> np.ndarray:
     """float32 [H, W], of the mask's own size."""
-    if hasattr(source, "__array__") and not isinstance(source, Image.Image):
+    is_array = hasattr(source, "__array__") and not isinstance(source, Image.Image)
+    if is_array:
         numbers = np.asarray(source)
         source = numbers.astype(bool) if numbers.dtype.kind in "iu" and np.isin(numbers, (0, 1)).all() else source
     grey = load_image(source).mean(axis=-1)
-    if grey.max() <= 1.5 / 255:  # the numbers 0 and 1 in a file, too, look black
-        raise ValueError(f"The {what} is black everywhere{', or nearly so' * bool(grey.max())}, so that nothing is in "
-                         "it; paint white what belongs to it.")
+    if grey.max() == 0:
+        raise ValueError(f"The {what} is black everywhere, so that nothing is in it; paint white what belongs to it.")
+    if not is_array and grey.max() <= 1.5 / 255:
+        raise ValueError(f"The {what} looks black everywhere: its lightest pixel is 1 of 255; save it with 255 for "
+                         "what belongs to it.")
     return grey
 
 
