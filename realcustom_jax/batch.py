@@ -23,10 +23,12 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
+from realcustom_jax.conditioning.regions import check_region, is_box, listed_regions
 from realcustom_jax.errors import check_text, printable, sentence, visible
 from realcustom_jax.files import clear_leftovers, file_digest, png, user_of_share, write_file, write_json
 from realcustom_jax.json_lines import is_number, is_text, numbered_lines, parse_object, told
 from realcustom_jax.memory import enough_memory
+from realcustom_jax.models.context import check_strengths
 from realcustom_jax.paths import as_path, beside, is_bucket, local_copy, make_folder, reaching
 from realcustom_jax.sampling.options import check_options
 
@@ -78,8 +80,9 @@ def read_rows(file: str | Path) -> tuple[Row | BadRow, ...]:
 
     Its keys: prompt; image and target, a text or a list of them; optional are name (by default the number of the
     line, as 0001) and options of `Pipeline.__call__`: seed, num_images, width, height, negative_prompt, steps, solver,
-    branches, guidance_scale, guidance_mode, text_guidance, rescale, scope, freeze_mask_step, vision_scale, masks,
-    init_image, strength and mask_image. Images and masks are relative to the file's folder; a box is a list of numbers.
+    branches, guidance_scale, guidance_mode, text_guidance, rescale, scope, freeze_mask_step, shared_reference,
+    vision_scale, masks, init_image, strength and mask_image. Images and masks are relative to the file's folder; a box
+    is a list of numbers.
 
     Raises:
         OSError, ValueError: the file cannot be read, or none of its lines can be used; the first ten are named.
@@ -229,7 +232,8 @@ _KEYS = {  # what a value must be, for a program and for a reader
     "width": _COUNT, "height": _COUNT,
     "negative_prompt": (lambda value: isinstance(value, str), "a text"),
     "steps": _COUNT, "solver": _TEXT, "branches": _TEXT, "guidance_scale": _NUMBER, "guidance_mode": _TEXT,
-    "text_guidance": _NUMBER, "rescale": _NUMBER, "scope": _NUMBER, "freeze_mask_step": _COUNT, "strength": _NUMBER,
+    "shared_reference": _TEXT, "text_guidance": _NUMBER, "rescale": _NUMBER, "scope": _NUMBER,
+    "freeze_mask_step": _COUNT, "strength": _NUMBER,
     "vision_scale": (_are_strengths, "a number, a list of them, or an object of either by block"),
     "init_image": _TEXT, "mask_image": (_is_region, "a text or a box of four numbers"),
     "masks": (lambda value: _is_region(value) or isinstance(value, list) and value and all(
@@ -257,6 +261,12 @@ def _parse(line: bytes, default_name: str, folder: "AnyPath", where: str) -> Row
         if not (_is_object(path) if is_bucket(path) else os.path.isfile(path)):
             raise ValueError(f"the image {_shortened(str(path))} does not exist")
     prompt, name = values.pop("prompt"), values.pop("name", default_name)
+    check_strengths(values.get("vision_scale", 1.0), len(targets))
+    for i, mask in enumerate(listed_regions(pictures.get("masks"), len(targets)), 1):
+        if is_box(mask):  # a picture is read when its row is made
+            check_region(mask, f"mask of target {i}")
+    if is_box(pictures.get("mask_image")):
+        check_region(pictures["mask_image"], "mask_image")
     check_options(**{key: x for key, x in values.items() if key not in ("width", "height", "negative_prompt")},
                   **pictures)
     return Row(where, name, prompt, tuple(targets), references, values, pictures)

@@ -83,21 +83,21 @@ def sampler_memory(
     By default an estimate from shapes alone; `compiled` takes XLA's figure for this backend instead. Either way the
     weights are not needed: the pipeline may have been loaded under `tensors.headers_only`.
     """
-    given = {"scope": scope, "freeze_mask_step": freeze_mask_step, "guidance_scale": guidance_scale,
-             "steps": steps, "solver": solver, "branches": branches}
-    choices = dataclasses.replace(pipeline.preset, **{name: x for name, x in given.items() if x is not None})
+    choices = pipeline.preset.with_call(scope=scope, freeze_mask_step=freeze_mask_step, guidance_scale=guidance_scale,
+                                        steps=steps, solver=solver, branches=branches)
     shape = pipeline.latent_shape(width, height)
     noise, positive, target = _inputs(pipeline, num_images, references, shape)
-    guidance = None if choices.guidance_scale == 1 else array_shape()
+    guidance = Guidance(guidance_mode)
+    scale = None if guidance.needed(choices.guidance_scale) is None else array_shape()
     schedule = pipeline.make_solver(choices.steps, choices.solver)
     inputs = {
-        "noise": noise, "positive": positive, "negative": None if guidance is None else positive, "target": target,
-        "guidance_scale": guidance, "masks": array_shape(num_images, references, *shape[:2]) if masks else None,
+        "noise": noise, "positive": positive, "negative": None if scale is None else positive, "target": target,
+        "guidance_scale": scale, "masks": array_shape(num_images, references, *shape[:2]) if masks else None,
         "noise_per_step": None if schedule.fresh is None else array_shape(schedule.steps, *noise.shape)}
     options = {
         "solver": schedule, "branches": choices.branches,
         "mask": choices.mask_config(*shape[:2], references),
-        "freeze_mask_step": choices.freeze_mask_step, "guidance": Guidance(guidance_mode)}
+        "freeze_mask_step": choices.freeze_mask_step, "guidance": guidance}
 
     def sample(params, inputs):
         return sample_latents(pipeline.unet.module, params, **inputs, **options)

@@ -33,7 +33,6 @@ from realcustom_jax.conditioning.vocabulary import Vocabulary
 from realcustom_jax.devices.compilation import enable_compilation_cache, jit_sampler
 from realcustom_jax.devices.platform import Platform
 from realcustom_jax.devices.programs import jit_kept
-from realcustom_jax.errors import check_choice
 from realcustom_jax.model_files import fingerprint
 from realcustom_jax.model_files.adapter import find_adapter, load_adapter_projector, split_unet
 from realcustom_jax.model_files.fit import check_fit
@@ -42,6 +41,7 @@ from realcustom_jax.model_files.network import Network, TextEncoder
 from realcustom_jax.model_files.parts import with_parts
 from realcustom_jax.model_files.source import ModelSource
 from realcustom_jax.models.clip_text import TextOutput
+from realcustom_jax.models.context import check_strengths
 from realcustom_jax.presets import PRESETS, Preset, find_preset
 from realcustom_jax.sampling.decoding import decode_latents, decoder_moments, encode_pictures
 from realcustom_jax.sampling.guidance import Guidance
@@ -57,8 +57,6 @@ from realcustom_jax.sampling.options import (
 from realcustom_jax.sampling.sampler import Samples, sample_latents
 from realcustom_jax.sampling.solvers import Solver, make_solver
 from realcustom_jax.sampling.tiling import decode_tiles, tile_shape
-
-DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,7 +169,7 @@ class Pipeline:
         """
         enable_compilation_cache()
         platform = Platform.of(platform)
-        dtype = _dtype(dtype, platform)
+        dtype = platform.dtype_of(dtype)
         loras = read_loras(loras)
         model = with_parts(ModelSource.open(path), unet=unet, vae=vae)
         model.check("unet", "vae")
@@ -229,6 +227,7 @@ class Pipeline:
         negative_prompt: str | None = None,
         normalize: str | None = None,
         overlap: str | None = None,
+        shared_reference: str | None = None,
         solver: str | None = None,
         vision_scale: VisionScale = 1.0,
         guidance_mode: str = "none_direct",
@@ -262,6 +261,7 @@ class Pipeline:
             negative_prompt: what the picture should not be; "" is encoded like any other text. Where the preset has no
                 text either, None is as `Preset.no_negative` says.
             normalize, overlap: see `masks.subject_mask`; by the preset, several references do not overlap.
+            shared_reference: what several phrases of one reference are given, the "whole" or their part, "cropped".
             vision_scale: the strength of the visual term, one number or one for each target; 0 is the text alone. Or
                 such by block, {"down": 0.5, "up_blocks.1": 0}, see `context.scale_vision`.
             guidance_mode: how text and image guide, one of `guidance.MODES`. text_guidance: the scale of the text alone
@@ -279,13 +279,14 @@ class Pipeline:
         Raises:
             FileNotFoundError, ValueError: an input that cannot be used.
         """
-        given = {"guidance_scale": guidance_scale, "scope": scope, "freeze_mask_step": freeze_mask_step,
-                 "normalize": normalize, "steps": steps, "solver": solver, "branches": branches}
-        choices = dataclasses.replace(self.preset, **{k: v for k, v in given.items() if v is not None})
+        choices = self.preset.with_call(
+            guidance_scale=guidance_scale, scope=scope, freeze_mask_step=freeze_mask_step, normalize=normalize,
+            steps=steps, solver=solver, branches=branches, shared_reference=shared_reference)
         references, targets = paired(image, target)
         check_options(seed=seed, num_images=num_images, guidance_scale=choices.guidance_scale,
                       vision_scale=vision_scale, guidance_mode=guidance_mode, text_guidance=text_guidance,
                       rescale=rescale, strength=strength, masks=masks, init_image=init_image, mask_image=mask_image)
+        check_strengths(vision_scale, len(targets))
         regions = listed_regions(masks, len(targets))
         initial, width, height = self._initial(init_image, mask_image, width, height)
         result_size = initial.size if initial and initial.region is not None else (width, height)
@@ -296,18 +297,20 @@ class Pipeline:
             choices.steps, strength, begins=initial is not None, masked=mask_image is not None))
         shape = self.latent_shape(width, height)
         mask = choices.mask_config(*shape[:2], len(targets), overlap)
+        given_masks = region_masks(regions, result_size, num_images, shape[:2], mask.size_of(shape[:2]))
         noise = seeded_noise(seed, num_images, shape) if latents is None else given_noise(latents, (num_images, *shape))
         inputs = self._conditionings(pictures, prompt, targets, negative_prompt, (width, height), num_images,
                                      overlapping=mask.overlap == "sum")
 
-        guidance = None if choices.guidance_scale == 1 else np.float32(choices.guidance_scale)
+        guidance = Guidance(guidance_mode, text_guidance, rescale)
+        scale = guidance.needed(choices.guidance_scale)
         strengths = ({block: np.float32(x) for block, x in vision_scale.items()}
                      if isinstance(vision_scale, Mapping) else np.float32(vision_scale))
-        options = {"solver": schedule, "guidance_scale": guidance, "mask": mask, "branches": choices.branches,
+        options = {"solver": schedule, "guidance_scale": None if scale is None else np.float32(scale),
+                   "mask": mask, "branches": choices.branches,
                    "freeze_mask_step": choices.freeze_mask_step, "vision_scale": strengths,
-                   "noise_per_step": noise_of_steps(schedule, seed, num_images, shape),
-                   "guidance": Guidance(guidance_mode, text_guidance, rescale),
-                   "masks": region_masks(regions, result_size, num_images, shape[:2], mask.size_of(shape[:2]))}
+                   "noise_per_step": noise_of_steps(schedule, seed, num_images, shape), "guidance": guidance,
+                   "masks": given_masks}
         if initial:
             options |= self._started(initial, width, height, num_images, all_new=schedule.start == 0)
         run = _sample if on_step is None else functools.partial(sample_latents, on_step=on_step)
@@ -473,15 +476,6 @@ class Pipeline:
         check_fit(folder, networks, [encoder.network.module.config for encoder in self.text_encoders],
                   [encoder.tokenizer for encoder in self.text_encoders], layers=self.vision_settings,
                   pooled=self.preset.pooled, sample_size=self.sample_size)
-
-
-def _dtype(dtype, platform: Platform) -> jnp.dtype:
-    """The type of numbers of this name. Raises ValueError for one that the networks or the platform do not compute."""
-    name = dtype if isinstance(dtype, str) else jnp.dtype(dtype).name
-    check_choice("dtype", name, DTYPES)
-    if name == "float16" and not platform.float16:
-        raise ValueError("XLA has no float16 attention on the CPU; choose bfloat16 or float32 there.")
-    return jnp.dtype(name)
 
 
 @functools.partial(jit_kept, static_argnums=0, returns=(TextOutput,))

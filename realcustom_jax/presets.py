@@ -13,6 +13,7 @@ from typing import Any
 from realcustom_jax.conditioning.size import SIZE_ORDERS
 from realcustom_jax.errors import check_choice
 from realcustom_jax.sampling.masks import NORMALIZATIONS, SELECTIONS, SHARING, MaskConfig
+from realcustom_jax.sampling.options import SHARED_REFERENCES
 from realcustom_jax.sampling.sampler import BRANCHES
 from realcustom_jax.sampling.solvers import SOLVERS
 
@@ -21,7 +22,7 @@ _CHOICES = {
     "pooled": ("unprojected", "projected"), "size_order": SIZE_ORDERS,
     "weight_order": ("adapter_last", "base_last"), "match": ("word", "released"), "local": (None, "phases", "tiles"),
     "overlap": ("sum", *SHARING), "no_negative": (None, "encoded", "zeros"),
-    "solver": (None, *SOLVERS), "branches": BRANCHES, "shared_reference": ("whole", "cropped"),
+    "solver": (None, *SOLVERS), "branches": BRANCHES, "shared_reference": SHARED_REFERENCES,
 }
 
 
@@ -97,8 +98,16 @@ class Preset:
             if not fits(getattr(self, name)):
                 raise ValueError(f"{name} is {getattr(self, name)!r}; expected {expected}.")
 
+    def with_call(self, **given: Any) -> "Preset":
+        """The choices of one call, where those that are None are the preset's. Raises ValueError as for a preset."""
+        # Scalars of numpy, JAX and torch become Python's own.
+        return dataclasses.replace(self, **{name: x.item() if getattr(x, "shape", None) == () else x
+                                            for name, x in given.items() if x is not None})
+
     def mask_config(self, height: int, width: int, references: int = 1, overlap: str | None = None) -> MaskConfig:
         """How the masks of so many references are made for latents of this size; `overlap` instead of the preset's."""
+        if overlap is not None:
+            check_choice("overlap", overlap, _CHOICES["overlap"])
         refine_at = (height // self.refine, width // self.refine) if self.refine > 0 else None
         return MaskConfig(scope=self.scope, normalize=self.normalize, select=self.select, binary=self.binary,
                           refine_at=refine_at, overlap=overlap or ("sum" if references == 1 else self.overlap))

@@ -247,8 +247,8 @@ def test_terminal_pure_noise_ends_at_snr_zero():
         (lambda: rc.make_solver(spacing="karras"), "known are trailing, linspace, leading"),
         (lambda: rc.make_solver("ddim", karras=True), "only euler and dpm_multi have Karras' levels"),
         (lambda: rc.make_solver("lcm", 8, original_steps=4), "at most original_steps=4 steps.*got 8"),
-        (lambda: rc.make_solver("euler", karras=True, prediction="v_prediction",
-                                betas=rc.betas(terminal_pure_noise=True)), "ends in pure noise"),
+        (lambda: rc.make_solver("euler", karras=True, betas=rc.betas(terminal_pure_noise=True)),
+         "use prediction='v_prediction'"),
         (lambda: rc.integrate(golden_model, np.ones(3), rc.make_solver("lcm", 4)), "fresh noise .* \\(4, 3\\)"),
         (lambda: rc.integrate(golden_model, np.ones(3), rc.make_solver(), np.ones((25, 3))), "give none"),
         (lambda: rc.make_solver(order=4), "order must be 1, 2 or 3, got 4"),
@@ -262,3 +262,33 @@ def test_terminal_pure_noise_ends_at_snr_zero():
 def test_mistakes_are_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("name", ["euler", "euler_ancestral", "dpm_multi"])
+@pytest.mark.parametrize("spacing", ["trailing", "linspace"])
+def test_schedules_that_end_in_pure_noise_have_numbers(name, spacing):
+    """Their first noise level is infinite; like diffusers', ours is that of ᾱ = 2⁻²⁴."""
+    solver = rc.make_solver(name, 4, betas=rc.betas(terminal_pure_noise=True), prediction="v_prediction",
+                            spacing=spacing, as_diffusers=True)
+    for table in (solver.to_x0, solver.decay, solver.weights, solver.levels):
+        assert np.isfinite(table).all()
+    np.testing.assert_allclose(solver.levels[0], [2**-12, 1], atol=1e-6)
+
+
+def test_halves_are_rounded_as_diffusers_rounds_them():
+    """16 trailing timesteps of 1000 lie at 936.5 and so on: the released schedules round these down, diffusers up."""
+    assert rc.make_solver("dpm_single", 16).timesteps[:2].tolist() == [999, 936]
+    for name, options in (("euler", {}), ("euler_ancestral", {}), ("ddim", {"as_diffusers": True})):
+        assert rc.make_solver(name, 16, **options).timesteps[:2].tolist() == [999, 937]
+
+
+def test_diffusers_solvers_end_without_noise():
+    """Spaced for one step more, and with a last step of order 1."""
+    multi = rc.make_solver("dpm_multi", 4, order=3, spacing="linspace", as_diffusers=True)
+    assert multi.timesteps.tolist() == [999, 749, 500, 250] and multi.levels[-1].tolist() == [1, 0]
+    assert (multi.weights != 0).sum(axis=1).tolist() == [1, 2, 2, 1]
+    single = rc.make_solver("dpm_single", 5, order=3, spacing="linspace", as_diffusers=True)
+    assert single.restart.tolist() == [True, False, False, True, True]
+    ddim = rc.make_solver("ddim", 3, spacing="linspace", as_diffusers=True)  # whose steps all have a third's length
+    bars = np.cumprod(1 - np.float64(rc.betas()))
+    np.testing.assert_allclose(ddim.decay[0], np.sqrt((1 - bars[666]) / (1 - bars[999])), rtol=1e-5)

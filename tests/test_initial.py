@@ -3,6 +3,7 @@
 import json
 import re
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -64,6 +65,10 @@ def test_a_region_smaller_than_a_place_counts_all_the_same():
     ((-1, 0, 8, 8), "begins outside of the picture"),
     ((4, 4, 4, 8), "a box without inside"), ((8, 4, 4, 8), "a box without inside"),
     ((1, 2, 3), "expected the four numbers of a box"), ((0, 0, float("nan"), 8), "expected the four numbers"),
+    ((0.1, 0.1, 0.5, 0.5), r"mask is \(0.1, 0.1, 0.5, 0.5\), no more than one pixel; a box is told in pixels"),
+    ((0, 0, 1, 1), "no more than one pixel"), ((3, 3, 8, 3.5), "no more than one pixel"),
+    (np.ones((16, 32)), "mask has 32 × 16 pixels and the picture 16 × 16: they have not the same shape"),
+    (Image.fromarray(np.ones((16, 16), np.uint8)), "mask looks black everywhere: its lightest pixel is 1"),
     (np.zeros((SIDE, SIDE)), "mask is black everywhere"), (np.zeros((4, 4), bool), "black everywhere"),
 ])
 def test_impossible_regions(source, message):
@@ -81,6 +86,19 @@ def test_one_region_for_each_subject():
     for regions, count in ((box, 2), ([box, box], 1), ([None], 2), (np.ones((3, 8, 8)), 2)):
         with pytest.raises(ValueError, match=r"mask\(s\) and \d target\(s\)"):
             listed_regions(regions, count)
+
+
+def test_whole_numbers_of_0_and_1_are_false_and_true():
+    """As a segmentation gives them; white would be 255."""
+    for mask in (np.uint8(HOLE), HOLE.astype(int), jnp.asarray(HOLE, jnp.int32)):
+        assert np.array_equal(read_region(mask, SIDE, SIDE, "mask"), HOLE)
+    assert np.array_equal(read_region(np.uint8(HOLE) * 255, SIDE, SIDE, "mask"), HOLE)
+
+
+def test_boxes_in_an_array_are_one_for_each_subject():
+    boxes = np.array([[0, 0, 4, 4], [4, 4, 8, 8]])
+    assert [box.tolist() for box in listed_regions(boxes, 2)] == boxes.tolist()
+    assert [box.tolist() for box in listed_regions(boxes[:1], 1)] == boxes[:1].tolist()
 
 
 def test_masks_for_the_sampler():
@@ -227,6 +245,14 @@ def test_guidance_by_text_and_image_is_the_pipelines(mini_pipeline):
     ({"text_guidance": 2.0}, "text_guidance is 2.0; the guidance mode 'none_direct' does not use it"),
     ({"rescale": 0.5}, "rescale is 0.5, but the guidance mode 'none_direct' does not use it"),
     ({"rescale": 1.5, "guidance_mode": "naive"}, "rescale is 1.5; expected a share"),
+    ({"guidance_scale": "3"}, "guidance_scale is '3'; expected a finite number"),
+    ({"init_image": PHOTO, "strength": [0.5]}, r"strength is \[0.5\]; expected the share"),
+    ({"vision_scale": "0.5"}, "vision_scale is '0.5'; expected a finite number"),
+    ({"vision_scale": [1, 2]}, r"vision_scale has shape \(2,\); .* the 1 reference"),
+    ({"vision_scale": {"upper": 1}}, "names the block 'upper', which no UNet has; expected down, mid, up"),
+    ({"latents": [[1]]}, r"latents have shape \(1, 1\); expected \(1, 8, 8, 4\)"),
+    ({"latents": np.full((1, 8, 8, 4), np.nan)}, "latents hold what is no finite number"),
+    ({"overlap": "maximum"}, "Unknown overlap 'maximum'"),
 ])
 def test_impossible_inputs_are_errors(mini_pipeline, change, message):
     with pytest.raises((ValueError, FileNotFoundError), match=message):
@@ -265,6 +291,12 @@ def test_rows_bring_pictures_masks_and_choices(rows, tmp_path):
     ({"init_image": "nowhere.png"}, "nowhere.png does not exist"), ({"masks": ["nowhere.png"]}, "does not exist"),
     ({"masks": [1, 2, 3]}, r"masks is \[1, 2, 3\], expected a text, a box"), ({"masks": []}, r"masks is \[\]"),
     ({"mask_image": "hole.png"}, "mask_image is given without init_image"),
+    ({"masks": [[0, 0, 4, 4], None]}, r"2 mask\(s\) and 1 target\(s\)"),
+    ({"masks": [8, 8, 4, 4]}, "a box without inside"),
+    ({"masks": [0.1, 0.1, 0.5, 0.5]}, "a box is told in pixels"),
+    ({"init_image": "photo.png", "mask_image": [-1, 0, 4, 4]}, "begins outside of the picture"),
+    ({"vision_scale": [1, 0.5]}, r"vision_scale has shape \(2,\)"),
+    ({"vision_scale": {"upper": 0.5}}, "names the block 'upper', which no UNet has"),
     ({"strength": 2, "init_image": "photo.png"}, "strength is 2"), ({"solver": "eulr"}, "did you mean 'euler'"),
     ({"steps": 2.5}, "steps is 2.5, expected a whole number"), ({"vision_scale": "much"}, "vision_scale is 'much'"),
     ({"vision_scale": {"up": {"down": 1}}}, "vision_scale is"), ({"guidance_scale": True}, "guidance_scale is True"),

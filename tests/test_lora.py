@@ -2,6 +2,7 @@
 
 import json
 
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
@@ -201,6 +202,12 @@ def test_a_scale_of_zero_is_no_lora_to_the_bit(tmp_path):
     base = {name: value.astype(np.float16) for name, value in BASE.items()}
     found = merged((file, 0), (file, 0.0), base=base)
     assert all(found[name] is base[name] for name in base)
+
+
+def test_scales_may_be_scalars_of_numpy_and_jax(tmp_path):
+    file = saved(tmp_path, kohya())
+    scales = [0.5, np.float32(0.5), np.array(0.5), jnp.float32(0.5)]
+    assert [lora.scale for lora in read_loras([(file, scale) for scale in scales])] == [0.5] * 4
 
 
 def test_merging_reads_a_tensor_when_it_is_asked_for_and_once(tmp_path):

@@ -200,6 +200,19 @@ def test_mistakes_are_named(change, words):
         jax.eval_shape(lambda: rc.sample_latents(**arguments))
 
 
+@pytest.mark.parametrize("one", [1, 1.0, np.float32(1), jnp.float32(1), np.array(1.0)])
+def test_a_scale_of_one_needs_no_negative_lane(one):
+    assert rc.Guidance().needed(one) is None
+    assert rc.Guidance("none", 3.0).needed(one) is one, "the text may guide in a cascade"
+    unet, params, noise, positive, negative, target = small_case()
+    inputs = unet, params, noise, positive, None, target
+    made = jax.eval_shape(lambda: rc.sample_latents(*inputs, **OPTIONS | dict(guidance_scale=one)).latents)
+    alone = jax.eval_shape(lambda: rc.sample_text_only(*inputs[:5], solver=OPTIONS["solver"], guidance_scale=one))
+    assert made.shape == alone.shape == noise.shape
+    traced = jax.jit(lambda scale: rc.Guidance().needed(scale) is scale)
+    assert traced(one), "a number that is not known may be another one"
+
+
 @pytest.mark.slow
 def test_masks_that_are_all_none_are_those_of_attention():
     assert_close(sample(*small_case(), masks=[None, None], **OPTIONS).latents, sample(*small_case(), **OPTIONS).latents,

@@ -122,7 +122,7 @@ def _checked_choices(options: argparse.Namespace) -> dict:
                "branches": options.branches, "freeze_mask_step": options.freeze_mask_step, "seed": options.seed,
                "num_images": options.num_images, "solver": options.solver, "vision_scale": options.vision_scale,
                "guidance_mode": options.guidance_mode, "text_guidance": options.text_guidance,
-               "rescale": options.rescale, "strength": options.strength}
+               "rescale": options.rescale, "strength": options.strength, "shared_reference": options.shared_reference}
     pictures = {"masks": options.mask, "init_image": options.init_image, "mask_image": options.mask_image}
     check_options(**choices, **pictures)
     for what, texts in (("prompt", [_prompt(options)]), ("target", options.target or []),

@@ -77,6 +77,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         help="where the subject is to be: a picture that is white there, a box left,top,right,bottom in pixels, or "
              "auto (as attention finds it); one for each subject")
     add("--branches", help="fused or sequential: how guidance and generation are run (the preset's, mostly fused)")
+    add("--shared-reference",
+        help="what several targets of one --image are given: whole, in which their words have to choose, or cropped, "
+             "the part that attention finds for each (the preset's)")
     add("--freeze-mask-step", type=int, help="keep the mask from this step on (the preset's)")
 
     add = parser.add_argument_group("a picture to begin with").add_argument

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from realcustom_jax.conditioning.images import ImageSource, load_image
-from realcustom_jax.conditioning.regions import Region, is_box, read_region
+from realcustom_jax.conditioning.regions import Region, read_region
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,14 +28,7 @@ class InitialPicture:
         height, width = pixels.shape[:2]
         if mask is None:
             return cls(pixels)
-        if not is_box(mask):
-            mask = load_image(mask)
-            h, w = mask.shape[:2]
-            # A mask may be smaller than its picture, whose sides were rounded then.
-            if abs(h * width - w * height) > max(h, w, height, width):
-                raise ValueError(f"mask_image has {w} × {h} pixels and init_image {width} × {height}: they have not "
-                                 "the same shape; give a mask that was painted on that picture.")
-        return cls(pixels, read_region(mask, width, height, "mask_image"))
+        return cls(pixels, read_region(mask, width, height, "mask_image", "init_image"))
 
     @property
     def size(self) -> tuple[int, int]:

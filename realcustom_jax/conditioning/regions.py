@@ -1,7 +1,8 @@
 """Where in a picture something is to be: a painted mask or a box, as shares of pixels.
 
 A region is given as a picture of which white counts (grey counts in part; see `images.load_image` for what can be
-read), or as a box: four numbers, left, top, right and bottom, in pixels of the picture that it lies on.
+read, where whole numbers that are all 0 or 1 stand for false and true), or as a box: four numbers, left, top, right and
+bottom, in pixels of the picture that it lies on.
 """
 
 from collections.abc import Sequence
@@ -17,18 +18,24 @@ Region = ImageSource | Sequence[float]
 """A mask or a box."""
 
 
-def read_region(source: Region, width: int, height: int, what: str) -> np.ndarray:
+def read_region(source: Region, width: int, height: int, what: str, of: str = "the picture") -> np.ndarray:
     """How much of each pixel of a picture of this size lies in the region: float32 [height, width] in [0, 1].
 
-    A mask of another size is brought to the picture's. Messages call the region `what`.
+    A mask of another size, but of the same shape, is brought to the picture's. Messages call the region `what`, and the
+    picture `of`.
 
     Raises:
-        FileNotFoundError, ValueError: a mask that cannot be read or is black everywhere, or a box that is none or
-            leaves the picture.
+        FileNotFoundError, ValueError: a mask that cannot be read, is black everywhere or of another shape than the
+            picture, or a box that is none or leaves the picture.
     """
     if is_box(source):
         return _read_box(source, width, height, what)
     grey = _read_mask(source, what)
+    h, w = grey.shape
+    # A mask may be smaller than its picture, whose sides were rounded then.
+    if abs(h * width - w * height) > max(h, w, height, width):
+        raise ValueError(f"{what} has {w} × {h} pixels and {of} {width} × {height}: they have not the same shape; give "
+                         "a mask that was painted on that picture.")
     if grey.shape != (height, width):
         grey = np.asarray(Image.fromarray(grey).resize((width, height), Image.Resampling.BOX))
     return grey
@@ -52,8 +59,9 @@ def listed_regions(regions: Any, count: int) -> list[Region | None]:
         return [None] * count
     if is_box(regions):
         found = [regions]
-    elif hasattr(regions, "__array__") and np.ndim(regions) == 3 and np.shape(regions)[0] == count > 1:
-        found = list(regions)  # [R, H, W], which could else be taken for a picture with its channels first
+    elif hasattr(regions, "__array__") and (
+            np.ndim(regions) == 3 and np.shape(regions)[0] == count > 1 or np.shape(regions) == (count, 4)):
+        found = list(regions)  # [R, H, W] or boxes [R, 4], which could else be taken for one picture
     else:
         found = listed(regions)
     if len(found) != count:
@@ -101,9 +109,16 @@ def is_box(source: Any) -> bool:
 
 def _read_mask(source: ImageSource, what: str) -> np.ndarray:
     """float32 [H, W], of the mask's own size."""
+    is_array = hasattr(source, "__array__") and not isinstance(source, Image.Image)
+    if is_array:
+        numbers = np.asarray(source)
+        source = numbers.astype(bool) if numbers.dtype.kind in "iu" and np.isin(numbers, (0, 1)).all() else source
     grey = load_image(source).mean(axis=-1)
     if grey.max() == 0:
         raise ValueError(f"The {what} is black everywhere, so that nothing is in it; paint white what belongs to it.")
+    if not is_array and grey.max() <= 1.5 / 255:
+        raise ValueError(f"The {what} looks black everywhere: its lightest pixel is 1 of 255; save it with 255 for "
+                         "what belongs to it.")
     return grey
 
 
@@ -116,6 +131,9 @@ def _check_box(box: Sequence[float], what: str) -> tuple[float, float, float, fl
     left, top, right, bottom = numbers.tolist()
     if not (left < right and top < bottom):
         raise ValueError(f"The {what} is {_shown(box)}, a box without inside; expected left < right and top < bottom.")
+    if min(right - left, bottom - top) < 1 or max(right, bottom) <= 1:
+        raise ValueError(f"The {what} is {_shown(box)}, no more than one pixel; a box is told in pixels, not in shares "
+                         "of the picture.")
     if left < 0 or top < 0:
         raise ValueError(f"The {what} is {_shown(box)}, which begins outside of the picture; the first pixel is 0.")
     return left, top, right, bottom

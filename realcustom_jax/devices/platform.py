@@ -13,10 +13,12 @@ import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from realcustom_jax.errors import check_choice
 
 NAMES = ("cpu", "gpu", "tpu")
+DTYPES = ("float32", "bfloat16", "float16")
 PEAKS = {"v6 lite": 918e12, "v5 lite": 197e12, "v5": 459e12, "v4": 275e12, "H200": 989e12, "H100": 989e12,
          "A100": 312e12, "L40S": 362e12, "L40": 181e12, "L4": 121e12, "T4": 65e12}
 """Dense bfloat16 operations a second of one device, as its maker publishes them, by a part of JAX's name of its kind;
@@ -101,6 +103,15 @@ class Platform:
         if made.attention == "cudnn" and not _has_cudnn_attention(device):
             return dataclasses.replace(made, attention="plain")
         return made
+
+    def dtype_of(self, dtype: Any) -> jnp.dtype:
+        """The type of numbers of this name. Raises ValueError for one that the networks or the platform do not
+        compute."""
+        name = dtype if isinstance(dtype, str) else jnp.dtype(dtype).name
+        check_choice("dtype", name, DTYPES)
+        if name == "float16" and not self.float16:
+            raise ValueError("XLA has no float16 attention on the CPU; choose bfloat16 or float32 there.")
+        return jnp.dtype(name)
 
 
 # A GPU's matrix products are left to cuBLAS, because its kernels add bias and residual themselves and Triton's do not.

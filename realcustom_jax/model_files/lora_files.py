@@ -109,6 +109,7 @@ def _pair(given: Any) -> tuple[Path, float]:
         raise ValueError(f"loras holds {quoted(given)}; expected a file or a pair (file, scale), as in "
                          "[('style.safetensors', 0.8)].")
     file, scale = pair
+    scale = scale.item() if getattr(scale, "shape", None) == () else scale  # of numpy, JAX or torch
     if not _is_number(scale):
         raise ValueError(f"the scale of the LoRA {file} is {quoted(scale)}; expected a finite number, such as 0.8.")
     return as_path(file), float(scale)

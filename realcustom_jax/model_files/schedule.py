@@ -4,13 +4,15 @@ Of the solvers those are taken that `solvers.make_solver` has. For another one t
 default is taken, because any solver of the ODE makes a model's pictures, only not the same.
 """
 
+import math
 import warnings
 from collections.abc import Mapping
+from numbers import Integral
 from typing import Any
 
 import numpy as np
 
-from realcustom_jax.errors import check_choice
+from realcustom_jax.errors import check_choice, quoted
 from realcustom_jax.model_files.prediction import PREDICTIONS
 from realcustom_jax.sampling.solvers import betas
 
@@ -20,7 +22,7 @@ _ENDS = (0.00085, 0.012)
 
 def read_schedule(config: Mapping[str, Any]) -> tuple[np.ndarray, str]:
     """(betas [T], what the UNet predicts). Raises ValueError for a schedule that is not Stable Diffusion's."""
-    kind = config.get("_class_name", "")
+    kind = _kind(config)
     if "FlowMatch" in kind or kind.startswith("EDM") or config.get("trained_betas") is not None:
         raise ValueError(f"this model was made for {kind or 'a schedule'} with another noise than Stable "
                          "Diffusion's (flow matching, EDM, trained betas), which is not supported.")
@@ -34,48 +36,90 @@ def read_schedule(config: Mapping[str, Any]) -> tuple[np.ndarray, str]:
         without = f" ({kind}'s own, as the file lacks {', '.join(missing)})" if missing else ""
         raise ValueError(f"beta_schedule, beta_start, beta_end are {name}, {ends[0]:g}, {ends[1]:g}{without}; only "
                          f"Stable Diffusion's scaled_linear, {_ENDS[0]}, {_ENDS[1]} are supported.")
-    values = betas(_SCHEDULES.get(name, name), config.get("num_train_timesteps", 1000),
+    check_choice("beta_schedule", name, _SCHEDULES)
+    values = betas(_SCHEDULES[name], _whole(config, "num_train_timesteps", 1000, least=1),
                    terminal_pure_noise=config.get("rescale_betas_zero_snr", False))
     prediction = config.get("prediction_type", "epsilon")
     check_choice("prediction_type", prediction, PREDICTIONS)
     return values, prediction
 
 
-_SOLVERS = {  # diffusers' classes → our names, and the spacing where the file says none
-    "DPMSolverSinglestepScheduler": ("dpm_single", "trailing"),
-    "DPMSolverMultistepScheduler": ("dpm_multi", "linspace"),
-    "DDIMScheduler": ("ddim", "leading"), "EulerDiscreteScheduler": ("euler", "linspace"),
-    "EulerAncestralDiscreteScheduler": ("euler_ancestral", "linspace"), "LCMScheduler": ("lcm", "trailing"),
+def _kind(config: Mapping[str, Any]) -> str:
+    """The name of the class; empty where there is none."""
+    kind = config.get("_class_name") or ""
+    if not isinstance(kind, str):
+        raise ValueError(f"_class_name is {quoted(kind)}; expected the name of a scheduler of diffusers.")
+    return kind
+
+
+def _whole(config: Mapping[str, Any], key: str, default: int, *, least: int = 0) -> int:
+    value = config.get(key, default)
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{key} is {quoted(value)}; expected a whole number, at least {least}.")
+    return value
+
+
+_DPM = {"algorithm_type": ("dpmsolver++", "deis"), "solver_type": ("midpoint", "logrho", "bh1", "bh2"),
+        "solver_order": (1, 2, 3), "thresholding": (False,), "variance_type": (None,),
+        "use_exponential_sigmas": (False,), "use_beta_sigmas": (False,), "use_flow_sigmas": (False,)}
+# diffusers' classes → our names, the spacing where the file says none, and of the settings that change the class's
+# pictures those values that ours have. What another class left in a file changes nothing.
+_SOLVERS = {
+    "DPMSolverSinglestepScheduler": ("dpm_single", "linspace", _DPM | {"use_karras_sigmas": (False,)}),
+    "DPMSolverMultistepScheduler": ("dpm_multi", "linspace", _DPM | {"use_lu_lambdas": (False,)}),
+    # DDIM's class clips unless the file says no, which nobody wants of latents: only a file that says yes means it.
+    "DDIMScheduler": ("ddim", "leading", {"clip_sample": (False,), "thresholding": (False,)}),
+    "EulerDiscreteScheduler": ("euler", "linspace", {
+        "interpolation_type": ("linear",), "timestep_type": ("discrete",), "sigma_min": (None,), "sigma_max": (None,),
+        "use_exponential_sigmas": (False,), "use_beta_sigmas": (False,)}),
+    "EulerAncestralDiscreteScheduler": ("euler_ancestral", "linspace", {}),
+    "LCMScheduler": ("lcm", "leading", {
+        "clip_sample": (False,), "thresholding": (False,), "timestep_scaling": (10.0,)}),
 }
-_ONLY = {  # settings that change a solver → the values that ours have
-    "algorithm_type": ("dpmsolver++",), "solver_type": ("midpoint",), "use_exponential_sigmas": (False,),
-    "use_beta_sigmas": (False,), "use_lu_lambdas": (False,), "use_flow_sigmas": (False,), "thresholding": (False,),
-    "interpolation_type": ("linear",), "timestep_type": ("discrete",), "timestep_scaling": (10.0,),
-    "sigma_min": (None,), "sigma_max": (None,), "variance_type": (None,),
-}
+_LEAST_LAMBDA = -2.7  # ln(α / σ) at the end of Stable Diffusion's schedule
 
 
 def read_solver(config: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of `solvers.make_solver` that this scheduler stands for; empty, with a warning, where there are
-    none, and empty for a configuration that names no scheduler."""
-    if not (kind := config.get("_class_name", "")):
+    none, and empty for a configuration that names no scheduler. Raises ValueError for values that no scheduler has."""
+    if not (kind := _kind(config)):
         return {}
-    other = {key: config[key] for key, known in _ONLY.items() if key in config and config[key] not in known}
-    if kind not in _SOLVERS or other:
-        what = kind if kind not in _SOLVERS else f"{kind} with {', '.join(f'{k}={v!r}' for k, v in other.items())}"
+    name, spacing, known = _SOLVERS.get(kind, ("", "", {}))
+    other = {key: config[key] for key, values in known.items() if config.get(key) not in (*values, None)}
+    if name.startswith("dpm"):
+        other |= _other_of_dpm(name, config)
+    if not name or other:
+        what = f"{kind} with {', '.join(f'{k}={v!r}' for k, v in other.items())}" if name else kind
         warnings.warn(f"the model's scheduler is {what}, which is not supported: it is sampled with dpm_single and "
                       "trailing timesteps instead; choose another one with solver (--solver).", stacklevel=2)
         return {}
-    name, spacing = _SOLVERS[kind]
     solver = {"name": name}
     if name == "lcm":
-        return solver | {"original_steps": config.get("original_inference_steps", 50)}
+        return solver | {"original_steps": _whole(config, "original_inference_steps", 50, least=1)}
     solver["spacing"] = config.get("timestep_spacing", spacing)
     check_choice("timestep_spacing", solver["spacing"], ("trailing", "linspace", "leading"))
+    if name.startswith("dpm"):
+        solver["order"] = config.get("solver_order") or 2
+    if name == "dpm_single":
+        # diffusers' class has no spacing but linspace. A file that says trailing is the miniature's or one like it, and
+        # means the original's solver.
+        return solver if solver["spacing"] == "trailing" else solver | {"spacing": "linspace", "as_diffusers": True}
     if solver["spacing"] == "leading":
-        solver["steps_offset"] = config.get("steps_offset", 0)
+        solver["steps_offset"] = _whole(config, "steps_offset", 0)
     if name in ("euler", "dpm_multi") and config.get("use_karras_sigmas"):
         solver["karras"] = True
-    if name.startswith("dpm"):
-        solver["order"] = config.get("solver_order", 2)
-    return solver
+    return solver | ({} if name.startswith("euler") else {"as_diffusers": True})
+
+
+def _other_of_dpm(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Of the settings of a DPM solver those that count in some cases only, and do here."""
+    other = {}
+    clipped = config.get("lambda_min_clipped")
+    if clipped is not None and (clipped > _LEAST_LAMBDA or clipped > -math.inf and (
+            config.get("rescale_betas_zero_snr") or config.get("beta_schedule") != "scaled_linear")):
+        other["lambda_min_clipped"] = clipped
+    if name == "dpm_multi" and config.get("solver_order") == 3 and config.get("lower_order_final") is False:
+        other["lower_order_final"] = False  # which of a lower order only concerns the last step, after the picture
+    if name == "dpm_multi" and config.get("use_karras_sigmas") and config.get("beta_schedule") == "squaredcos_cap_v2":
+        other["use_karras_sigmas"] = True  # whose timesteps are then cut instead of rounded
+    return other

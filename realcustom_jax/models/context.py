@@ -10,11 +10,13 @@ with a leading layer axis where layers are scanned. What the context holds is no
 are the last axis (`Platform.tokens_last`).
 """
 
+import re
 from collections.abc import Callable, Mapping
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.typing import ArrayLike
 
@@ -56,6 +58,7 @@ def scale_vision(tokens: dict, scale: ArrayLike | Mapping[str, ArrayLike], refer
     Raises:
         ValueError: a block that is not there or has no attention, or strengths that do not fit the references.
     """
+    check_strengths(scale, references)
     by_block = scale if isinstance(scale, Mapping) else {"": scale}
     strengths = {name.replace(".", "_"): _strengths(x, references) for name, x in by_block.items()}
     values = {path: leaf for path, leaf in flatten_dict(tokens).items() if path[-1] == "to_v_vision"}
@@ -75,13 +78,25 @@ def scale_vision(tokens: dict, scale: ArrayLike | Mapping[str, ArrayLike], refer
     return merge(tokens, unflatten_dict({path: scaled(path, leaf) for path, leaf in values.items()}))
 
 
+def check_blocks(scale: ArrayLike | Mapping[str, ArrayLike]) -> None:
+    """Raises ValueError for strengths of blocks that no UNet has."""
+    for block in scale if isinstance(scale, Mapping) else ():
+        if not re.match(r"(down|mid|up)(?![^._])", str(block)):
+            raise ValueError(f"vision_scale names the block {block!r}, which no UNet has; expected down, mid, up, or "
+                             "one of their blocks, such as up_blocks.1.")
+
+
+def check_strengths(scale: ArrayLike | Mapping[str, ArrayLike], references: int) -> None:
+    """Raises ValueError for strengths that do not fit so many references."""
+    for strengths in scale.values() if isinstance(scale, Mapping) else [scale]:
+        if np.shape(strengths) not in ((), (references,)):
+            raise ValueError(f"vision_scale has shape {np.shape(strengths)}; expected one number, or one for each of "
+                             f"the {references} reference(s).")
+
+
 def _strengths(scale: ArrayLike, references: int) -> jax.Array:
     """One strength for each reference, float32 [R]."""
-    scale = jnp.asarray(scale, jnp.float32)
-    if scale.shape not in ((), (references,)):
-        raise ValueError(f"vision_scale has shape {scale.shape}; expected one number, or one for each of the "
-                         f"{references} reference(s).")
-    return jnp.broadcast_to(scale, (references,))
+    return jnp.broadcast_to(jnp.asarray(scale, jnp.float32), (references,))
 
 
 def project_time(

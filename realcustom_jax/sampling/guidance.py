@@ -16,6 +16,7 @@ those of the released `inference_utils.py`:
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
 from realcustom_jax.arrays import Array
@@ -43,6 +44,13 @@ class Guidance:
     def needs_text(self) -> bool:
         """Whether the prediction with text alone is used."""
         return not self.mode.endswith("direct")
+
+    def needed(self, scale: ArrayLike | None) -> ArrayLike | None:
+        """The scale s_c; None, which needs no negative lane, where it is known to be 1, which is no guidance. In a
+        cascade, the text may guide all the same."""
+        known = not self.needs_text and not isinstance(scale, jax.core.Tracer) and np.ndim(scale) == 0
+        # numpy compares at once, also where JAX is tracing.
+        return None if scale is None or known and np.asarray(scale) == 1 else scale
 
     def guided(self, predictions: jax.Array, scale: ArrayLike | None, mask: jax.Array) -> jax.Array:
         """The guided prediction float32 [B, H, W, C].

@@ -91,7 +91,7 @@ def sample_latents(
         noise: [B, H, W, C] of unit variance.
         positive, negative: with vision tokens, and of equal shapes; negative may be None without guidance.
         target: [B, R, T] 0/1, the tokens of each reference's phrase in the positive text.
-        guidance_scale: s; None is the generation lane alone, as 1 is, but runs no negative lane.
+        guidance_scale: s; None or 1 is the generation lane alone, and runs no negative lane, unless 1 is traced.
         mask: None lets the image act everywhere: masks of ones, no guidance lane.
         freeze_mask_step: K ≥ 1, the first step that reuses its predecessor's mask; K ≥ steps never freezes. Steps that
             the solver leaves out at the start count.
@@ -112,6 +112,7 @@ def sample_latents(
         ValueError: an unknown option, an impossible number, or arrays that do not fit together.
     """
     check_choice("branches", branches, BRANCHES)
+    guidance_scale = guidance.needed(guidance_scale)
     _check(noise, positive, target, guidance_scale, freeze_mask_step, guidance)
     _check_start(noise, solver, init_latents, region)
     solver.check_noise(noise_per_step, noise.shape)
@@ -166,6 +167,7 @@ def sample_text_only(
     """
     solver.check_noise(noise_per_step, noise.shape)
     params = context.for_platform(params, unet.platform)
+    guidance_scale = Guidance().needed(guidance_scale)
     negative = None if guidance_scale is None else _needed(negative).replace(vision=None)
     lanes = Lanes.make(unet, params, positive.replace(vision=None), negative, solver).generating()
 

@@ -43,7 +43,8 @@ and a ``Solver`` is nothing but the tables of these coefficients. Orders follow 
 (``dpm_s.py``, ``dpm_m.py``, ``ddim.py``): single-step 1, then 1 … p repeating; multistep rises to p and, with
 fewer than 15 steps, falls again at the end. The last step goes to t = 0, that of DDIM, of Euler's methods and of
 Karras' noise levels to ᾱ = 1. Euler's methods, lcm and `karras` are those of diffusers' EulerDiscreteScheduler,
-EulerAncestralDiscreteScheduler, LCMScheduler and DPMSolverMultistepScheduler, but for the scale of x.
+EulerAncestralDiscreteScheduler, LCMScheduler and DPMSolverMultistepScheduler, but for the scale of x. So are the
+others where they are asked for `as_diffusers`, as a model folder's scheduler is.
 """
 
 from collections.abc import Callable
@@ -56,6 +57,14 @@ from jax.typing import ArrayLike
 
 from realcustom_jax.arrays import Array
 from realcustom_jax.errors import check_choice
+from realcustom_jax.sampling.timesteps import (
+    at_timesteps,
+    of_distillation,
+    signal_and_noise,
+    signal_and_noise_in_diffusers,
+    spaced,
+)
+from realcustom_jax.sampling.timesteps import karras as levels_of_karras
 
 # -------------------- noise schedules
 
@@ -129,21 +138,9 @@ def _betas_from_alpha_bars(bars: np.ndarray) -> np.ndarray:
     return 1 - bars / np.concatenate([[1.0], bars[:-1]])
 
 
-def _signal_and_noise(betas: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    """α_t and σ_t, float64 [T]."""
-    values = np.asarray(betas, np.float64)
-    if values.ndim != 1 or not np.all((values > 0) & (values <= 1)):
-        raise ValueError(
-            f"betas must be a vector of values in (0, 1], got shape {values.shape} with values from "
-            f"{values.min(initial=np.inf):g} to {values.max(initial=-np.inf):g}."
-        )
-    bars = np.cumprod(1 - values)
-    return np.sqrt(bars), np.sqrt(1 - bars)
-
-
 def snr(betas: ArrayLike) -> jax.Array:
     """Signal-to-noise ratio ᾱ_t / (1 − ᾱ_t) of every timestep: float32 [T]."""
-    alpha, sigma = _signal_and_noise(betas)
+    alpha, sigma = signal_and_noise(betas)
     return jnp.asarray((alpha / sigma) ** 2, jnp.float32)
 
 
@@ -171,7 +168,7 @@ def velocity(x0: jax.Array, noise: jax.Array, t: ArrayLike, betas: ArrayLike) ->
 
 def _at_timestep(t: ArrayLike, betas: ArrayLike, ndim: int) -> list[jax.Array]:
     shape = (-1,) + (1,) * (ndim - 1)
-    return [jnp.asarray(table, jnp.float32)[t].reshape(shape) for table in _signal_and_noise(betas)]
+    return [jnp.asarray(table, jnp.float32)[t].reshape(shape) for table in signal_and_noise(betas)]
 
 
 # -------------------- solvers
@@ -295,7 +292,7 @@ SOLVERS: tuple[str, ...] = ("dpm_single", "dpm_multi", "ddim", "euler", "euler_a
 """The names that ``make_solver`` takes."""
 _TO_NO_NOISE = "ddim", "euler", "euler_ancestral", "lcm"  # whose last step goes to ᾱ = 1
 _WITH_KARRAS = "euler", "dpm_multi"
-_RHO = 7.0  # of Karras' noise levels (arXiv 2206.00364, equation 5)
+_PUBLISHED = "dpm_single", "dpm_multi", "ddim"  # with the original's own timesteps, unless asked for diffusers'
 
 
 def make_solver(
@@ -309,6 +306,7 @@ def make_solver(
     steps_offset: int = 0,
     karras: bool = False,
     original_steps: int = 50,
+    as_diffusers: bool = False,
     start: int = 0,
 ) -> Solver:
     """Builds the tables of a solver.
@@ -322,6 +320,8 @@ def make_solver(
         spacing: trailing | linspace | leading (arXiv 2305.08891, table 2). steps_offset: is added to leading ones.
         karras: noise levels evenly spaced in their seventh roots (euler and dpm_multi only).
         original_steps: of the distillation of a consistency model, among whose timesteps lcm's are; lcm has no spacing.
+        as_diffusers: dpm_single, dpm_multi and ddim with the timesteps, orders and ends of diffusers' schedulers
+            instead of the released ones'; the others always are as diffusers'.
         start: how many of the first steps are left out, for a picture that begins with that much less noise.
     Raises:
         ValueError: an unknown name, an order outside 1 to 3, steps outside 1 to T, what a solver does not have, epsilon
@@ -337,51 +337,56 @@ def make_solver(
         raise ValueError(f"order must be 1, 2 or 3, got {order}.")
     if karras and name not in _WITH_KARRAS:
         raise ValueError(f"karras=True with solver {name!r}: only {' and '.join(_WITH_KARRAS)} have Karras' levels.")
-    alpha, sigma = _signal_and_noise(_default_betas() if betas is None else betas)
-    if not 1 <= steps <= len(alpha):
-        raise ValueError(f"steps must be between 1 and the schedule's {len(alpha)} timesteps, got {steps}.")
+    of_diffusers = as_diffusers or karras or name not in _PUBLISHED
+    betas = _default_betas() if betas is None else betas
+    every = (signal_and_noise_in_diffusers if of_diffusers and name not in ("ddim", "lcm") else signal_and_noise)(betas)
+    count = len(every[0])
+    if not 1 <= steps <= count:
+        raise ValueError(f"steps must be between 1 and the schedule's {count} timesteps, got {steps}.")
 
     if not 0 <= start < steps:
         raise ValueError(f"start leaves out {start} of {steps} steps; expected 0 to {steps - 1}.")
 
-    last = (1.0, 0.0) if name in _TO_NO_NOISE or karras else (alpha[0], sigma[0])
+    # diffusers' DPM solvers end without noise, by a step of order 1: in λ the way there is infinitely long.
+    to_no_noise = name in _TO_NO_NOISE or of_diffusers
     if name == "lcm":
-        timesteps = _of_distillation(original_steps, steps, len(alpha))
+        timesteps = of_distillation(original_steps, steps, count)
     else:
         # Euler's methods take evenly spaced timesteps as they are; the others round them.
-        timesteps = _spaced(spacing, steps, len(alpha), steps_offset, whole=not name.startswith("euler"))
+        timesteps = spaced(spacing, steps, count, steps_offset, whole=not name.startswith("euler"),
+                           from_end=of_diffusers, spare=of_diffusers and name.startswith("dpm"))
     if karras:
-        timesteps, alpha, sigma = _karras(name, timesteps, alpha, sigma)
-    elif np.issubdtype(timesteps.dtype, np.integer):
-        alpha, sigma = alpha[timesteps], sigma[timesteps]
+        timesteps, alpha, sigma = levels_of_karras(timesteps, *every, within=name == "euler")
     else:
-        alpha, sigma = _unit_variance(np.interp(timesteps, np.arange(len(alpha)), sigma / alpha))
+        alpha, sigma = at_timesteps(timesteps, *every)
     timesteps, alpha, sigma = timesteps[start:], alpha[start:], sigma[start:]
-    if prediction == "v_prediction":
-        to_x0 = np.stack([alpha, -sigma], axis=1)
-    elif np.all(alpha > 0):
-        to_x0 = np.stack([1 / alpha, -sigma / alpha], axis=1)
-    else:
+    if prediction == "epsilon" and not np.all(signal_and_noise(betas)[0][np.ceil(timesteps).astype(int)] > 0):
         raise ValueError(
             "Epsilon prediction is undefined at a timestep of pure noise (alpha = 0): use "
             "prediction='v_prediction' or betas without terminal_pure_noise."
         )
+    to_x0 = [alpha, -sigma] if prediction == "v_prediction" else [1 / alpha, -sigma / alpha]
 
     # Entry i is the noise level at which step i starts, entry i + 1 the one that it goes to.
+    last = (1.0, 0.0) if to_no_noise else (every[0][0], every[1][0])
     alpha, sigma = np.append(alpha, last[0]), np.append(sigma, last[1])
-    orders = _step_orders(name, steps, order, start)
-    if karras:
-        orders[-1] = 1  # the way to no noise at all is infinitely long in λ
+    targets = np.stack([alpha[1:], sigma[1:]], axis=1)
+    if name == "ddim" and as_diffusers:
+        # Its steps all have one length, also where the timesteps' distances are rounded, or are those of linspace.
+        goals = timesteps - count // steps
+        targets = np.where(goals[:, None] < 0, last, np.stack(every, axis=1)[np.maximum(goals, 0)])
+    orders = _step_orders(name, steps, order, start, of_diffusers)
     decay, weights, fresh = np.zeros(len(orders)), np.zeros((len(orders), orders.max())), None
     if name in _DRAWING:
         decay, weights[:, 0], fresh = _DRAWING[name](timesteps, alpha, sigma)
         fresh = fresh.astype(np.float32)
     else:
         for i, p in enumerate(orders):
-            decay[i], weights[i, :p] = _coefficients(alpha[: i + 2], sigma[: i + 2], p, name == "dpm_single")
+            levels = (np.append(x[: i + 1], target) for x, target in zip((alpha, sigma), targets[i], strict=True))
+            decay[i], weights[i, :p] = _coefficients(*levels, p, name == "dpm_single")
     return Solver(
         timesteps=timesteps,
-        to_x0=to_x0.astype(np.float32),
+        to_x0=np.stack(to_x0, axis=1).astype(np.float32),
         restart=np.logical_or(name != "dpm_single", orders == 1),
         decay=decay.astype(np.float32),
         weights=weights.astype(np.float32),
@@ -392,50 +397,6 @@ def make_solver(
 
 
 _default_betas = betas  # inside make_solver the argument of the same name hides the function
-
-
-def _spaced(spacing: str, steps: int, num_train: int, offset: int, whole: bool) -> np.ndarray:
-    """Exactly ``steps`` descending timesteps: int32, or float32 where they are not to be ``whole`` and are not."""
-    if spacing == "trailing":
-        timesteps = num_train - 1 - np.arange(steps) * num_train / steps
-    elif spacing == "linspace":
-        timesteps = np.linspace(0, num_train - 1, steps)[::-1]
-        if not whole:
-            return timesteps.astype(np.float32)
-    else:
-        timesteps = np.minimum(np.arange(steps)[::-1] * (num_train // steps) + offset, num_train - 1)
-    return np.round(timesteps).astype(np.int32)
-
-
-def _of_distillation(original_steps: int, steps: int, num_train: int) -> np.ndarray:
-    """``steps`` descending timesteps out of the ``original_steps`` that a consistency model was distilled for."""
-    if not 1 <= steps <= original_steps <= num_train:
-        raise ValueError(f"lcm takes at most original_steps={original_steps} steps, and these at most the schedule's "
-                         f"{num_train} timesteps; got {steps} steps.")
-    original = np.arange(1, original_steps + 1) * (num_train // original_steps) - 1
-    chosen = np.floor(np.linspace(0, original_steps, steps, endpoint=False)).astype(int)
-    return original[::-1][chosen].astype(np.int32)
-
-
-def _unit_variance(ratio: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """α and σ, α² + σ² = 1, of their ratio σ / α."""
-    alpha = 1 / np.sqrt(ratio**2 + 1)
-    return alpha, ratio * alpha
-
-
-def _karras(name: str, timesteps: np.ndarray, alpha: np.ndarray, sigma: np.ndarray):
-    """(timesteps, α, σ) of Karras' noise levels. Euler's lie between those of its own timesteps, which become the
-    fractional ones of equal noise; DPM's between those of the whole schedule, to whose timesteps they are rounded."""
-    with np.errstate(divide="ignore"):
-        ratios = sigma / alpha
-    if not np.isfinite(ratios[-1]):
-        raise ValueError("karras=True has no noise levels for a schedule that ends in pure noise (alpha = 0).")
-    every = np.arange(len(ratios))
-    highest, lowest = np.interp(timesteps[[0, -1]] if name == "euler" else every[[-1, 0]], every, ratios)
-    ramp = np.linspace(0, 1, len(timesteps))
-    levels = (highest ** (1 / _RHO) + ramp * (lowest ** (1 / _RHO) - highest ** (1 / _RHO))) ** _RHO
-    equal = np.interp(np.log(levels), np.log(ratios), every)
-    return (equal.astype(np.float32) if name == "euler" else np.round(equal).astype(np.int32)), *_unit_variance(levels)
 
 
 def _euler_ancestral(timesteps, alpha, sigma):
@@ -454,15 +415,17 @@ _DRAWING = {"euler_ancestral": _euler_ancestral, "lcm": _consistency}
 """The solvers that draw noise in each step, and what gives their coefficients."""
 
 
-def _step_orders(name: str, steps: int, order: int, start: int) -> np.ndarray:
+def _step_orders(name: str, steps: int, order: int, start: int, of_diffusers: bool) -> np.ndarray:
     """The order of each step from `start` on, which has no predecessors."""
     i = np.arange(steps - start)
     if name == "dpm_single":
-        return np.where(i == 0, 1, (i - 1) % order + 1)
-    if name == "dpm_multi":
+        orders = i % order + 1 if of_diffusers else np.where(i == 0, 1, (i - 1) % order + 1)
+    elif name == "dpm_multi":
         rising = np.minimum(i + 1, order)
-        return np.minimum(rising, len(i) - i) if steps < 15 else rising
-    return np.ones_like(i)
+        orders = np.minimum(rising, len(i) - i) if steps < 15 else rising
+    else:
+        return np.ones_like(i)
+    return np.append(orders[:-1], 1) if of_diffusers else orders
 
 
 def _coefficients(alpha: np.ndarray, sigma: np.ndarray, order: int, single: bool) -> tuple[float, np.ndarray]:
