@@ -1,5 +1,6 @@
 """Building datasets: what stops it keeps what is finished, damage is mended alone, and a start reads no record."""
 
+import io
 import json
 import multiprocessing
 import os
@@ -62,6 +63,21 @@ def test_broken_rows_cost_themselves_and_allowing_them_builds_nothing_again(tmp_
     assert wheres(built) == [LINES[i] for i in (0, 1, 3, 4, 5, 6)] and state(tmp_path) == before
     with pytest.raises(ValueError, match="2 broken"):
         build(source, tmp_path, workers=1, max_broken=1)
+
+
+def test_what_a_broken_row_says_can_be_printed_anywhere(tmp_path, monkeypatch):
+    """A name out of a manifest holds what a terminal obeys, or what no encoding has."""
+    said = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    folder, row = tmp_path / "in", {"target": "a.png", "caption": "a dog", "word": "dog"}
+    folder.mkdir()
+    Image.new("RGB", (8, 8)).save(folder / "a.png")
+    (folder / "manifest.jsonl").write_text("\n".join(map(json.dumps, (
+        row | {"box": [0, 0, 8, 8]}, row | {"reference": "\x1b[31m\n\ud800\u00e9.png"}))))
+    monkeypatch.setattr(sys, "stdout", said)
+    assert len(build(open_source(str(folder)), tmp_path / "out", workers=1, max_broken=1)) == 1
+    said.flush()
+    assert rb"skipped, line 2: the file " in said.buffer.getvalue()
+    assert rb"/in/\x1b[31m \ud800\xe9.png does not exist" in said.buffer.getvalue()
 
 
 def test_many_broken_rows_are_counted_and_some_are_named(tmp_path, capsys):

@@ -22,6 +22,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from realcustom_jax.data.index import Index
 from realcustom_jax.data.records import Entry, write_record
 from realcustom_jax.data.rows import Row
+from realcustom_jax.data.sources.parts import BrokenRow
 from realcustom_jax.disk import enough_disk, is_full
 from realcustom_jax.errors import sentence
 from realcustom_jax.files import write_file
@@ -151,11 +152,11 @@ def read_markers(folder: "AnyPath", shards: int, identity: str) -> list[Marker |
 def _record(row: Any) -> tuple[bytes, Entry] | str:
     """A row as a record with its entry, or the sentence that says why it cannot be used."""
     if not isinstance(row, Row):
-        return f"{row.where}: {row.reason}"
+        return sentence(row)
     try:
         return write_record(row)
     except (OSError, ValueError) as error:
-        return f"{row.where}: {sentence(error)}"
+        return sentence(BrokenRow(row.where, str(error)))
 
 
 def _write_marker(place: Place, index: Index, about: dict[str, Any]) -> None:

@@ -8,9 +8,9 @@ therefore shown twice as often, unless its weight says otherwise.
 
 import dataclasses
 import json
-import math
 import os
 import runpy
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -62,7 +62,7 @@ def _listed(path: str) -> Any:
     if path.endswith(".py"):
         try:
             return runpy.run_path(os.fspath(file)).get("sources")
-        except Exception as error:  # it is the user's program
+        except (Exception, SystemExit) as error:  # it is the user's program
             raise ValueError(f"{path} fails: {type(error).__name__}: {error}") from None
     try:
         return json.loads(file.read_bytes())
@@ -85,7 +85,7 @@ def _entry(given: Any, where: str, usual: Naming) -> MixtureEntry:
     path, weight = given.get("path"), given.get("weight", 1.0)
     if not isinstance(path, str) or not path:
         raise ValueError(f"{where}.path is {quoted(path)}; expected where the source lies.")
-    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < math.inf:
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight <= sys.float_info.max:
         raise ValueError(f"{where}.weight is {quoted(weight)}; expected a number above 0: how often its rows are "
                          "shown.")
     naming = Naming.of(given.get("columns", dict(usual.columns)), given.get("word", usual.word))
