@@ -182,7 +182,11 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
         build(FakeSource(), tmp_path / "file", workers=1)
 
 
-def test_a_dataset_is_not_written_into_its_own_pictures():
+def test_a_dataset_is_not_written_into_its_own_pictures(tmp_path):
+    (tmp_path / "toys").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "toys")
+    with pytest.raises(ValueError, match="into its own pictures"):
+        building.check_outside(str(tmp_path / "link" / "x"), str(tmp_path / "toys"))
     for folder, source in (("a/b", "a"), ("a", "a"), ("gs://x/a/b", "gs://x/a"), ("./a/b", os.path.abspath("a"))):
         with pytest.raises(ValueError, match="into its own pictures"):
             building.check_outside(folder, source)
@@ -303,6 +307,26 @@ def test_what_is_no_dataset_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="no dataset in"):
         Dataset(tmp_path)
     assert main(["show", str(tmp_path)]) == 2
+
+
+@pytest.mark.parametrize("arguments, words", [
+    (["build", "{}", "--out", ""], "argument --out: the path is empty"),
+    (["show", ""], "argument DIR: the path is empty"),
+    (["build", "", "--out", "made"], "The path of the training data is empty"),
+])
+def test_an_empty_path_is_not_the_folder_in_which_the_command_runs(tmp_path, monkeypatch, capsys, arguments, words):
+    """As an unset variable of a shell gives it."""
+    (tmp_path / "in").mkdir()
+    (tmp_path / "here").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "in" / "a.png")
+    (tmp_path / "in" / "manifest.jsonl").write_text(
+        '{"target": "a.png", "caption": "a dog", "word": "dog", "box": [0, 0, 8, 8]}')
+    monkeypatch.chdir(tmp_path / "here")
+    try:
+        code = main([argument.format(tmp_path / "in") for argument in arguments])
+    except SystemExit as ended:
+        code = ended.code
+    assert code == 2 and words in capsys.readouterr().err and not list((tmp_path / "here").iterdir())
 
 
 def test_the_command_builds_and_shows(tmp_path, capsys):

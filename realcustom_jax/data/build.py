@@ -101,7 +101,7 @@ def check_empty_or_dataset(folder: "AnyPath") -> None:
 def check_outside(folder: str, source: str) -> None:
     """Raises ValueError where a dataset would be written into the folder that it is made of."""
     if is_bucket(folder) == is_bucket(source):
-        inner, outer = (path if is_bucket(path) else os.path.abspath(path) for path in (folder, source))
+        inner, outer = (path if is_bucket(path) else os.path.realpath(path) for path in (folder, source))
         if (inner + "/").startswith(outer.rstrip("/") + "/"):
             raise ValueError(f"The dataset cannot be written into its own pictures: {folder} lies in {source}.")
 
