@@ -58,7 +58,8 @@ def _parser() -> argparse.ArgumentParser:
     build = commands.add_parser("build", help="make the dataset of a source, or what is missing of it")
     add = build.add_argument
     add("source", metavar="SOURCE", help="pictures and captions; docs/training/data.md says what can be given")
-    add("--out", type=path_option, required=True, metavar="DIR", help="folder of the dataset; give the same again to go on")
+    add("--out", type=path_option, required=True, metavar="DIR",
+        help="folder of the dataset; give the same again to go on")
     add("--side", type=int, default=1024, help="of a square target in pixels, as the dataset's default (1024)")
     add("--workers", type=int, default=None, metavar="N", help="processes; as many as there are processors")
     add("--max-broken", type=int, default=0, metavar="K", help="how many rows may be unusable (0)")

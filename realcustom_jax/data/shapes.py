@@ -14,7 +14,7 @@ def buckets(side: int) -> list[tuple[int, int]]:
     """Sizes (width, height) in multiples of 64, none larger than side² nor wider or taller than 2 : 1. Raises
     ValueError: the side is none of a square target."""
     if not _STEP <= side <= _LARGEST or side % _STEP:
-        raise ValueError(f"The side is {side}; expected a multiple of {_STEP}, at most {_LARGEST}.")
+        raise ValueError(f"side is {side}; expected a multiple of {_STEP}, at most {_LARGEST}.")
     lengths = range(_STEP, int(side * _WIDEST) + 1, _STEP)
     sizes = [(width, max(h for h in lengths if h * width <= side * side)) for width in lengths if width <= side * 1.5]
     sizes += [(height, width) for width, height in sizes]
