@@ -10,7 +10,7 @@ import argparse
 import sys
 
 from realcustom_jax import errors, interruption
-from realcustom_jax.commands.program import path_option, share_option
+from realcustom_jax.commands.program import share_option
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -31,9 +31,10 @@ def _build(options: argparse.Namespace) -> None:
     from realcustom_jax.data.sources import open_source
     from realcustom_jax.disk import enough_disk
 
+    _check_given("--out", options.out)
     buckets(options.side)  # whether there are shapes of this side
     source = open_source(options.source)
-    check_outside(str(options.out), options.source)
+    check_outside(options.out, options.source)
     with enough_disk(options.out):
         dataset = build(source, options.out, side=options.side, workers=options.workers,
                         max_broken=options.max_broken, host=options.host)
@@ -47,8 +48,15 @@ def _build(options: argparse.Namespace) -> None:
 def _show(options: argparse.Namespace) -> None:
     from realcustom_jax.data.summary import describe
 
+    _check_given("DIR", options.folder)
     for line in describe(options.folder):
         print(errors.printable(errors.visible(line), sys.stdout))
+
+
+def _check_given(option: str, folder: str) -> None:
+    """An empty path, as an unset variable of a shell gives it, is not the folder that the command runs in."""
+    if not folder:
+        raise ValueError(f"{option} is empty; expected the folder of a dataset.")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -58,14 +66,13 @@ def _parser() -> argparse.ArgumentParser:
     build = commands.add_parser("build", help="make the dataset of a source, or what is missing of it")
     add = build.add_argument
     add("source", metavar="SOURCE", help="pictures and captions; docs/training/data.md says what can be given")
-    add("--out", type=path_option, required=True, metavar="DIR",
-        help="folder of the dataset; give the same again to go on")
+    add("--out", required=True, metavar="DIR", help="folder of the dataset; give the same again to go on")
     add("--side", type=int, default=1024, help="of a square target in pixels, as the dataset's default (1024)")
     add("--workers", type=int, default=None, metavar="N", help="processes; as many as there are processors")
     add("--max-broken", type=int, default=0, metavar="K", help="how many rows may be unusable (0)")
     add("--host", type=share_option, default=(0, 1), metavar="I/N", help="this is host I of N; all give the same DIR")
     show = commands.add_parser("show", help="say what is in a dataset")
-    show.add_argument("folder", type=path_option, metavar="DIR", help="of the dataset, finished or not")
+    show.add_argument("folder", metavar="DIR", help="of the dataset, finished or not")
     for command in (build, show):
         command.add_argument("--debug", action="store_true", help="show the traceback of whatever goes wrong")
     return parser
