@@ -28,6 +28,8 @@ def test_a_mixture_is_a_list_or_a_file_with_one(tmp_path):
     ([{"path": "a"}, {"path": "b", "weight": 0}], r"sources\[1\].weight is 0; expected a number above 0"),
     ([{"path": "a", "weight": float("nan")}], "weight is nan"), ([{"path": "a", "weight": True}], "weight is True"),
     ([{"path": "a", "weight": 10**400}], "weight is 1000"),
+    ([{"path": "a", "weight": 1e308}], "weight is 1e.308; expected a number above 0, from 1e-09 to 1e.09"),
+    ([{"path": "a", "weight": 1e-320}], "weight is 1e-320"),
     ([{"path": "a", "weight": "2"}], "weight is '2'"), ([{"path": "a", "columns": {"captain": "x"}}], "did you mean"),
     ([{"path": "a", "columns": {"caption": 3}}], "columns is"), ([{"path": "a", "word": 3}], "The word is 3"),
 ])
