@@ -10,7 +10,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import zipfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,7 +24,7 @@ from realcustom_jax.data.rows import Row
 from realcustom_jax.data.sources.parts import BrokenRow
 from realcustom_jax.disk import enough_disk, is_full
 from realcustom_jax.errors import sentence
-from realcustom_jax.files import write_file
+from realcustom_jax.files import read_npz, write_file
 from realcustom_jax.paths import file_system, is_bucket, object_version, reaching
 
 if TYPE_CHECKING:
@@ -123,10 +122,9 @@ def read_marker(place: Place) -> Marker | None:
     The shard is read only if its times say that it may have been changed, or copied, since it was looked at.
     """
     try:
-        with place.marker.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            about = json.loads(str(arrays["about"]))
         with place.marker.open("rb") as file:
-            index = Index.read(file)
+            arrays = read_npz(file)
+        about, index = json.loads(str(arrays["about"])), Index.of_arrays(arrays)
         if about["identity"] != place.identity or about["number"] != [place.number, place.shards]:
             return None
         state = _state(place.shard)
@@ -138,7 +136,7 @@ def read_marker(place: Place) -> Marker | None:
                     return None
             with contextlib.suppress(OSError):  # it is read again at the next start, if it cannot be noted
                 _write_marker(place, index, about)
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
+    except (OSError, ValueError, KeyError, TypeError):
         return None
     return Marker(index, about["size"], tuple(about["broken"]))
 
