@@ -81,7 +81,7 @@ def read_example(record: Record, drawn: Drawn, size: tuple[int, int], reference_
 
 def _decoded(record: Record, number: int) -> Image.Image:
     with called(f"{number} of the row {record.where!r} in the dataset"):
-        return load_rgb(io.BytesIO(record.pictures[number]))
+        return load_rgb(record.pictures[number])
 
 
 def _mask(record: Record, subject: int, size: tuple[int, int]) -> np.ndarray | None:

@@ -20,11 +20,14 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def called(name: str) -> Iterator[None]:
-    """Around the decoding of a picture that is in memory as bytes: its ValueError then calls the picture by `name`."""
+    """Around the decoding of a picture that is in memory: its ValueError then calls the picture by `name`."""
     try:
         yield
     except ValueError as error:
-        raise ValueError(str(error).replace("given as BytesIO", name)) from None
+        said = str(error)
+        for kind in ("BytesIO", "bytes"):
+            said = said.replace(f"given as {kind}", name)
+        raise ValueError(said) from None
 
 
 class Stored(Protocol):
