@@ -38,6 +38,17 @@ def parser_of(description: str) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
 
 
+def at_least(least: int) -> Callable[[str], int]:
+    """A whole number, as the type of an option."""
+    def read(text: str) -> int:
+        if (number := int(text)) < least:
+            raise argparse.ArgumentTypeError(f"{number} is too few; expected at least {least}")
+        return number
+
+    read.__name__ = "whole number"  # which argparse names for what is none
+    return read
+
+
 def show(figures: Mapping[str, Any], file: Path | None) -> None:
     """Prints figures as JSON and, where a file is given, writes them there."""
     print(json.dumps(figures, indent=2))

@@ -29,8 +29,9 @@ def quoted(value: Any, limit: int = _LONGEST_QUOTE) -> str:
     return shown if len(shown) <= 2 * limit + 2 else f"{shown[:limit]}…"
 
 
-def sentence(error: BaseException) -> str:
-    """What an exception says, as one line of bounded length that holds nothing a terminal would obey or refuse."""
+def sentence(error: object) -> str:
+    """What an exception, or whatever else is told, says, as one line of bounded length that holds nothing a terminal
+    would obey or refuse."""
     said = " ".join(str(error).split())
     return visible(said if len(said) <= _LONGEST_SENTENCE else f"{said[:_LONGEST_SENTENCE]}…")
 

@@ -9,10 +9,12 @@ import re
 import tempfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
+import numpy as np
 from PIL import Image
 
+from realcustom_jax.errors import sentence
 from realcustom_jax.paths import file_system, is_bucket, listing, reaching
 
 if TYPE_CHECKING:
@@ -65,6 +67,22 @@ def file_digest(path: Path) -> str:
 def write_json(path: "AnyPath", value: Mapping[str, Any]) -> None:
     """Writes indented JSON, whole or not at all."""
     write_file(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def read_npz(file: BinaryIO) -> dict[str, np.ndarray]:
+    """All arrays of an opened .npz file.
+
+    Raises:
+        ValueError: it is damaged. For that, zipfile, zlib and NumPy raise many kinds: a bit of a header may ask for a
+            password, or for more memory than there is. OSError: the disk cannot be read.
+    """
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files}
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno:
+            raise
+        raise ValueError(f"it is no whole .npz file ({sentence(error)[:200] or type(error).__name__})") from None
 
 
 @contextlib.contextmanager

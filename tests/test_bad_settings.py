@@ -64,6 +64,10 @@ OPTIMIZATION = "--config.train.optimization."
     (f"{OPTIMIZATION}learning_rate=1e400", "learning_rate is inf; expected a number above 0"),
     (f"{OPTIMIZATION}steps={10**30}", "optimization.steps is 1000000000000000000000000000000; expected a number below"),
     (f"{OPTIMIZATION}seed=-1", "seed is -1; expected a whole number, 0 or more"),
+    *[(f"--config.train.side={side}", f"config.train: side is {side}; expected a multiple of 64, at most 16384.")
+      for side in (0, -64, 100, 64 * 10**6)],
+    *[(f"--config.train.curriculum.final_reconstruction={share}", "expected a share of the pairs, from 0 to 1")
+      for share in (-1, 1.5, "nan", "inf")],
     (f"{OPTIMIZATION}optimizer=muno", "Unknown optimizer 'muno'.*did you mean 'muon'"),
     ("--config.train.data.seed=-1", "config.train.data: seed is -1; expected a whole number, 0 or more"),
     ("--config.train.data.max_broken=-1", "config.train.data: max_broken is -1"),

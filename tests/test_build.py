@@ -1,5 +1,6 @@
 """Building datasets: what stops it keeps what is finished, damage is mended alone, and a start reads no record."""
 
+import io
 import json
 import multiprocessing
 import os
@@ -62,6 +63,21 @@ def test_broken_rows_cost_themselves_and_allowing_them_builds_nothing_again(tmp_
     assert wheres(built) == [LINES[i] for i in (0, 1, 3, 4, 5, 6)] and state(tmp_path) == before
     with pytest.raises(ValueError, match="2 broken"):
         build(source, tmp_path, workers=1, max_broken=1)
+
+
+def test_what_a_broken_row_says_can_be_printed_anywhere(tmp_path, monkeypatch):
+    """A name out of a manifest holds what a terminal obeys, or what no encoding has."""
+    said = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    folder, row = tmp_path / "in", {"target": "a.png", "caption": "a dog", "word": "dog"}
+    folder.mkdir()
+    Image.new("RGB", (8, 8)).save(folder / "a.png")
+    (folder / "manifest.jsonl").write_text("\n".join(map(json.dumps, (
+        row | {"box": [0, 0, 8, 8]}, row | {"reference": "\x1b[31m\n\ud800\u00e9.png"}))))
+    monkeypatch.setattr(sys, "stdout", said)
+    assert len(build(open_source(str(folder)), tmp_path / "out", workers=1, max_broken=1)) == 1
+    said.flush()
+    assert rb"skipped, line 2: the file " in said.buffer.getvalue()
+    assert rb"/in/\x1b[31m \ud800\xe9.png does not exist" in said.buffer.getvalue()
 
 
 def test_many_broken_rows_are_counted_and_some_are_named(tmp_path, capsys):
@@ -166,7 +182,11 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
         build(FakeSource(), tmp_path / "file", workers=1)
 
 
-def test_a_dataset_is_not_written_into_its_own_pictures():
+def test_a_dataset_is_not_written_into_its_own_pictures(tmp_path):
+    (tmp_path / "toys").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "toys")
+    with pytest.raises(ValueError, match="into its own pictures"):
+        building.check_outside(str(tmp_path / "link" / "x"), str(tmp_path / "toys"))
     for folder, source in (("a/b", "a"), ("a", "a"), ("gs://x/a/b", "gs://x/a"), ("./a/b", os.path.abspath("a"))):
         with pytest.raises(ValueError, match="into its own pictures"):
             building.check_outside(folder, source)
@@ -287,6 +307,23 @@ def test_what_is_no_dataset_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="no dataset in"):
         Dataset(tmp_path)
     assert main(["show", str(tmp_path)]) == 2
+
+
+@pytest.mark.parametrize("arguments, words", [
+    (["build", "{}", "--out", ""], "error: --out is empty; expected the folder"),
+    (["show", ""], "error: DIR is empty; expected the folder"),
+    (["build", "", "--out", "made"], "The path of the training data is empty"),
+])
+def test_an_empty_path_is_not_the_folder_in_which_the_command_runs(tmp_path, monkeypatch, capsys, arguments, words):
+    """As an unset variable of a shell gives it."""
+    (tmp_path / "in").mkdir()
+    (tmp_path / "here").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "in" / "a.png")
+    (tmp_path / "in" / "manifest.jsonl").write_text(
+        '{"target": "a.png", "caption": "a dog", "word": "dog", "box": [0, 0, 8, 8]}')
+    monkeypatch.chdir(tmp_path / "here")
+    assert main([argument.format(tmp_path / "in") for argument in arguments]) == 2
+    assert words in capsys.readouterr().err and not list((tmp_path / "here").iterdir())
 
 
 def test_the_command_builds_and_shows(tmp_path, capsys):

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from realcustom_jax.data.batches import Chosen
 from realcustom_jax.data.build import build
 from realcustom_jax.data.sources import open_source
-from realcustom_jax.training.published import precompute
+from realcustom_jax.training.published import features, precompute
 
 import fresh_process
 from mini_bundle import write_mini_bundle
@@ -123,3 +124,23 @@ def test_what_a_device_computes_is_padded_and_put_back_in_order(monkeypatch):
 def test_a_feature_too_large_for_float16_is_named():
     with pytest.raises(ValueError, match="The texts of some rows do not fit float16"):
         precompute._half("texts", np.float32([1e6]))
+
+
+def test_a_damaged_file_of_features_is_named_with_what_to_do(tmp_path):
+    """Which were computed by an earlier run."""
+    one, part = np.zeros(1, int), tmp_path / "part-000000"
+    part.mkdir()
+    np.savez(tmp_path / features.SHARED, index=np.zeros((1, 4), np.int64), lengths=np.array([2]),
+             **{"no_image": np.zeros((2, 3)), "empty-text": np.zeros((5, 3))})
+    for name, shape in (("targets", (1, 2, 8, 8, 4)), ("text", (1, 5, 3)), ("features", (1, 2, 3))):
+        np.save(part / f"{name}.npy", np.ones(shape, np.float16))
+    chosen = Chosen(0, one, one, one, one)
+    assert features.StoredFeatures(tmp_path).batch(chosen)["text"].shape == (1, 5, 3)
+    for file, damage in ((part / "text.npy", lambda x: x[:-8]), (part / "targets.npy", lambda x: b""),
+                         (tmp_path / features.SHARED, lambda x: x[:200])):
+        content = file.read_bytes()
+        file.write_bytes(damage(content))
+        features._opened.cache_clear()
+        with pytest.raises(ValueError, match=rf"^{file} is damaged \(.*\): delete the folder {file.parent}, and its"):
+            features.StoredFeatures(tmp_path).batch(chosen)
+        file.write_bytes(content)

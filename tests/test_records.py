@@ -10,6 +10,7 @@ from PIL import Image
 from realcustom_jax.data.index import Index
 from realcustom_jax.data.records import CUT_OUT, FEATURES, PLACED_ANEW, read_record, write_record
 from realcustom_jax.data.rows import MaskPicture, Row, Subject
+from realcustom_jax.files import read_npz
 
 
 class InMemory:
@@ -84,13 +85,34 @@ def test_an_index_is_that_of_its_rows_whole_or_in_parts():
     entries = [write_record(row)[1] for row in (TWO, GROUP, BOX)]
     whole = Index.of(entries)
     parts = Index.concatenate([Index.of(entries[:1]), Index.of([]), Index.of(entries[1:])])
-    again = Index.read(io.BytesIO(parts.to_bytes()))
+    again = Index.of_arrays(read_npz(io.BytesIO(parts.to_bytes())))
     for name, expected in vars(whole).items():
         np.testing.assert_array_equal(getattr(again, name), expected, err_msg=name)
         assert getattr(again, name).dtype == expected.dtype
     assert len(again) == 3 and again.pictures.tolist() == [0, 3, 8, 9] and again.targets.tolist() == [1, 5, 1]
     assert again.captions.tolist() == [2, 1, 1]
     assert again.choice[again.choices[1]:again.choices[2]].tolist() == [[0, i] for i in range(5)]
+
+
+@pytest.mark.parametrize("bits", [1, 0x41, 0xFF])  # 0x41: of a flag, it asks for a password
+def test_a_damaged_index_is_a_value_error_or_harmless(bits):
+    """For every other of its bytes; zipfile, zlib and NumPy raise many kinds."""
+    whole = Index.of([write_record(BOX)[1]])
+    content = whole.to_bytes()
+    refused = 0
+    for at in range(bits % 2, len(content), 2):
+        damaged = bytearray(content)
+        damaged[at] ^= bits
+        try:
+            found = read_npz(io.BytesIO(damaged))
+        except ValueError as error:
+            assert str(error).startswith("it is no whole .npz file (")
+            refused += 1
+            continue
+        for name, array in found.items():
+            if name in vars(whole):
+                np.testing.assert_array_equal(array, getattr(whole, name))
+    assert refused > len(content) / 4
 
 
 @pytest.mark.parametrize("change, words", [

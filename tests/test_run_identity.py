@@ -63,10 +63,16 @@ def go_on(mini_folder, pictures, tmp_path, monkeypatch):
     ({"optimization__optimizer": "muon"}, "optimizer is 'adamw' there and 'muon' here"),
     ({"dtype": "bfloat16"}, "dtype is 'float32' there and 'bfloat16' here"), ({"side": 192}, "side is 128 there"),
     ({"snr_limit": 5.0}, "snr_limit is 0.0 there and 5.0 here"), ({"curriculum__start": 0.2}, "curriculum is "),
-    ({"data__seed": 3}, "data is "), ({"fresh__variant": "highres"}, "fresh is ")])
+    ({"data__seed": 3}, "data is {'seed': 0} there and {'seed': 3} here"),
+    ({"fresh__variant": "highres"}, "fresh is {'variant': '.*'} there and {'variant': 'highres'} here")])
 def test_what_makes_another_run_is_refused_before_anything_is_built(go_on, changes, words):
     with pytest.raises(ValueError, match=f"belongs to another run: {words}"):
         go_on(**changes)
+
+
+def test_a_held_out_loss_without_held_out_pairs_is_refused_before_anything_is_built(go_on):
+    with pytest.raises(ValueError, match="evaluate_every is 2, and no pairs are held out"):
+        go_on(optimization__evaluate_every=2)
 
 
 def test_what_may_change_is_taken(go_on):
@@ -79,7 +85,7 @@ def test_rows_that_are_gone_name_the_data(go_on, pictures, tmp_path):
     fewer = shutil.copytree(pictures, tmp_path / "fewer")
     lines = (fewer / "manifest.jsonl").read_text().splitlines()
     (fewer / "manifest.jsonl").write_text("\n".join(lines[:2]))
-    with pytest.raises(ValueError, match="belongs to another run: data is {'content': '.* there and {'content': "):
+    with pytest.raises(ValueError, match="another run: data is {'content': '[0-9a-f]*'} there and {'content': '"):
         go_on(data__folder=str(fewer))
 
 

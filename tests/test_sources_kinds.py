@@ -90,6 +90,19 @@ def test_a_truncated_tar_costs_its_last_row(tmp_path, kept):
     assert len(broken) == 1 and broken[0].startswith("t.tar: c: t.tar is cut off or damaged here")
 
 
+@pytest.mark.parametrize("content, words", [
+    (b"", "is no plain tar (empty file)"), (b"<html>404</html>" * 100, "is no plain tar (invalid header)"), (None, "")])
+def test_a_tar_that_is_none_costs_itself_alone_wherever_it_stands(tmp_path, content, words):
+    for name in ("0.tar", "2.tar"):
+        write_tar(tmp_path / name, {})  # without a row
+        if content is not None:
+            (tmp_path / name).write_bytes(content)
+    write_tar(tmp_path / "1.tar", dog("a"))
+    records, broken = opened(tmp_path)
+    assert [row.where for row in records] == ["1.tar: a"] and len(broken) == (0 if content is None else 2)
+    assert all(line.startswith(f"{name}.tar: {words}") for line, name in zip(broken, "02", strict=False))
+
+
 def test_a_changed_picture_of_a_tar_is_another_source_and_a_moved_tar_is_not(tmp_path):
     identities = []
     for folder, colour in (("a", "red"), ("b", "red"), ("c", "blue")):
@@ -159,6 +172,29 @@ def test_a_broken_row_of_a_table_costs_itself_alone(tmp_path, columns, words):
     assert len(records) == len(broken) == 1
     with pytest.raises(ValueError, match=f"^t.parquet row 1: .*{words}"):
         raise ValueError(broken[0])
+
+
+def test_a_damaged_row_group_costs_its_rows_alone(tmp_path):
+    file = tmp_path / "t.parquet"
+    write_parquet(file, {"image": [picture(colour=colour) for colour in ("red", "green", "blue", "yellow")],
+                         "text": ["a dog"] * 4}, row_group_size=2, use_dictionary=False)
+    pq = pytest.importorskip("pyarrow.parquet")
+    at = pq.read_metadata(file).row_group(0).column(0).data_page_offset
+    content = bytearray(file.read_bytes())
+    content[at:at + 300] = bytes(300)
+    file.write_bytes(content)
+    records, broken = opened(tmp_path, word="dog")
+    assert [row.where for row in records] == ["t.parquet row 2", "t.parquet row 3"]
+    assert [line.partition(" (")[0] for line in broken] == [
+        f"t.parquet row {row}: the file is damaged at row 0" for row in (0, 1)]
+
+
+def test_numbers_of_classes_without_names_take_the_one_word(tmp_path):
+    write_parquet(tmp_path / "t.parquet", {"image": [picture()], "text": ["a dog"], "label": [3]})
+    (row,), broken = opened(tmp_path, word="dog")
+    assert row.words == ["dog"] and not broken
+    assert opened(tmp_path)[1] == ["t.parquet row 0: the word is the number 3, and the table has no name for it; give "
+                                   "the names of the classes, or one word for all rows as word"]
 
 
 def test_trees_of_views_are_groups(tmp_path):

@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from sources import mask, opened, picture, rows_of
 
+from realcustom_jax.data.examples import Drawn, read_example
+from realcustom_jax.data.records import CUT_OUT
 from realcustom_jax.data.sources import contents, manifest, open_source, parts
 from realcustom_jax.data.sources.mixture import read_mixture
 from realcustom_jax.data.sources.parts import BrokenRow
@@ -55,7 +57,7 @@ def test_every_key_of_a_row(folder):
     assert variants.captions == ["a toy in the jungle", "one toy"] and variants.words == ["toy"]
     assert variants.identity == "Rex" and variants.score == 0.5 and np.isnan(nulls.score)
     assert variants.pictures == [(folder / "a.jpg").read_bytes(), (folder / "b.webp").read_bytes()]
-    assert several.views.tolist() == [[0, 1], [0, 2]] and several.boxes[0].tolist() == [0, 0, 9.5, 9]
+    assert several.views.tolist() == [[0, 1], [0, 2]] and several.boxes[0].tolist() == [0, 0, 10, 9]
     assert lengths.masks == polygon.masks and len(lengths.masks) == 1
     assert several.masks == lengths.masks  # the same white rectangle, by all three ways
     assert group.targets == 3 and group.views.tolist() == [[0, 0], [0, 1], [0, 2], [0, 3]] and group.identity == "7"
@@ -104,6 +106,8 @@ def test_every_key_of_a_row(folder):
     (MASKED | {"mask": None, "box": None}, "none of 'reference', 'mask' and 'box'"),
     (GOOD | {"score": "high"}, "the score high is no number"),
     (GOOD | {"score": float("nan")}, "the score nan is no number"),
+    (GOOD | {"score": 1e300}, r"the score 1e\+300 is no number, or too large for one"),
+    (MASKED | {"mask": "broken.png"}, "The image .*broken.png cannot be read"),
     (GOOD | {"subject": ["Rex"]}, "'subject' is no text"),
     (GROUP | {"views": "a.jpg"}, "'views' is no list of file names"),
     (GROUP | {"views": ["a.jpg"]}, "fewer than two"),
@@ -123,6 +127,18 @@ def test_a_broken_row_is_named_by_its_line_and_costs_itself_alone(folder, row, w
     assert len(broken) == 1 and broken[0].startswith("line 3: ") and len(broken[0]) < 6000
     with pytest.raises(ValueError, match=words):
         raise ValueError(broken[0])
+
+
+@pytest.mark.parametrize("box, pixels", [
+    ([3.9999999999, 0, 4.0, 10], (3, 0, 4, 10)), ([0, 0, 1e-46, 1e-9], (0, 0, 1, 1)),
+    ([23.9999999999, 2.5, 30, 2.75], (23, 2, 24, 3)), ([1, 1, 9.5, 9], (1, 1, 10, 9))])
+def test_a_narrow_box_is_the_pixels_that_it_touches(folder, box, pixels):
+    """Stored as float32, the first three would be empty, and an empty box ends the training that reads it."""
+    write(folder, MASKED | {"mask": None, "box": box})
+    (record,), broken = opened(folder)
+    assert not broken and tuple(record.boxes[0].tolist()) == pixels
+    example = read_example(record, Drawn(0, 0, CUT_OUT, 0), (64, 64), 64, (0,))
+    assert example.target.shape == (64, 64, 3)
 
 
 JSON = st.recursive(st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=5) | st.sampled_from(

@@ -27,6 +27,9 @@ def test_a_mixture_is_a_list_or_a_file_with_one(tmp_path):
     ([{"path": ""}], r"sources\[0\].path is ''"), ([{"path": "a", "wieght": 2}], "did you mean 'weight'"),
     ([{"path": "a"}, {"path": "b", "weight": 0}], r"sources\[1\].weight is 0; expected a number above 0"),
     ([{"path": "a", "weight": float("nan")}], "weight is nan"), ([{"path": "a", "weight": True}], "weight is True"),
+    ([{"path": "a", "weight": 10**400}], "weight is 1000"),
+    ([{"path": "a", "weight": 1e308}], "weight is 1e.308; expected a number above 0, from 1e-09 to 1e.09"),
+    ([{"path": "a", "weight": 1e-320}], "weight is 1e-320"),
     ([{"path": "a", "weight": "2"}], "weight is '2'"), ([{"path": "a", "columns": {"captain": "x"}}], "did you mean"),
     ([{"path": "a", "columns": {"caption": 3}}], "columns is"), ([{"path": "a", "word": 3}], "The word is 3"),
 ])
@@ -37,7 +40,8 @@ def test_a_mixture_that_is_none_says_why(given, words):
 
 @pytest.mark.parametrize("name, content, words", [
     ("m.json", "{", "is not JSON"), ("m.json", "{}", "expected a list"), ("m.py", "x = 1", "expected a list"),
-    ("m.py", "1 / 0", "fails: ZeroDivisionError"), ("m.py", "sources = (", "fails: SyntaxError")])
+    ("m.py", "1 / 0", "fails: ZeroDivisionError"), ("m.py", "raise SystemExit(3)", "fails: SystemExit: 3"),
+    ("m.py", "sources = (", "fails: SyntaxError")])
 def test_a_mixtures_file_that_is_none_says_why(tmp_path, name, content, words):
     (tmp_path / name).write_text(content)
     with pytest.raises(ValueError, match=words):

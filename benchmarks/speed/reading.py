@@ -26,7 +26,7 @@ from etils import epath
 from PIL import Image
 from tqdm import tqdm
 
-from benchmarks.common import parser_of, show
+from benchmarks.common import at_least, parser_of, show
 from realcustom_jax.conditioning.images import load_rgb
 from realcustom_jax.conditioning.references import square_pixels
 from realcustom_jax.data.batches import BucketBatches
@@ -42,13 +42,13 @@ _BATCH = 16
 
 def main() -> None:
     parser = parser_of(__doc__)
-    parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2, 4])
-    parser.add_argument("--rows", type=int, default=64)
-    parser.add_argument("--views", type=int, default=1, help="other pictures of each row's subject")
-    parser.add_argument("--batches", type=int, default=12, help="that are read by each contender in each round")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--target", type=int, default=1024, help="side of the targets as they are stored")
-    parser.add_argument("--reference", type=int, default=768, help="side of the references as they are stored")
+    parser.add_argument("--workers", type=at_least(0), nargs="+", default=[0, 1, 2, 4])
+    parser.add_argument("--rows", type=at_least(1), default=64)
+    parser.add_argument("--views", type=at_least(1), default=1, help="other pictures of each row's subject")
+    parser.add_argument("--batches", type=at_least(1), default=12, help="that are read by each contender in each round")
+    parser.add_argument("--rounds", type=at_least(1), default=3)
+    parser.add_argument("--target", type=at_least(64), default=1024, help="side of the targets as they are stored")
+    parser.add_argument("--reference", type=at_least(64), default=768, help="side of the references as they are stored")
     parser.add_argument("--processes", action="store_true", help="also Grain's worker processes")
     parser.add_argument("--out", type=Path, help="also write the figures here, as JSON")
     options = parser.parse_args()

@@ -56,7 +56,10 @@ def warnings_as_sentences(say: Callable[[str], None]) -> Iterator[None]:
 
 
 def path_option(text: str) -> "AnyPath":
-    """`paths.as_path` as the type of an option of argparse, which shows the sentence of no other exception."""
+    """`paths.as_path` as the type of an option of argparse, which shows the sentence of no other exception. An empty
+    path, as an unset variable of a shell gives, is not the folder that the command runs in."""
+    if not text:
+        raise argparse.ArgumentTypeError("the path is empty")
     try:
         return as_path(text)
     except ValueError as error:

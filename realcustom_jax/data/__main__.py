@@ -31,10 +31,12 @@ def _build(options: argparse.Namespace) -> None:
     from realcustom_jax.data.sources import open_source
     from realcustom_jax.disk import enough_disk
 
+    _check_given("--out", options.out)
     buckets(options.side)  # whether there are shapes of this side
+    source = open_source(options.source)
     check_outside(options.out, options.source)
     with enough_disk(options.out):
-        dataset = build(open_source(options.source), options.out, side=options.side, workers=options.workers,
+        dataset = build(source, options.out, side=options.side, workers=options.workers,
                         max_broken=options.max_broken, host=options.host)
     if dataset is None:
         print(f"The parts of host {options.host[0]} are built; parts of other hosts are missing. The host that is the "
@@ -46,8 +48,15 @@ def _build(options: argparse.Namespace) -> None:
 def _show(options: argparse.Namespace) -> None:
     from realcustom_jax.data.summary import describe
 
+    _check_given("DIR", options.folder)
     for line in describe(options.folder):
         print(errors.printable(errors.visible(line), sys.stdout))
+
+
+def _check_given(option: str, folder: str) -> None:
+    """An empty path, as an unset variable of a shell gives it, is not the folder that the command runs in."""
+    if not folder:
+        raise ValueError(f"{option} is empty; expected the folder of a dataset.")
 
 
 def _parser() -> argparse.ArgumentParser:

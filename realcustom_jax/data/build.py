@@ -11,6 +11,7 @@ buckets have no locks: who builds the same part of the same source writes the sa
 
 import contextlib
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -26,6 +27,7 @@ from realcustom_jax.data.index import Index
 from realcustom_jax.data.records import FEATURES
 from realcustom_jax.data.scratch import scratch_folder
 from realcustom_jax.data.shards import Marker, Place, read_marker, read_markers, write_part
+from realcustom_jax.errors import printable
 from realcustom_jax.files import write_file, write_json
 from realcustom_jax.paths import as_path, is_bucket, listing
 
@@ -99,7 +101,7 @@ def check_empty_or_dataset(folder: "AnyPath") -> None:
 def check_outside(folder: str, source: str) -> None:
     """Raises ValueError where a dataset would be written into the folder that it is made of."""
     if is_bucket(folder) == is_bucket(source):
-        inner, outer = (path if is_bucket(path) else os.path.abspath(path) for path in (folder, source))
+        inner, outer = (path if is_bucket(path) else os.path.realpath(path) for path in (folder, source))
         if (inner + "/").startswith(outer.rstrip("/") + "/"):
             raise ValueError(f"The dataset cannot be written into its own pictures: {folder} lies in {source}.")
 
@@ -133,10 +135,15 @@ def _build_parts(parts: Sequence["Part"], places: Sequence[Place], markers: list
                     raise OSError(f"The shard {places[number].shard} was changed or removed while the dataset was "
                                   "built; give the same command again when nothing else writes there.")
                 for line in marker.broken[:max(0, _SHOWN - shown)]:
-                    tqdm.write(f"skipped, {line}")
+                    _say(f"skipped, {line}")
                 shown += len(marker.broken)
         if shown:
-            tqdm.write(f"{shown} row(s) were skipped.")
+            _say(f"{shown} row(s) were skipped.")
+
+
+def _say(line: str) -> None:
+    """Above the bar."""
+    tqdm.write(printable(line, sys.stdout))
 
 
 def _here(tasks: Sequence[tuple["Part", Place, Path]], on_rows: Callable[[int], None]) -> Iterator[int]:

@@ -5,7 +5,6 @@ import dataclasses
 import json
 import os
 import threading
-import zipfile
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ from realcustom_jax.data.index import Index
 from realcustom_jax.data.records import Record, read_record
 from realcustom_jax.data.shards import shard_name
 from realcustom_jax.errors import sentence
+from realcustom_jax.files import read_npz
 from realcustom_jax.paths import as_path, is_bucket, listing, local_copy
 
 if TYPE_CHECKING:
@@ -103,13 +103,11 @@ class Dataset:
         file = self.folder / "index.npz"
         try:
             with local_copy(file).open("rb") as opened:
-                self.index = Index.read(opened)
-                opened.seek(0)
-                with np.load(opened, allow_pickle=False) as arrays:
-                    rows, sizes = arrays["shard_rows"], arrays["shard_sizes"]
+                arrays = read_npz(opened)
+            self.index, rows, sizes = Index.of_arrays(arrays), arrays["shard_rows"], arrays["shard_sizes"]
         except FileNotFoundError:
             raise FileNotFoundError(unfinished) from None
-        except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        except (ValueError, KeyError) as error:
             raise ValueError(f"{file} is damaged ({sentence(error)}); give the command that builds the dataset again, "
                              "and it is mended.") from None
         self._starts = np.concatenate([[0], np.cumsum(rows)])

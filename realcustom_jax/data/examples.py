@@ -14,6 +14,7 @@ from realcustom_jax.conditioning.images import load_rgb
 from realcustom_jax.conditioning.references import square_pixels
 from realcustom_jax.data.cutouts import cut_out_subject, recontextualised
 from realcustom_jax.data.records import CUT_OUT, PLACED_ANEW, Record
+from realcustom_jax.data.rows import called
 from realcustom_jax.data.shapes import cover
 
 RECONSTRUCTION, AUGMENTED, OTHER_VIEW = 0.0, 0.5, 1.0
@@ -79,11 +80,8 @@ def read_example(record: Record, drawn: Drawn, size: tuple[int, int], reference_
 
 
 def _decoded(record: Record, number: int) -> Image.Image:
-    try:
+    with called(f"{number} of the row {record.where!r} in the dataset"):
         return load_rgb(record.pictures[number])
-    except ValueError as error:
-        where = f"{number} of the row {record.where!r} in the dataset"
-        raise ValueError(str(error).replace("given as bytes", where)) from None
 
 
 def _mask(record: Record, subject: int, size: tuple[int, int]) -> np.ndarray | None:

@@ -5,8 +5,7 @@ A million rows are some 50 MB, which are read at the start of a run instead of t
 
 import dataclasses
 import io
-from collections.abc import Sequence
-from typing import BinaryIO
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -71,11 +70,9 @@ class Index:
         return buffer.getvalue()
 
     @classmethod
-    def read(cls, file: BinaryIO) -> "Index":
-        """Of an opened .npz file, which may hold other arrays besides. Raises ValueError, OSError, KeyError,
-        zipfile.BadZipFile: it is damaged."""
-        with np.load(file, allow_pickle=False) as arrays:
-            return cls(**{field.name: arrays[field.name] for field in dataclasses.fields(cls)})
+    def of_arrays(cls, arrays: Mapping[str, np.ndarray]) -> "Index":
+        """Of the arrays of such a file. Raises KeyError: one is missing."""
+        return cls(**{field.name: arrays[field.name] for field in dataclasses.fields(cls)})
 
 
 def _starts(lengths: Sequence[int] | np.ndarray) -> np.ndarray:

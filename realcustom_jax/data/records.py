@@ -17,7 +17,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from realcustom_jax.conditioning.images import load_rgb
 from realcustom_jax.conditioning.words import word_spans
-from realcustom_jax.data.rows import Row
+from realcustom_jax.data.rows import Row, called
 from realcustom_jax.files import png
 
 CUT_OUT, PLACED_ANEW = -1, -2
@@ -125,12 +125,9 @@ def size_of(content: bytes, name: str) -> tuple[int, int]:
 
     The whole picture is decoded, because a damaged one has to be noticed now rather than in the middle of the training.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's, of metadata that it skips, and of sizes below its limit
-            width, height = load_rgb(io.BytesIO(content)).size
-    except ValueError as error:
-        raise ValueError(str(error).replace("given as BytesIO", name)) from None
+    with called(name), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's, of metadata that it skips, and of sizes below its limit
+        width, height = load_rgb(io.BytesIO(content)).size
     return height, width
 
 
@@ -151,7 +148,9 @@ def _check(row: Row) -> None:
 
 
 def _within(box: tuple[float, float, float, float], size: tuple[int, int]) -> tuple[float, float, float, float]:
+    """The pixels that a box touches, as whole numbers: float32, as which it is stored, could make a narrow box of
+    fractions an empty one."""
     left, top, right, bottom = box
     if not (int(left) < size[1] and int(top) < size[0] and right > 0 and bottom > 0):
         raise ValueError(f"the box {list(box)} lies outside its target of {size[1]} x {size[0]}")
-    return left, top, min(right, size[1]), min(bottom, size[0])
+    return math.floor(left), math.floor(top), math.ceil(min(right, size[1])), math.ceil(min(bottom, size[0]))

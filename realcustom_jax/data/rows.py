@@ -4,8 +4,10 @@ A source (package `sources`) makes rows, `records` writes them, and nothing afte
 Everything here can be pickled, so that rows go to worker processes.
 """
 
+import contextlib
 import dataclasses
 import io
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -14,6 +16,18 @@ from realcustom_jax.conditioning.images import load_image
 
 if TYPE_CHECKING:
     from realcustom_jax.paths import AnyPath
+
+
+@contextlib.contextmanager
+def called(name: str) -> Iterator[None]:
+    """Around the decoding of a picture that is in memory: its ValueError then calls the picture by `name`."""
+    try:
+        yield
+    except ValueError as error:
+        said = str(error)
+        for kind in ("BytesIO", "bytes"):
+            said = said.replace(f"given as {kind}", name)
+        raise ValueError(said) from None
 
 
 class Stored(Protocol):
@@ -55,7 +69,8 @@ class MaskPicture:
     picture: Stored
 
     def pixels(self, size: tuple[int, int]) -> np.ndarray:
-        mask = load_image(io.BytesIO(self.picture.read())).mean(axis=-1) > 0.5
+        with called(self.picture.name):
+            mask = load_image(io.BytesIO(self.picture.read())).mean(axis=-1) > 0.5
         if mask.shape != tuple(size):
             raise ValueError(f"the mask {self.picture.name} is {mask.shape[1]} x {mask.shape[0]}, its target "
                              f"{size[1]} x {size[0]}")

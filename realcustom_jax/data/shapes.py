@@ -7,12 +7,14 @@ import numpy as np
 from PIL import Image
 
 _STEP, _WIDEST = 64, 2.0
+_LARGEST = 2**14  # side; what is larger is a mistake, and its shapes would be too many to be looked at
 
 
 def buckets(side: int) -> list[tuple[int, int]]:
-    """Sizes (width, height) in multiples of 64, none larger than side² nor wider or taller than 2 : 1."""
-    if side < _STEP or side % _STEP:
-        raise ValueError(f"The side is {side}; expected a multiple of {_STEP}.")
+    """Sizes (width, height) in multiples of 64, none larger than side² nor wider or taller than 2 : 1. Raises
+    ValueError: the side is none of a square target."""
+    if not _STEP <= side <= _LARGEST or side % _STEP:
+        raise ValueError(f"side is {side}; expected a multiple of {_STEP}, at most {_LARGEST}.")
     lengths = range(_STEP, int(side * _WIDEST) + 1, _STEP)
     sizes = [(width, max(h for h in lengths if h * width <= side * side)) for width in lengths if width <= side * 1.5]
     sizes += [(height, width) for width, height in sizes]

@@ -10,7 +10,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import zipfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,9 +21,10 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from realcustom_jax.data.index import Index
 from realcustom_jax.data.records import Entry, write_record
 from realcustom_jax.data.rows import Row
+from realcustom_jax.data.sources.parts import BrokenRow
 from realcustom_jax.disk import enough_disk, is_full
 from realcustom_jax.errors import sentence
-from realcustom_jax.files import write_file
+from realcustom_jax.files import read_npz, write_file
 from realcustom_jax.paths import file_system, is_bucket, object_version, reaching
 
 if TYPE_CHECKING:
@@ -122,10 +122,9 @@ def read_marker(place: Place) -> Marker | None:
     The shard is read only if its times say that it may have been changed, or copied, since it was looked at.
     """
     try:
-        with place.marker.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            about = json.loads(str(arrays["about"]))
         with place.marker.open("rb") as file:
-            index = Index.read(file)
+            arrays = read_npz(file)
+        about, index = json.loads(str(arrays["about"])), Index.of_arrays(arrays)
         if about["identity"] != place.identity or about["number"] != [place.number, place.shards]:
             return None
         state = _state(place.shard)
@@ -137,7 +136,7 @@ def read_marker(place: Place) -> Marker | None:
                     return None
             with contextlib.suppress(OSError):  # it is read again at the next start, if it cannot be noted
                 _write_marker(place, index, about)
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
+    except (OSError, ValueError, KeyError, TypeError):
         return None
     return Marker(index, about["size"], tuple(about["broken"]))
 
@@ -151,11 +150,11 @@ def read_markers(folder: "AnyPath", shards: int, identity: str) -> list[Marker |
 def _record(row: Any) -> tuple[bytes, Entry] | str:
     """A row as a record with its entry, or the sentence that says why it cannot be used."""
     if not isinstance(row, Row):
-        return f"{row.where}: {row.reason}"
+        return sentence(row)
     try:
         return write_record(row)
     except (OSError, ValueError) as error:
-        return f"{row.where}: {sentence(error)}"
+        return sentence(BrokenRow(row.where, str(error)))
 
 
 def _write_marker(place: Place, index: Index, about: dict[str, Any]) -> None:

@@ -33,6 +33,9 @@ class Curriculum:
         check_choice("curriculum recipe", self.recipe, RECIPES)
         if not 0 <= self.start < self.end <= 1:
             raise ValueError(f"curriculum: start={self.start}, end={self.end}; expected 0 ≤ start < end ≤ 1.")
+        if not 0 <= self.final_reconstruction <= 1:
+            raise ValueError(f"curriculum: final_reconstruction={self.final_reconstruction}; expected a share of the "
+                             "pairs, from 0 to 1.")
 
     def progress(self, step: int, steps: int) -> float:
         """u in [0, 1]."""

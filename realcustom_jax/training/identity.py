@@ -51,8 +51,9 @@ class RunIdentity:
         noted = _read(folder / FILE)
         for key, here in _plain(self.fixed).items():
             if key in noted and noted[key] != here:
+                there, here = _differing(noted[key], here)
                 raise ValueError(
-                    f"{folder} belongs to another run: {key} is {quoted(noted[key])} there and {quoted(here)} here. "
+                    f"{folder} belongs to another run: {key} is {quoted(there)} there and {quoted(here)} here. "
                     f"Choose another workdir, or overwrite it; if it is the same run, delete {folder / FILE}.")
 
     def changes(self, folder: Path) -> dict[str, tuple[Any, Any]]:
@@ -74,6 +75,15 @@ class RunIdentity:
 def has_checkpoints(folder: Path) -> bool:
     """Whether a run's `checkpoints` folder has any."""
     return any(path.name.isdigit() for path in folder.glob("[0-9]*"))
+
+
+def _differing(there: Any, here: Any) -> tuple[Any, Any]:
+    """Two values that differ; of two objects only what differs in them."""
+    if not (isinstance(there, dict) and isinstance(here, dict)):
+        return there, here
+    found = {name: _differing(there.get(name), here.get(name)) for name in there | here
+             if there.get(name) != here.get(name)}
+    return tuple({name: pair[side] for name, pair in found.items()} for side in (0, 1))
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -83,7 +83,7 @@ class Examples:
             except (ValueError, OSError) as error:
                 yield BrokenRow(where, str(error))
             except RuntimeError as error:  # of ArrayRecord
-                raise ValueError(f"{self.folder} is damaged at {where} ({error}): copy it again.") from None
+                yield BrokenRow(where, f"{self.folder} is damaged there ({error}); copy it again")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,6 @@ therefore shown twice as often, unless its weight says otherwise.
 
 import dataclasses
 import json
-import math
 import os
 import runpy
 from collections.abc import Mapping, Sequence
@@ -18,6 +17,8 @@ from realcustom_jax.data.sources import Source, open_source
 from realcustom_jax.data.sources.schema import Naming
 from realcustom_jax.errors import check_choice, quoted
 from realcustom_jax.paths import as_path
+
+_MOST = 1e9  # of a weight; with larger ratios, rows of the smaller one are never shown, and sums of weights overflow
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +63,7 @@ def _listed(path: str) -> Any:
     if path.endswith(".py"):
         try:
             return runpy.run_path(os.fspath(file)).get("sources")
-        except Exception as error:  # it is the user's program
+        except (Exception, SystemExit) as error:  # it is the user's program
             raise ValueError(f"{path} fails: {type(error).__name__}: {error}") from None
     try:
         return json.loads(file.read_bytes())
@@ -85,9 +86,9 @@ def _entry(given: Any, where: str, usual: Naming) -> MixtureEntry:
     path, weight = given.get("path"), given.get("weight", 1.0)
     if not isinstance(path, str) or not path:
         raise ValueError(f"{where}.path is {quoted(path)}; expected where the source lies.")
-    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < math.inf:
-        raise ValueError(f"{where}.weight is {quoted(weight)}; expected a number above 0: how often its rows are "
-                         "shown.")
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 1 / _MOST <= weight <= _MOST:
+        raise ValueError(f"{where}.weight is {quoted(weight)}; expected a number above 0, from {1 / _MOST:g} to "
+                         f"{_MOST:g}: how often its rows are shown.")
     naming = Naming.of(given.get("columns", dict(usual.columns)), given.get("word", usual.word))
     return MixtureEntry(path, float(weight), naming.columns, naming.word)
 

@@ -14,7 +14,7 @@ from realcustom_jax.data.sources.contents import digest_of_files, is_file
 from realcustom_jax.data.sources.parts import BrokenRow
 from realcustom_jax.data.sources.schema import Naming, row_of
 from realcustom_jax.data.sources.tables import StoredBytes, Table
-from realcustom_jax.errors import needs_extra
+from realcustom_jax.errors import needs_extra, sentence
 from realcustom_jax.paths import as_path, joined
 
 if TYPE_CHECKING:
@@ -25,6 +25,10 @@ _READERS = 16
 with needs_extra("parquet", "reading Parquet files"):
     import pyarrow as pa
     import pyarrow.parquet as pq
+
+
+class _Damaged(Exception):
+    """The file cannot be read from here on."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,13 +58,21 @@ class RowGroup:
                     yield row_of(self.table.described(given), where, find)
                 except (ValueError, OSError) as error:
                     yield BrokenRow(where, str(error))
-        except pa.ArrowException as error:
-            raise ValueError(f"{self.file} is damaged at row {number} ({error}): copy the file again.") from None
+        except _Damaged as damage:
+            for lost in range(number, self.first + self.count):
+                yield BrokenRow(f"{self.file.name} row {lost}", f"the file is damaged at row {number} ({damage}), and "
+                                "nothing after it can be read in this row group; copy the file again")
 
     def _cells(self) -> Iterator[dict[str, Any]]:
-        with self.file.open("rb") as opened, pq.ParquetFile(opened) as tables:
-            for batch in tables.iter_batches(_AT_ONCE, [self.number], columns=self.table.columns):
-                yield from batch.to_pylist()
+        with self.file.open("rb") as opened:
+            try:
+                with pq.ParquetFile(opened) as tables:
+                    for batch in tables.iter_batches(_AT_ONCE, [self.number], columns=self.table.columns):
+                        yield from batch.to_pylist()
+            except (pa.ArrowException, OSError) as error:
+                if isinstance(error, OSError) and error.errno:  # of the disk or the network; Arrow's own have no number
+                    raise
+                raise _Damaged(sentence(error)[:200]) from None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,6 +10,8 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
+
 from realcustom_jax.conditioning.words import word_spans
 from realcustom_jax.data.rows import Mask, MaskPicture, Row, Stored, Subject
 from realcustom_jax.data.sources.masks import mask_of_numbers
@@ -17,6 +19,7 @@ from realcustom_jax.errors import check_text, quoted
 
 KEYS = ("box", "caption", "mask", "reference", "score", "subject", "subjects", "target", "views", "word")
 _SUBJECT_KEYS = ("box", "mask", "reference", "word")
+_LARGEST_SCORE = float(np.finfo(np.float32).max)
 _Find = Callable[[str], Stored]
 
 
@@ -202,8 +205,8 @@ def _identity(given: Any) -> str:
 def _score(given: Any) -> float | None:
     if given is None:
         return None
-    if not _is_finite(given):
-        raise ValueError(f"the score {str(given)[:80]} is no number")
+    if not _is_finite(given) or abs(given) > _LARGEST_SCORE:
+        raise ValueError(f"the score {str(given)[:80]} is no number, or too large for one")
     return float(given)
 
 

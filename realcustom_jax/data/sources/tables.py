@@ -96,7 +96,10 @@ class Table:
         if not isinstance(value, int) or isinstance(value, bool):
             return value
         if not 0 <= value < len(self.classes):
-            raise ValueError(f"the word is the number {value}, and the table has no name for it")
+            if self.word:
+                return self.word
+            raise ValueError(f"the word is the number {value}, and the table has no name for it; give the names of the "
+                             "classes, or one word for all rows as word")
         return cleaned(self.classes[value])
 
 

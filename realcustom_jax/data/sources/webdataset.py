@@ -73,6 +73,8 @@ class Tar:
                     samples.setdefault(key, {})[ending] = member
             except _CutOff as cut:
                 samples, whole = samples or {cut.key: {}}, False
+            except _NoTar as wrong:
+                yield BrokenRow(self.name, str(wrong))
             for number, (key, members) in enumerate(samples.items(), 1):
                 where = f"{self.name}: {key}"
                 try:
@@ -92,19 +94,17 @@ class Tars:
     naming: Naming = Naming()
 
     def check(self) -> None:
-        """Raises ValueError, OSError: the first tar has no picture with something that says what it shows."""
-        first, met = self.files[0], {}
-        try:
-            for key, ending, _ in _members(first, first):
-                endings = met.setdefault(key, set())
-                endings.add(ending)
-                if endings & {"json", "txt", "cls"} and any((_role(x) or ("",))[0] in _TARGETS for x in endings):
-                    return
-        except _CutOff:
-            raise ValueError(f"{first} is cut off or damaged before its first row ends: copy the tar again.") from None
-        found = ", ".join(f"KEY.{x}" for x in sorted(set().union(*met.values()))[:10]) or "no files"
-        raise ValueError(f"{first} has no pair of a picture and what it shows: expected KEY.jpg with KEY.json or "
-                         f"KEY.txt, found {found}.")
+        """Raises ValueError, OSError: no tar has a picture with something that says what it shows, of those up to the
+        first that has any whole file; says what is wrong with the first one."""
+        wrong = None
+        for file in self.files:
+            endings, found = _looked_through(file)
+            if found is None:
+                return
+            wrong = wrong or found
+            if endings:
+                break
+        raise ValueError(wrong)
 
     def parts(self) -> Sequence[Tar]:
         """See `Source.parts`."""
@@ -113,6 +113,30 @@ class Tars:
     def identity(self, seen: "AnyPath") -> str:
         """See `Source.identity`."""
         return hashlib.sha256(f"tar {self.naming} {digest_of_files(self.files, seen)}".encode()).hexdigest()[:16]
+
+
+def _looked_through(file: "AnyPath") -> tuple[set[str], str | None]:
+    """(endings of the files in a tar up to its first pair of a picture and what it shows, what is wrong if there is
+    none)."""
+    met = {}
+    try:
+        for key, ending, _ in _members(file, file):
+            endings = met.setdefault(key, set())
+            endings.add(ending)
+            if endings & {"json", "txt", "cls"} and any((_role(x) or ("",))[0] in _TARGETS for x in endings):
+                return endings, None
+        found = sorted(set().union(*met.values()))
+        wrong = (f"{file} has no pair of a picture and what it shows: expected KEY.jpg with KEY.json or KEY.txt, found "
+                 f"{', '.join(f'KEY.{x}' for x in found[:10]) or 'no files'}.")
+    except _NoTar as error:
+        wrong = f"{file} {error}."
+    except _CutOff:
+        return set(), f"{file} is cut off or damaged before its first row ends: copy the tar again."
+    return set(found) if met else set(), wrong
+
+
+class _NoTar(Exception):
+    """The file is no plain tar; says why, without the file's name."""
 
 
 class _CutOff(Exception):
@@ -127,7 +151,7 @@ def _members(tar: "AnyPath", name: "AnyPath") -> Iterator[tuple[str, str, Stored
     """(key, ending, file) in the tar's order; only headers are read. `name`: of the tar, for messages.
 
     Raises:
-        _CutOff: what comes after cannot be read. ValueError, OSError: it is no tar.
+        _CutOff: what comes after cannot be read. _NoTar: it is none. OSError: the file cannot be read.
     """
     key = ""
     with tar.open("rb") as file:
@@ -136,8 +160,8 @@ def _members(tar: "AnyPath", name: "AnyPath") -> Iterator[tuple[str, str, Stored
         try:
             opened = tarfile.open(fileobj=file, mode="r:")
         except tarfile.TarError as error:
-            raise ValueError(f"{name} is no plain tar ({error}); a compressed one cannot be read at random, unpack it "
-                             "with gunzip: pictures are compressed already.") from None
+            raise _NoTar(f"is no plain tar ({error}): copy it again; a compressed one has to be unpacked, because it "
+                         "cannot be read at random") from None
         try:
             while info := opened.next():
                 opened.members = []  # which would keep every header

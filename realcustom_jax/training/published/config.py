@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from realcustom_jax.conditioning.references import VisionSettings
 from realcustom_jax.data.selection import check_filters
+from realcustom_jax.data.shapes import buckets
 from realcustom_jax.errors import check_choice
 from realcustom_jax.model_files import single_file
 from realcustom_jax.models.projector import VARIANTS
@@ -143,8 +144,7 @@ class PublishedConfig:
         check_choice("kind", self.kind, single_file.CONFIGS)
         check_choice("dtype", self.dtype, TRAINED_DTYPES)
         check_choice("on_existing", self.on_existing, ON_EXISTING)
-        if self.side < 1:
-            raise ValueError(f"side is {self.side}; expected a whole number of pixels, at least 1.")
+        buckets(self.side)  # whether there are shapes of this side
         if not (math.isfinite(self.snr_limit) and self.snr_limit >= 0):
             raise ValueError(f"snr_limit is {self.snr_limit}; expected a number, 0 (no weights) or more.")
 

@@ -7,14 +7,17 @@ layers and parts one after the other (SDXL's `paper` projector reads 25 MB of a 
 a part, a folder of such files.
 """
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from realcustom_jax.data.batches import BucketBatches, Chosen
+from realcustom_jax.errors import sentence
+from realcustom_jax.files import read_npz
 from realcustom_jax.paths import local_copy
 
 if TYPE_CHECKING:
@@ -63,9 +66,9 @@ class StoredFeatures:
 
     @functools.cached_property
     def _shared(self) -> "_Shared":
-        with local_copy(self.folder / SHARED).open("rb") as file, np.load(file) as arrays:
-            nothing = {name: arrays[name] for name in arrays.files if name not in ("index", "lengths")}
-            return _Shared(arrays["index"], arrays["lengths"], nothing)
+        with _whole(self.folder / SHARED), local_copy(self.folder / SHARED).open("rb") as file:
+            arrays = read_npz(file)
+            return _Shared(arrays.pop("index"), arrays.pop("lengths"), arrays)
 
     def _part(self, number: int, name: str) -> np.ndarray:
         return _opened(self.folder / part_name(number) / f"{name}.npy")
@@ -104,4 +107,15 @@ def part_name(number: int) -> str:
 @functools.lru_cache(maxsize=4096)
 def _opened(file: "AnyPath") -> np.ndarray:
     """A file that is read row by row. As many stay open as the parts of some 100,000 rows have."""
-    return np.load(local_copy(file), mmap_mode="r")
+    with _whole(file):
+        return np.load(local_copy(file), mmap_mode="r")
+
+
+@contextlib.contextmanager
+def _whole(file: "AnyPath") -> Iterator[None]:
+    """Around the opening of a file of features: one sentence for what is damaged."""
+    try:
+        yield
+    except (ValueError, KeyError, EOFError) as error:
+        raise ValueError(f"{file} is damaged ({sentence(error)[:200]}): delete the folder {file.parent}, and its "
+                         "features are computed again.") from None

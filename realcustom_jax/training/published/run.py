@@ -72,6 +72,10 @@ def train_adapter(config: ConfigDict, workdir: "AnyPath") -> None:
 
 def _train(train: PublishedConfig, plain: Mapping[str, Any], mesh: Mesh, workdir: "AnyPath") -> None:
     settings, checkpoints = train.optimization, workdir / "checkpoints"
+    if settings.evaluate_every and not train.data.held_out:
+        raise ValueError(f"config.train.optimization.evaluate_every is {settings.evaluate_every}, and no pairs are "
+                         "held out whose loss could be computed: set data.held_out to a share of the subjects, such "
+                         "as 0.05, or evaluate_every to 0.")
     judge = find_judge(settings.evaluate_pictures_every, ModelSource.open(train.model).root)
     continued = find_adapter(train.adapter) if train.adapter else None
     vision = continued.vision if continued else train.fresh.vision_settings
@@ -150,14 +154,12 @@ def _sole_user(workdir: "AnyPath") -> Iterator[None]:
 
 def _find_parts(train: PublishedConfig) -> None:
     """Raises FileNotFoundError or ValueError for what is not where the configuration says."""
-    for name in ("model", "vision", "tokenizer"):
+    for name in _PLACES:
         try:
             if path := getattr(train, name):
-                ModelSource.open(path)
+                (find_adapter if name == "adapter" else ModelSource.open)(path)
         except FileNotFoundError as error:
             raise FileNotFoundError(f"config.train.{name}: {error}") from None
-    if train.adapter:
-        find_adapter(train.adapter)
 
 
 def _has_cpu() -> bool:
