@@ -37,7 +37,10 @@ def pytest_configure(config):
             file.unlink(missing_ok=True)
 
 
-_LONGEST = "test_stages.py", "test_published.py", "test_unet.py", "test_sampling.py", "test_ahead.py"
+# In the order of their times in .ci/run, more than a minute each.
+_LONGEST = [f"test_{name}.py" for name in (
+    "stages", "published", "buckets", "notebooks", "interruption", "site", "ahead", "sources_training", "unet",
+    "miniature", "finetune_mini", "distill", "sampling", "transforms", "benchmarks")]
 
 
 def pytest_collection_modifyitems(items):

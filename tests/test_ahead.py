@@ -65,9 +65,11 @@ def test_a_mesh_divides_the_sampler():
     assert four["collectives"]["all-gather"]["bytes"] > 0
 
 
+# With all of XLA's optimisations, as users compile it.
 SLICES = """
 import json
 from test_ahead import *
+jax.config.update("jax_disable_most_optimizations", False)
 devices = topology.tpu_devices("2 v5e:2x2")
 mesh = make_mesh(data=1, fsdp=-1, dcn_data=2, devices=devices)
 slices = [[device.slice_index for device in row] for row in mesh.devices[..., 0]]
