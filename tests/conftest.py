@@ -13,14 +13,34 @@ import pytest
 from fresh_process import emulator
 from goldens import FIXTURES
 
+_COMPILED, _MOST_BYTES = Path(__file__).parents[1] / ".pytest_cache" / "compiled", 2**29
+
 # Tests have a cache of compiled programs of their own, which the processes of a call share and the next call finds
-# again; they neither read nor fill the user's. JAX reads this when it is imported.
+# again; they neither read nor fill the user's. It has every program: the small ones are many, and each process that a
+# test starts would compile them again. JAX is told of no bound, with which it looks at all files for each that it
+# writes; `pytest_configure` keeps to it. As most programs take longer to compile than to run, machine code is not
+# optimised (what XLA makes of a program before that stays; see `optimised`). JAX reads this when it is imported, and so
+# do the processes that tests start.
 os.environ |= {
-    "JAX_COMPILATION_CACHE_DIR": str(Path(__file__).parents[1] / ".pytest_cache" / "compiled"),
-    "JAX_COMPILATION_CACHE_MAX_SIZE": str(2**29), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1"}
+    "JAX_COMPILATION_CACHE_DIR": str(_COMPILED), "JAX_COMPILATION_CACHE_MAX_SIZE": "-1",
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_DISABLE_MOST_OPTIMIZATIONS": "true"}
 
 
-_LONGEST = "test_stages.py", "test_published.py", "test_unet.py", "test_sampling.py", "test_ahead.py"
+def pytest_configure(config):
+    """Before the workers start, removes the oldest compiled programs beyond the bound."""
+    if hasattr(config, "workerinput") or not _COMPILED.is_dir():
+        return
+    files = [(file.stat(), file) for file in _COMPILED.iterdir() if file.is_file()]
+    files.sort(key=lambda found: -found[0].st_mtime_ns)
+    for (_, file), total in zip(files, itertools.accumulate(state.st_size for state, _ in files), strict=True):
+        if total > _MOST_BYTES:
+            file.unlink(missing_ok=True)
+
+
+# In the order of their times in .ci/run, more than a minute each.
+_LONGEST = [f"test_{name}.py" for name in (
+    "stages", "published", "buckets", "notebooks", "interruption", "site", "ahead", "sources_training", "unet",
+    "miniature", "finetune_mini", "distill", "sampling", "transforms", "benchmarks")]
 
 
 def pytest_collection_modifyitems(items):
@@ -89,14 +109,15 @@ def memory_bucket(monkeypatch, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def quickly_compiled():
-    """For files whose small programs take longer to compile than to run: without most of XLA's optimisations."""
+def optimised():
+    """For files whose programs are to be compiled as users have them: with all of XLA's optimisations."""
     import jax
 
-    before = jax.config.values["jax_disable_most_optimizations"]
+    jax.config.update("jax_disable_most_optimizations", False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("JAX_DISABLE_MOST_OPTIMIZATIONS")
+        yield
     jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture(scope="session")

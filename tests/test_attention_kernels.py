@@ -78,8 +78,10 @@ def test_lengths_are_filled_up_so_that_tiles_are_not_small():
     assert [filled(n) for n in (1, 77, 128, 129, 729, 1040, 4032, 4096)] == [128, 128, 128, 256, 768, 1152, 4096, 4096]
 
 
+# With all of XLA's optimisations, as users compile it.
 SLICE = """
 import jax, jax.numpy as jnp, sys
+jax.config.update("jax_disable_most_optimizations", False)
 from jax.sharding import NamedSharding, PartitionSpec
 from realcustom_jax.devices import sharding, topology
 from realcustom_jax.devices.platform import Platform

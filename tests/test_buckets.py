@@ -63,15 +63,6 @@ def losses(workdir) -> list[tuple[int, float]]:
     return [(record["step"], record["loss"]) for record in map(json.loads, lines)]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once(tmp_path_factory):
-    """All runs are of one program, which the first of them compiles."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAX_ENABLE_COMPILATION_CACHE", "true")
-        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("compiled")))
-        yield
-
-
 @pytest.fixture(scope="module")
 def on_disk(tmp_path_factory):
     folder = tmp_path_factory.mktemp("on_disk")

@@ -205,12 +205,6 @@ def pictures(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module")
-def compiled(tmp_path_factory):
-    """The environment in which the first of several processes compiles for all of them."""
-    return {"JAX_ENABLE_COMPILATION_CACHE": "true", "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("kept"))}
-
-
 # The command, which a signal meets at the third call of a function.
 STOPPED = """
 import importlib, os, runpy, signal, sys
@@ -239,13 +233,13 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 @pytest.mark.parametrize("number, code, words", [
     (signal.SIGTERM, 75, "stopped as asked (SIGTERM); what was finished is kept"),
     (signal.SIGINT, 130, "stopped (Ctrl-C); what was finished is kept.")])
-def test_while_data_or_features_are_made(pictures, compiled, tmp_path, module, function, number, code, words):
+def test_while_data_or_features_are_made(pictures, tmp_path, module, function, number, code, words):
     """Nothing that is half made is believed: the same command makes it and goes on to the end."""
     options = [ROOT / "train.py", f"--config={ROOT}/configs/finetune_mini.py", f"--workdir={tmp_path}/run",
                f"--config.train.data.folder={pictures}", "--config.train.precomputed=True",
                "--config.train.optimization.steps=1", "--config.train.optimization.batch_size=2",
                "--config.train.optimization.sample_every=0"]
-    environment = os.environ | compiled | {"PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
     prepare = ["-c", STOPPED, module, function, str(int(number))]
     if "encoders" in module:  # of four rows there is but one call
         prepare[1] = STOPPED.replace("== 2", "== 1")

@@ -15,7 +15,7 @@ from realcustom_jax.model_files import single_file, weights
 
 from goldens import assert_close, nchw, nhwc
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("optimised")]
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 transformers = pytest.importorskip("transformers")

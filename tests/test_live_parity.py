@@ -16,7 +16,7 @@ from realcustom_jax.model_files import weights
 
 from goldens import assert_close, nchw, nhwc
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("optimised")]
 torch = pytest.importorskip("torch")
 functional = pytest.importorskip("torch.nn.functional")
 

@@ -21,7 +21,7 @@ from realcustom_jax.sampling.decoding import encode_pictures
 
 from mini_bundle import SIDE, write_mini_bundle
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("optimised")]
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 transformers = pytest.importorskip("transformers")

@@ -8,7 +8,7 @@ import pytest
 
 import realcustom_jax as rc
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("optimised")]
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 

@@ -65,7 +65,7 @@ def get_config(kind: str, model: Path, pictures: Path):
     spec.loader.exec_module(module)
     config = module.get_config()
     train = config.train
-    train.model, train.vision, train.adapter, train.side, train.dtype = str(model), "", "", 128, "float32"
+    train.model, train.vision, train.adapter, train.side, train.dtype = str(model), "", "", 64, "float32"
     train.data.folder = str(pictures)
     train.preset.pooled = "projected" if kind == "sdxl" else "unprojected"
     train.preset.update(scope=0.6, guidance_scale=2.0, normalize="min_max_norm", solver="ddim", steps=6)
@@ -79,7 +79,7 @@ def get_config(kind: str, model: Path, pictures: Path):
 
 def batches_of(dataset, reference_side=SIDE, **options):
     """Of rows as `get_config` trains on them, two at a time."""
-    options = {"side": 128, "batch_size": 2, "seed": 0, "curriculum": Curriculum(), "steps": 8} | options
+    options = {"side": 64, "batch_size": 2, "seed": 0, "curriculum": Curriculum(), "steps": 8} | options
     return BucketBatches(dataset, reference_side=reference_side, **options)
 
 
@@ -345,7 +345,7 @@ def test_the_step_compiled_ahead_for_a_tpu_is_the_one_that_runs_there(run, tmp_p
     pipeline = Pipeline.load(model, workdir / "fresh/adapter", preset=train["preset"], dtype=train["dtype"],
                              scan_layers=True, platform="tpu")
     batches = batches_of(dataset_of(workdir))
-    square = next(i for i in range(8) if batches[i]["target"].shape[1:3] == (128, 128))
+    square = next(i for i in range(8) if batches[i]["target"].shape[1:3] == (64, 64))
     task = tasks.PublishedTask(pipeline, batches)
     if precomputed:
         encoders = Encoders(pipeline)

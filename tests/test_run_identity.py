@@ -61,7 +61,7 @@ def go_on(mini_folder, pictures, tmp_path, monkeypatch):
     ({"optimization__seed": 1}, "seed is 0 there and 1 here"),
     ({"optimization__batch_size": 4}, "batch_size is 2 there and 4 here"),
     ({"optimization__optimizer": "muon"}, "optimizer is 'adamw' there and 'muon' here"),
-    ({"dtype": "bfloat16"}, "dtype is 'float32' there and 'bfloat16' here"), ({"side": 192}, "side is 128 there"),
+    ({"dtype": "bfloat16"}, "dtype is 'float32' there and 'bfloat16' here"), ({"side": 192}, "side is 64 there"),
     ({"snr_limit": 5.0}, "snr_limit is 0.0 there and 5.0 here"), ({"curriculum__start": 0.2}, "curriculum is "),
     ({"data__seed": 3}, "data is {'seed': 0} there and {'seed': 3} here"),
     ({"fresh__variant": "highres"}, "fresh is {'variant': '.*'} there and {'variant': 'highres'} here")])

@@ -5,27 +5,12 @@ import json
 import math
 from pathlib import Path
 
-import jax
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 from sources import KINDS, every_kind
 
 from realcustom_jax.training.published.run import train_adapter
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once(tmp_path_factory):
-    """All trainings are of one program, which the first of them compiles."""
-    changed = {"jax_enable_compilation_cache": True, "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("kept"))}
-    before = {name: getattr(jax.config, name) for name in changed}
-    for values in (changed, before):
-        for name, value in values.items():
-            jax.config.update(name, value)
-        compilation_cache.reset_cache()
-        if values is changed:
-            yield
 
 
 @pytest.fixture(scope="module")
