@@ -254,6 +254,7 @@ def test_terminal_pure_noise_ends_at_snr_zero():
         (lambda: rc.make_solver(order=4), "order must be 1, 2 or 3, got 4"),
         (lambda: rc.make_solver(steps=0), "between 1 and the schedule's 1000 timesteps, got 0"),
         (lambda: rc.make_solver(steps=1001), "got 1001"),
+        (lambda: rc.make_solver("euler", 4.5), "steps must be a whole number between 1 and .* got 4.5"),
         (lambda: rc.make_solver(betas=np.full(10, np.nan)), "values in \\(0, 1\\]"),
         (lambda: rc.make_solver(betas=np.zeros((5, 2))), "shape \\(5, 2\\)"),
         (lambda: rc.make_solver(betas=rc.betas(terminal_pure_noise=True)), "use prediction='v_prediction'"),

@@ -341,8 +341,8 @@ def make_solver(
     betas = _default_betas() if betas is None else betas
     every = (signal_and_noise_in_diffusers if of_diffusers and name not in ("ddim", "lcm") else signal_and_noise)(betas)
     count = len(every[0])
-    if not 1 <= steps <= count:
-        raise ValueError(f"steps must be between 1 and the schedule's {count} timesteps, got {steps}.")
+    if not (hasattr(steps, "__index__") and 1 <= steps <= count):
+        raise ValueError(f"steps must be a whole number between 1 and the schedule's {count} timesteps, got {steps}.")
 
     if not 0 <= start < steps:
         raise ValueError(f"start leaves out {start} of {steps} steps; expected 0 to {steps - 1}.")
