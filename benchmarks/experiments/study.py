@@ -28,6 +28,7 @@ from realcustom_jax.evaluation.miniature.scores import METRICS, score_masks, sco
 from realcustom_jax.files import write_json
 from realcustom_jax.model_files.network import Network
 from realcustom_jax.sampling.masks import SHARING
+from realcustom_jax.sampling.options import SHARED_REFERENCES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,8 +71,11 @@ def settings() -> list[Setting]:
              for scale in (1.5, 3.5, 5.0, 7.5)]
     rows += [Setting("strength", f"visual term x {vision}", _ONE, vision=vision) for vision in (0.5, 1.0, 1.5)]
     rows += [Setting("sharing", way, ("many",), overlap=way) for way in ("sum", *SHARING)]
-    rows += [Setting("training", name, TASKS, adapter=name) for name in ADAPTERS]
-    rows += [Setting("further", name.removeprefix("further/"), TASKS, adapter=name) for name in FURTHER]
+    rows += [Setting("shared", way, ("one2many",), preset={"shared_reference": way}) for way in SHARED_REFERENCES]
+    # Whether a word chooses within the whole of a reference is what training decides.
+    whole = {"shared_reference": "whole"}
+    rows += [Setting("training", name, TASKS, preset=whole, adapter=name) for name in ADAPTERS]
+    rows += [Setting("further", name.removeprefix("further/"), TASKS, preset=whole, adapter=name) for name in FURTHER]
     return rows
 
 

@@ -21,6 +21,7 @@ TITLES = {
     "guidance": "Guidance",
     "strength": "Strength of the visual term",
     "sharing": "How two masks share a picture",
+    "shared": "What each word is given of one reference",
     "training": "Adapters that were trained in other ways",
     "further": "The bundled adapter, trained further in other ways",
 }
