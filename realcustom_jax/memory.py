@@ -23,6 +23,7 @@ from realcustom_jax.devices.jaxprs import peak_bytes
 from realcustom_jax.devices.platform import Platform
 from realcustom_jax.devices.shapes import array_shape, tree_shapes
 from realcustom_jax.pipeline import Pipeline
+from realcustom_jax.presets import GuidanceScale
 from realcustom_jax.sampling.decoding import decode_latents
 from realcustom_jax.sampling.guidance import Guidance
 from realcustom_jax.sampling.lanes import Conditioning
@@ -74,7 +75,7 @@ class Memory:
 def sampler_memory(
     pipeline: Pipeline, *, width: int | None = None, height: int | None = None, num_images: int = 1,
     references: int = 1, branches: str | None = None, steps: int | None = None, scope: float | None = None,
-    freeze_mask_step: int | None = None, guidance_scale: float | None = None, guidance_mode: str = "none_direct",
+    freeze_mask_step: int | None = None, guidance_scale: GuidanceScale = "preset", guidance_mode: str = "none_direct",
     solver: str | None = None, masks: bool = False, compiled: bool = False,
 ) -> Memory:
     """The memory of `pipeline(…)` with these arguments; `references` is the number of subjects, `masks` says whether

@@ -42,7 +42,7 @@ from realcustom_jax.model_files.parts import with_parts
 from realcustom_jax.model_files.source import ModelSource
 from realcustom_jax.models.clip_text import TextOutput
 from realcustom_jax.models.context import check_strengths
-from realcustom_jax.presets import PRESETS, Preset, find_preset
+from realcustom_jax.presets import PRESETS, GuidanceScale, Preset, find_preset
 from realcustom_jax.sampling.decoding import decode_latents, decoder_moments, encode_pictures
 from realcustom_jax.sampling.guidance import Guidance
 from realcustom_jax.sampling.lanes import Conditioning, VisionScale, conditionings_of_images, zero_conditioning
@@ -220,7 +220,7 @@ class Pipeline:
         width: int | None = None,
         height: int | None = None,
         steps: int | None = None,
-        guidance_scale: float | None = None,
+        guidance_scale: GuidanceScale = "preset",
         scope: float | None = None,
         freeze_mask_step: int | None = None,
         branches: str | None = None,
@@ -242,7 +242,7 @@ class Pipeline:
     ) -> Result:
         """Pictures of the prompt in which each target is the subject of its reference.
 
-        What is None is as the preset says.
+        What is None is as the preset says, but for guidance_scale.
 
         Args:
             image: a reference, or R of them; see `images.load_image` for what can be read.
@@ -254,7 +254,7 @@ class Pipeline:
             num_images: B.
             width, height: of the pictures, in pixels; None: the side that the model was made for.
             steps: of the solver `solver`, one of `solvers.SOLVERS` (see `make_solver`).
-            guidance_scale: of classifier-free guidance; 1 is none, and saves its lane.
+            guidance_scale: of classifier-free guidance; None or 1 is none, and saves its lane; "preset": the preset's.
             scope: share of the picture that a mask covers, in (0, 1].
             freeze_mask_step: the mask stays as it is from this step on; at least 1.
             branches: "fused" | "sequential", the order of the lanes (docs/method.md).

@@ -8,7 +8,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, Literal
 
 from realcustom_jax.conditioning.size import SIZE_ORDERS
 from realcustom_jax.errors import check_choice
@@ -16,6 +16,9 @@ from realcustom_jax.sampling.masks import NORMALIZATIONS, SELECTIONS, SHARING, M
 from realcustom_jax.sampling.options import SHARED_REFERENCES
 from realcustom_jax.sampling.sampler import BRANCHES
 from realcustom_jax.sampling.solvers import SOLVERS
+
+GuidanceScale = float | None | Literal["preset"]
+"""What a call says of guidance: a scale, None for no guidance, or what the preset says."""
 
 _CHOICES = {
     "normalize": NORMALIZATIONS, "select": SELECTIONS,
@@ -98,8 +101,11 @@ class Preset:
             if not fits(getattr(self, name)):
                 raise ValueError(f"{name} is {getattr(self, name)!r}; expected {expected}.")
 
-    def with_call(self, **given: Any) -> "Preset":
-        """The choices of one call, where those that are None are the preset's. Raises ValueError as for a preset."""
+    def with_call(self, *, guidance_scale: GuidanceScale = "preset", **given: Any) -> "Preset":
+        """The choices of one call, where those that are None are the preset's, but for a guidance scale of None, which
+        is no guidance. Raises ValueError as for a preset."""
+        if not (isinstance(guidance_scale, str) and guidance_scale == "preset"):
+            given["guidance_scale"] = 1.0 if guidance_scale is None else guidance_scale
         # Scalars of numpy, JAX and torch become Python's own.
         return dataclasses.replace(self, **{name: x.item() if getattr(x, "shape", None) == () else x
                                             for name, x in given.items() if x is not None})

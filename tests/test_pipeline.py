@@ -67,7 +67,7 @@ def test_solvers_strengths_and_no_guidance(mini_pipeline, result):
     np.testing.assert_allclose(
         text_only, mini_pipeline(CAR, PROMPT, "dog", vision_scale=[0.0], **QUICK).latents, atol=1e-5)
     without, same = (mini_pipeline(DOG, PROMPT, "dog", guidance_scale=scale, negative_prompt=negative, **QUICK).latents
-                     for scale, negative in ((1, ""), (np.float32(1), "cat")))
+                     for scale, negative in ((np.float32(1), ""), (None, "cat")))
     np.testing.assert_array_equal(without, same)
     with_lane = mini_pipeline(DOG, PROMPT, "dog", guidance_scale=1 + 1e-6, **QUICK).latents
     np.testing.assert_allclose(without, with_lane, atol=1e-3)

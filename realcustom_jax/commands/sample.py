@@ -109,6 +109,7 @@ def _checked_choices(options: argparse.Namespace) -> dict:
     from realcustom_jax.conditioning.regions import check_region, listed_regions
     from realcustom_jax.errors import check_text
     from realcustom_jax.model_files.lora_files import read_loras
+    from realcustom_jax.models.context import check_strengths
     from realcustom_jax.presets import find_preset
     from realcustom_jax.sampling.options import check_options
 
@@ -138,10 +139,13 @@ def _checked_choices(options: argparse.Namespace) -> dict:
     with warnings.catch_warnings(action="ignore"):  # what there is to warn of is told when the model loads
         read_loras(options.lora)
     subjects = max(len(options.image or [None]), len(options.target or [None]))
+    if not options.batch:
+        check_strengths(options.vision_scale, subjects)
     for i, mask in enumerate(listed_regions(options.mask, subjects), 1):
         if mask is not None:
             check_region(mask, f"mask of target {i}")
-    return choices if options.batch else choices | pictures
+    given = choices if options.batch else choices | pictures
+    return {name: x for name, x in given.items() if x is not None}
 
 
 def _say_memory(pipeline, choices: dict, rows, references: int) -> int:
@@ -152,7 +156,7 @@ def _say_memory(pipeline, choices: dict, rows, references: int) -> int:
     about = ("width", "height", "num_images", "branches", "steps", "scope", "freeze_mask_step", "guidance_scale",
              "guidance_mode", "solver")
     given = choices.get("masks")
-    calls = [{name: choices[name] for name in about} | {
+    calls = [{name: choices[name] for name in about if name in choices} | {
         "references": references, "masks": given is not None and None not in given}]
     if rows:
         calls = [calls[0] | {name: x for name, x in row.options.items() if name in about}
