@@ -3,7 +3,6 @@
 import jax
 import numpy as np
 import optax
-import pytest
 
 from benchmarks.experiments.place_ceiling import (
     PlaceTask,
@@ -17,7 +16,6 @@ from benchmarks.experiments.place_ceiling import (
 from benchmarks.experiments.two_things import TwoThings
 from realcustom_jax.sampling import solvers
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
 SMALL = Telltale(fine=8, coarse=16, blocks=1, groups=4)
 
 
