@@ -10,10 +10,9 @@ import pytest
 from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
-from realcustom_jax.conditioning.images import from_uint8, grid, listed, load_image, to_uint8
+from realcustom_jax.conditioning.images import from_uint8, grid, listed, load_image, paired, to_uint8
 from realcustom_jax.model_files.locate import ASSETS
 from realcustom_jax.models.resize import average_pixels
-from realcustom_jax.pipeline import _paired
 
 DOG = ASSETS / "references" / "dog.png"
 COLOURS = np.asarray(Image.open(DOG).convert("RGB"))
@@ -114,7 +113,7 @@ def test_what_sharpening_adds_to_black_and_white_is_cut():
     np.concatenate([COLOURS / 255, np.ones_like(COLOURS[..., :1])], -1)])
 def test_an_array_is_one_picture(array):
     np.testing.assert_allclose(load_image(array), COLOURS / np.float32(255), atol=0.004)
-    references, _ = _paired(array, "dog")
+    references, _ = paired(array, "dog")
     assert len(references) == 1 and references[0] is array
 
 
@@ -147,7 +146,7 @@ def test_files_are_read_from_their_paths_contents_and_opened(tmp_path):
         sources = (DOG, str(DOG), content, bytearray(content), memoryview(content), io.BytesIO(content), opened,
                    Image.open(DOG))
         for source in sources:
-            references, _ = _paired(source, "dog")
+            references, _ = paired(source, "dog")
             assert len(references) == 1
             for _ in range(2):
                 np.testing.assert_array_equal(load_image(references[0]), COLOURS / np.float32(255))
@@ -158,7 +157,7 @@ def test_several_pictures_are_counted_as_such():
         [DOG, COLOURS], (DOG,), np.stack([COLOURS] * 3), jnp.zeros((2, 4, 4, 3)), iter([DOG, DOG]), [])] == [
             2, 1, 3, 2, 2, 0]
     with pytest.raises(ValueError, match="2 reference.* and 1 target"):
-        _paired([DOG, COLOURS], "dog")
+        paired([DOG, COLOURS], "dog")
 
 
 @pytest.mark.parametrize("source, words", [
@@ -184,7 +183,7 @@ def test_several_pictures_are_counted_as_such():
 ])
 def test_what_is_no_picture_is_one_sentence(source, words):
     with pytest.raises((ValueError, FileNotFoundError), match=f"^The image .*{words}") as caught:
-        load_image(_paired(source, "dog")[0][0] if np.ndim(source) != 4 else source)
+        load_image(paired(source, "dog")[0][0] if np.ndim(source) != 4 else source)
     assert len(str(caught.value)) < 300
 
 

@@ -63,6 +63,7 @@ def test_what_may_change_while_a_run_goes_on_is_no_constant_of_its_program(optim
     assert lowered(dataclasses.replace(settings, accumulate=2)) != text
 
 
+@pytest.mark.usefixtures("optimised")
 def test_the_numbers_are_those_of_a_program_with_constants(tmp_path):
     """Recorded before the rate was an input."""
     options = {"weight_decay": 0.1, "clip": 0.5, "decay": 0.7, "seed": 7, "ema": 0.5}
