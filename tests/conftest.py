@@ -19,11 +19,12 @@ _COMPILED, _MOST_BYTES = Path(__file__).parents[1] / ".pytest_cache" / "compiled
 # again; they neither read nor fill the user's. It has every program: the small ones are many, and each process that a
 # test starts would compile them again. JAX is told of no bound, with which it looks at all files for each that it
 # writes; `pytest_configure` keeps to it. As most programs take longer to compile than to run, machine code is not
-# optimised (what XLA makes of a program before that stays; see `optimised`). JAX reads this when it is imported, and so
-# do the processes that tests start.
+# optimised unless the caller says so (what XLA makes of a program before that stays; see `optimised`). JAX reads this
+# when it is imported, and so do the processes that tests start.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
 os.environ |= {
     "JAX_COMPILATION_CACHE_DIR": str(_COMPILED), "JAX_COMPILATION_CACHE_MAX_SIZE": "-1",
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_DISABLE_MOST_OPTIMIZATIONS": "true"}
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
 
 
 def pytest_configure(config):
@@ -113,11 +114,12 @@ def optimised():
     """For files whose programs are to be compiled as users have them: with all of XLA's optimisations."""
     import jax
 
+    before = jax.config.values["jax_disable_most_optimizations"]
     jax.config.update("jax_disable_most_optimizations", False)
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("JAX_DISABLE_MOST_OPTIMIZATIONS")
         yield
-    jax.config.update("jax_disable_most_optimizations", True)
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture(scope="session")
