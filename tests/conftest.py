@@ -110,6 +110,17 @@ def memory_bucket(monkeypatch, tmp_path):
 
 
 @pytest.fixture(scope="module")
+def quickly_compiled():
+    """For files whose programs always take longer to compile than to run: without most of XLA's optimisations."""
+    import jax
+
+    before = jax.config.values["jax_disable_most_optimizations"]
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.fixture(scope="module")
 def optimised():
     """For files whose programs are to be compiled as users have them: with all of XLA's optimisations."""
     import jax

@@ -28,6 +28,7 @@ from realcustom_jax.models.resize import average_pixels
 from realcustom_jax.training.curriculum import Curriculum
 from realcustom_jax.training.miniature.pictures import PictureBatches, compose_references, covered
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
 DOG = Identity("dog", "red", "blue", "stripes", "hat", "slim")
 ROCKET = Identity("rocket", "white", "pink", "halves", "flag", "stout")
 TWO = Curriculum("recontextualisation")

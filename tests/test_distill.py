@@ -21,6 +21,7 @@ from realcustom_jax.training.miniature import stages
 
 from mini_bundle import SIDE, write_mini_bundle
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
 CONFIG = Path(__file__).parents[1] / "configs" / "mini.py"
 KEY = jax.random.key(0)
 

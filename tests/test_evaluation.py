@@ -35,6 +35,7 @@ from realcustom_jax.sampling.sampler import Samples
 
 from mini_bundle import SMALL_JUDGE, judge_params, write_mini_bundle
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
 WORLD = BankConfig(side=32, cut_out=36)
 
 

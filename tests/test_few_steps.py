@@ -17,6 +17,7 @@ from realcustom_jax.model_files.source import ModelSource
 from realcustom_jax.pipeline import Pipeline
 from realcustom_jax.training.low_rank import init_low_rank, low_rank_tensors, merge_low_rank
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
 CHOICES = {"steps": 4, "solver": "ddim", "guidance_scale": 1.0, "freeze_mask_step": 2, "branches": "sequential"}
 DOG = np.full((16, 16, 3), 120, np.uint8)
 

@@ -22,6 +22,7 @@ from realcustom_jax.evaluation.miniature.scores import examine
 
 from mini_bundle import SMALL_JUDGE, judge_params
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
 WORLD = BankConfig(side=32, cut_out=36)
 
 

@@ -35,6 +35,7 @@ from realcustom_jax.training.miniature.judge import JudgeTask, disturb, places
 from realcustom_jax.training.miniature.pictures import PictureBatches
 from realcustom_jax.training.scored import find_judge, scored_pictures
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
 CONFIG = Path(__file__).parents[1] / "configs" / "mini.py"
 KEY = jax.random.key(0)
 

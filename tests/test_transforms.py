@@ -14,6 +14,7 @@ from realcustom_jax.sampling.guidance import MODES
 from goldens import FIXTURES
 from test_sampling import OPTIONS, small_case
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
 RNG = np.random.default_rng(0)
 
 
