@@ -290,9 +290,8 @@ class Pipeline:
         regions = listed_regions(masks, len(targets))
         initial, width, height = self._initial(init_image, mask_image, width, height)
         result_size = initial.size if initial and initial.region is not None else (width, height)
-        pictures = [load_image(reference) for reference in references]
-        if choices.shared_reference == "cropped" and len(pictures) < len(targets):
-            pictures = self.crop_to_targets(pictures[0], prompt, targets)
+        pictures = self.given_to_targets([load_image(reference) for reference in references], prompt, targets,
+                                         choices.shared_reference)
         schedule = self.make_solver(choices.steps, choices.solver, start=skipped_steps(
             choices.steps, strength, begins=initial is not None, masked=mask_image is not None))
         shape = self.latent_shape(width, height)
@@ -336,14 +335,21 @@ class Pipeline:
         return mark_targets([encoder.tokenizer for encoder in self.text_encoders], prompt, targets,
                             match=self.preset.match, overlapping=overlapping)
 
-    def crop_to_targets(self, picture: np.ndarray, prompt: str, targets: Sequence[str]) -> list[np.ndarray]:
-        """The parts of a reference, float [height, width, 3] in [0, 1], that show each of R targets of the prompt, by
-        the base model's attention (module `locating`)."""
+    def given_to_targets(
+        self, pictures: list[np.ndarray], prompt: str, targets: Sequence[str], shared_reference: str | None = None
+    ) -> list[np.ndarray]:
+        """What R targets of the prompt are given of references, float [height, width, 3] in [0, 1]: the pictures, or of
+        one that several targets share, where `shared_reference` (None: the preset's) is "cropped", the parts that show
+        each of them by the base model's attention (module `locating`)."""
+        if (shared_reference or self.preset.shared_reference) == "whole" or len(pictures) == len(targets):
+            return pictures
+        (picture,) = pictures
         square = square_reference(picture, self.sizes.native)
         latents = encode_pictures(self.vae.module, self.vae.params, 2 * jnp.asarray(square)[None] - 1)
         found = find_phrases(
             self.unet.module, self.unet.params, latents, self.encode_prompts(prompt),
-            self.mark_targets(prompt, targets), mask=self.preset.mask_config(*latents.shape[1:3]), betas=self.betas)
+            self.mark_targets(prompt, targets, overlapping=True),
+            mask=self.preset.mask_config(*latents.shape[1:3]), betas=self.betas)
         boxes = [box_around(where, picture.shape[1], picture.shape[0]) for where in found]
         return [picture[top:bottom, left:right] for left, top, right, bottom in boxes]
 

@@ -30,6 +30,8 @@ def places(*found: tuple[int, int], size: tuple[int, int] = (8, 8)) -> np.ndarra
     (places((7, 7), (7, 6), (6, 7), (6, 6)), (128, 128), (86, 86, 128, 128)),
     # Low and wide: a square in pixels, whatever the picture's shape.
     (places((4, 2), (4, 3), (4, 4), (4, 5)), (256, 128), (56, 0, 199, 128)),
+    # A picture of a few pixels still has one to show.
+    (places((0, 0)), (2, 1), (0, 0, 1, 1)),
     # Nothing is found: all of it.
     (places(), (100, 60), (0, 0, 100, 60)),
     (places(*np.ndindex(8, 8)), (90, 40), (0, 0, 90, 40)),
@@ -55,7 +57,7 @@ def test_each_word_finds_its_own_thing(miniature):
     right = []
     for case in make_cases("one2many", 8, 5)[::2]:
         phrases = [thing.noun for thing in case.things]
-        crops = miniature.crop_to_targets(case.references[0] / np.float32(255), str(case.prompt), phrases)
+        crops = miniature.given_to_targets([case.references[0] / np.float32(255)], str(case.prompt), phrases)
         pictures = np.stack([Image.fromarray(np.uint8(crop * 255)).resize((128, 128)) for crop in crops])
         shown = judge(pictures, np.array([[NOUNS.index(phrase) for phrase in phrases]] * 2)).places.mean((2, 3))
         right += [shown[0, 0] > 2 * shown[0, 1], shown[1, 1] > 2 * shown[1, 0]]

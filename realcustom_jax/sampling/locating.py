@@ -19,7 +19,7 @@ from realcustom_jax.sampling.masks import MaskConfig
 from realcustom_jax.sampling.options import seeded_noise
 from realcustom_jax.sampling.solvers import add_noise
 
-TIMESTEP = 500  # of 1000: there the maps tell painted things apart with 0.996; they are sharpest in the middle
+TIMESTEP = 500  # of 1000: of the five in docs/evidence.md's table of sharing, the one whose maps divide things best
 _NOISES = 2  # their maps are averaged
 _SCOPE = 0.3  # of the picture that a thing may cover; a box is drawn around it, so that more does no harm
 _BEYOND = 0.04  # the share of a map that may lie beyond an edge of its box
@@ -78,6 +78,6 @@ def _ends(mass: np.ndarray, length: int) -> tuple[float, float]:
 
 def _around(middle: float, side: float, length: int) -> tuple[int, int]:
     """An interval of this side around a place, moved and cut to lie within the length."""
-    side = min(round(side), length)
+    side = min(max(round(side), 1), length)
     start = min(max(round(middle - side / 2), 0), length - side)
     return start, start + side

@@ -114,23 +114,16 @@ class Generator:
         texts = [str(case.description if described else case.prompt) for case in cases]
         positive = positive.replace(text=pipeline.encode_prompts(texts).text)
         negative = pipeline.encode_negative(None, positive)
-        references = [reference for case in cases for reference in self._references(case)]
+        nouns = [[case.things[thing].noun for thing in case.targets] for case in cases]
+        references = [reference for case, targets in zip(cases, nouns, strict=True)
+                      for reference in pipeline.given_to_targets(
+                          [x.astype(np.float32) / 255 for x in case.references], str(case.prompt), targets)]
         *tokens, nothing = pipeline.encode_references([*references, np.zeros_like(references[0])])
         vision = jnp.stack(tokens).reshape(len(cases), -1, *nothing.shape)
-        phrases = len(cases[0].targets)
-        vision = jnp.repeat(vision, phrases // vision.shape[1], axis=1)
-        target = np.stack([pipeline.mark_targets(text, [case.things[thing].noun for thing in case.targets])
-                           for text, case in zip(texts, cases, strict=True)])
+        vision = jnp.repeat(vision, len(nouns[0]) // vision.shape[1], axis=1)
+        target = np.stack([pipeline.mark_targets(text, targets) for text, targets in zip(texts, nouns, strict=True)])
         return (positive.replace(vision=vision), negative.replace(vision=jnp.broadcast_to(nothing, vision.shape)),
                 jnp.asarray(target))
-
-    def _references(self, case: Case) -> list[np.ndarray]:
-        """float [height, width, 3] in [0, 1] each: a case's, or what the pipeline makes of one that phrases share."""
-        pictures = [reference.astype(np.float32) / 255 for reference in case.references]
-        phrases = [case.things[thing].noun for thing in case.targets]
-        if self.pipeline.preset.shared_reference == "cropped" and len(pictures) < len(phrases):
-            return self.pipeline.crop_to_targets(pictures[0], str(case.prompt), phrases)
-        return pictures
 
     def autoencode(self, images: np.ndarray) -> np.ndarray:
         """Pictures uint8 [N,H,W,3] through the autoencoder and back: what no sampling of its latents can surpass."""
