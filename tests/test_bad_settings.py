@@ -69,6 +69,7 @@ OPTIMIZATION = "--config.train.optimization."
     *[(f"--config.train.curriculum.final_reconstruction={share}", "expected a share of the pairs, from 0 to 1")
       for share in (-1, 1.5, "nan", "inf")],
     (f"{OPTIMIZATION}optimizer=muno", "Unknown optimizer 'muno'.*did you mean 'muon'"),
+    ("--config.train.fresh.variant=highres", "'highres' projector reads one layer of each encoder, not 4"),
     ("--config.train.data.seed=-1", "config.train.data: seed is -1; expected a whole number, 0 or more"),
     ("--config.train.data.max_broken=-1", "config.train.data: max_broken is -1"),
     ("--config.train.precomputed=maybe", "is 'maybe'; expected true or false."),
@@ -92,6 +93,8 @@ def test_a_value_that_cannot_be_used_is_one_sentence(capsys, option, words):
     ("--config.optimization.base.batch_size=0", "config.optimization.base: batch_size is 0"),
     ("--config.optimization.judge.save_every=0", "save_every is 0"),
     ("--config.data.poses=x", "expected a whole number"),
+    ("--config.models.adapter.image_prompt_settings.vision_projection_config.variant=highres",
+     "models.adapter: The 'highres' projector reads one layer of each encoder, not 3"),
     ("--config.seed=-1", "seed is -1")])
 def test_likewise_of_the_miniature(capsys, option, words):
     assert words in refused(capsys, option, config="mini")
@@ -123,7 +126,7 @@ def documented():
             parent = name.rpartition(".")[0] if not name.startswith(".") else parent
 
 
-OTHER = {"optimization.batch_size": 4, "optimization.accumulate": 2, "fresh.variant": "highres", "mesh.data": 2,
+OTHER = {"optimization.batch_size": 4, "optimization.accumulate": 2, "fresh.variant": "shallow", "mesh.data": 2,
          "curriculum.recipe": "reconstruction", "optimization.optimizer": "muon", "optimization.decay": 0.25,
          "dtype": "bfloat16", "side": 256, "precomputed": "True", "on_existing": "refuse", "optimization.ema": 0.5,
          "data.held_out": 0.25, "optimization.profile_steps": "1:3"}

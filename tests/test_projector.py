@@ -1,11 +1,17 @@
 """The projector against the released classes, and what the released classes do not have."""
 
+import json
+import re
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import realcustom_jax as rc
+from realcustom_jax.model_files.adapter import find_adapter
+from realcustom_jax.model_files.locate import ASSETS
 from realcustom_jax.models.projector import Projector, ProjectorConfig
 
 from goldens import FIXTURES, assert_close, golden
@@ -68,6 +74,22 @@ def test_compute_dtype_is_the_modules():
 def test_features_that_do_not_fit_are_refused(variant, shapes):
     with pytest.raises(ValueError, match=rf"'{variant}'.*each \[B, L, 32\]"):
         projector_of(variant).init(jax.random.key(0), [jnp.zeros(shape) for shape in shapes])
+
+
+@pytest.mark.parametrize("variant, layers, said", [
+    ("highres", [1, 2, 3], "reads one layer of each encoder, not 3"),
+    ("paper", [3], "reads shallow layers before the deep one"),
+    ("shallow", [3], "reads shallow layers before the deep one"),
+])
+def test_an_adapter_whose_layers_do_not_fit_its_projector_is_refused_by_its_file(tmp_path, variant, layers, said):
+    shutil.copytree(ASSETS / "mini" / "adapter", tmp_path, dirs_exist_ok=True)
+    file = tmp_path / "config.json"
+    config = json.loads(file.read_text())
+    config["image_prompt_settings"]["vision_projection_config"]["variant"] = variant
+    config["vision_settings"] |= {"siglip_layers": layers, "dino_layers": layers}
+    file.write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=f"{re.escape(str(file))}.*'{variant}' projector {said}"):
+        find_adapter(tmp_path)
 
 
 @pytest.mark.parametrize("projection, message", [

@@ -64,7 +64,7 @@ def go_on(mini_folder, pictures, tmp_path, monkeypatch):
     ({"dtype": "bfloat16"}, "dtype is 'float32' there and 'bfloat16' here"), ({"side": 192}, "side is 64 there"),
     ({"snr_limit": 5.0}, "snr_limit is 0.0 there and 5.0 here"), ({"curriculum__start": 0.2}, "curriculum is "),
     ({"data__seed": 3}, "data is {'seed': 0} there and {'seed': 3} here"),
-    ({"fresh__variant": "highres"}, "fresh is {'variant': '.*'} there and {'variant': 'highres'} here")])
+    ({"fresh__variant": "shallow"}, "fresh is {'variant': '.*'} there and {'variant': 'shallow'} here")])
 def test_what_makes_another_run_is_refused_before_anything_is_built(go_on, changes, words):
     with pytest.raises(ValueError, match=f"belongs to another run: {words}"):
         go_on(**changes)

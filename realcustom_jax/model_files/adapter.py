@@ -17,7 +17,7 @@ from realcustom_jax.errors import check_choice, naming
 from realcustom_jax.model_files import locate, weights
 from realcustom_jax.model_files.kinds import advice, identify
 from realcustom_jax.model_files.tensors import LazyTensors, read_tensors
-from realcustom_jax.models.projector import ProjectorConfig
+from realcustom_jax.models.projector import ProjectorConfig, check_layers
 from realcustom_jax.models.unet import UNetConfig
 from realcustom_jax.presets import Preset, replace_choices
 
@@ -87,6 +87,7 @@ def find_adapter(path: str | Path) -> Adapter:
         ours = "vision_settings" in mapping
         vision = (VisionSettings.from_config(mapping["vision_settings"]) if ours else
                   VisionSettings.from_released(mapping))
+        check_layers(ProjectorConfig.from_config(settings).variant, len(vision.siglip_layers))
         choices = {kind: mapping.get(kind, {}) for kind in ("conditioning", "sampling")}
         for (kind, given), known in zip(choices.items(), (CONDITIONING, SAMPLING), strict=True):
             if not isinstance(given, Mapping):

@@ -34,6 +34,17 @@ _RELEASED = {
 }
 
 
+def check_layers(variant: str, count: int) -> None:
+    """Raises ValueError, which says what to change, if a projector of this variant does not read `count` layers of each
+    encoder: the deep one and, for the structure stream, shallow ones before it."""
+    if variant == "highres" and count != 1:
+        raise ValueError(f"The 'highres' projector reads one layer of each encoder, not {count}; leave the deepest one "
+                         "in siglip_layers and dino_layers, or take the variant 'paper'.")
+    if variant != "highres" and count < 2:
+        raise ValueError(f"The {variant!r} projector reads shallow layers before the deep one, not one layer alone; "
+                         "add some to siglip_layers and dino_layers, or take the variant 'highres'.")
+
+
 LayerNorm = functools.partial(nn.LayerNorm, epsilon=1e-5, use_fast_variance=False)
 
 

@@ -5,8 +5,10 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from realcustom_jax.conditioning.references import VisionSettings
 from realcustom_jax.data.sprites.bank import BankConfig
-from realcustom_jax.errors import check_choice
+from realcustom_jax.errors import check_choice, naming
+from realcustom_jax.models.projector import ProjectorConfig, check_layers
 from realcustom_jax.presets import Preset
 from realcustom_jax.training.checkpoints import ON_EXISTING
 from realcustom_jax.training.config import read_settings
@@ -118,6 +120,10 @@ class MiniatureConfig:
         for name, value in dataclasses.asdict(self.data).items():
             if name not in ("seed", "split") and value < 1:
                 raise ValueError(f"data.{name} is {value}; expected a whole number, at least 1.")
+        with naming("models.adapter"):
+            projector = ProjectorConfig.from_config(self.models.adapter)
+            vision = VisionSettings.from_config(self.models.adapter["vision_settings"])
+            check_layers(projector.variant, len(vision.siglip_layers))
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "MiniatureConfig":

@@ -13,7 +13,7 @@ from realcustom_jax.data.selection import check_filters
 from realcustom_jax.data.shapes import buckets
 from realcustom_jax.errors import check_choice
 from realcustom_jax.model_files import single_file
-from realcustom_jax.models.projector import VARIANTS
+from realcustom_jax.models.projector import VARIANTS, check_layers
 from realcustom_jax.presets import Preset
 from realcustom_jax.training.checkpoints import ON_EXISTING
 from realcustom_jax.training.config import read_settings
@@ -98,6 +98,7 @@ class FreshAdapterConfig:
         check_choice("projector variant", self.variant, VARIANTS)
         if self.dim_head < 1:
             raise ValueError(f"dim_head is {self.dim_head}; expected a whole number, at least 1.")
+        check_layers(self.variant, len(self.vision_settings.siglip_layers))
 
 
 @dataclasses.dataclass(frozen=True)
