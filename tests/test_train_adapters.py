@@ -1,5 +1,6 @@
 """The adapters of the study's rows: what is trained, what is kept, and how it stops."""
 
+import ast
 import subprocess
 import sys
 from pathlib import Path
@@ -81,8 +82,9 @@ def test_each_is_the_miniatures_configuration_but_for_its_choice(name, flags):
         *above, last = key.split(".")
         for part in above:
             before = before[part]
-        assert before[last] != type(before[last])(value), "it says what the configuration says already"
-        before[last] = type(before[last])(value)
+        said = ast.literal_eval(value) if isinstance(before[last], list) else type(before[last])(value)
+        assert before[last] != said, "it says what the configuration says already"
+        before[last] = said
     MiniatureConfig.from_config(config.to_dict())  # raises ValueError for what no stage knows
 
 
