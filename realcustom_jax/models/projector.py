@@ -34,13 +34,17 @@ _RELEASED = {
 }
 
 
+def _with_structure(variant: str) -> bool:
+    return variant != "highres"
+
+
 def check_layers(variant: str, count: int) -> None:
     """Raises ValueError, which says what to change, if a projector of this variant does not read `count` layers of each
     encoder: the deep one and, for the structure stream, shallow ones before it."""
-    if variant == "highres" and count != 1:
-        raise ValueError(f"The 'highres' projector reads one layer of each encoder, not {count}; leave the deepest one "
-                         "in siglip_layers and dino_layers, or take the variant 'paper'.")
-    if variant != "highres" and count < 2:
+    if not _with_structure(variant) and count != 1:
+        raise ValueError(f"The {variant!r} projector reads one layer of each encoder, not {count}; leave the deepest "
+                         "one in siglip_layers and dino_layers, or take the variant 'paper'.")
+    if _with_structure(variant) and count < 2:
         raise ValueError(f"The {variant!r} projector reads shallow layers before the deep one, not one layer alone; "
                          "add some to siglip_layers and dino_layers, or take the variant 'highres'.")
 
@@ -77,7 +81,7 @@ class ProjectorConfig:
     @property
     def with_structure(self) -> bool:
         """Whether shallow layers are read too, for tokens of their own beside the deep ones."""
-        return self.variant != "highres"
+        return _with_structure(self.variant)
 
     @classmethod
     def from_config(cls, settings: Mapping[str, Any]) -> "ProjectorConfig":
