@@ -5,11 +5,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from benchmarks.experiments import train_adapters
 from benchmarks.experiments.study import settings
 from configs.mini import get_config
+from realcustom_jax.model_files.adapter import find_adapter
+from realcustom_jax.model_files.locate import ASSETS
+from realcustom_jax.model_files.weights import PROJECTOR_PREFIX
+from realcustom_jax.models.projector import ProjectorConfig
 from realcustom_jax.training.miniature.config import MiniatureConfig
 
 
@@ -18,7 +23,7 @@ def calls(monkeypatch):
     """The names that were trained, each by a process that does what is said of it in `bodies`, or writes an adapter."""
     names, bodies = [], {}
 
-    def train(workdir: Path, name: str, further: int, batch_size: int) -> subprocess.Popen:
+    def train(workdir: Path, name: str, steps: int, batch_size: int) -> subprocess.Popen:
         names.append(name)
         adapter = workdir / name / "bundle" / "adapter"
         body = bodies.get(name, f"import pathlib; p = pathlib.Path({str(adapter)!r}); p.mkdir(parents=True); "
@@ -33,7 +38,7 @@ def calls(monkeypatch):
 
 def train_all(workdir: Path, names: list[str], **options) -> None:
     train_adapters.train_all(workdir, names, **{
-        "further": 0, "batch_size": 0, "together": 2, "seconds": 60.0, **options})
+        "steps": 0, "batch_size": 0, "together": 2, "seconds": 60.0, **options})
 
 
 def test_what_is_there_already_is_not_trained_again(tmp_path, calls):
@@ -73,7 +78,8 @@ def test_asked_to_stop_it_stops_what_runs(tmp_path, calls):
     assert stopped.value.code == 75 and ended.exists()
 
 
-@pytest.mark.parametrize("name, flags", {**train_adapters.ADAPTERS, **train_adapters.FURTHER}.items())
+@pytest.mark.parametrize("name, flags",
+                         {**train_adapters.ADAPTERS, **train_adapters.FURTHER, **train_adapters.ANEW}.items())
 def test_each_is_the_miniatures_configuration_but_for_its_choice(name, flags):
     config = get_config()
     for flag in flags:
@@ -90,4 +96,20 @@ def test_each_is_the_miniatures_configuration_but_for_its_choice(name, flags):
 
 def test_each_has_a_row_for_every_task():
     rows = {row.adapter for row in settings() if row.adapter}
-    assert rows == {*train_adapters.ADAPTERS, *train_adapters.FURTHER}
+    assert rows == {*train_adapters.ADAPTERS, *train_adapters.FURTHER, *train_adapters.ANEW}
+
+
+@pytest.mark.parametrize("name", train_adapters.ANEW)
+def test_a_new_projector_stands_under_the_bundled_keys_and_values(tmp_path, name):
+    variant = name.removeprefix("anew/")
+    train_adapters.begin_anew(tmp_path, variant)
+    begun, bundled = find_adapter(tmp_path / "adapter"), find_adapter(ASSETS / "mini" / "adapter")
+    assert ProjectorConfig.from_config(begun.settings).variant == variant
+    assert len(begun.vision.siglip_layers) == len(begun.vision.dino_layers) == (1 if variant == "highres" else 3)
+    assert any(".to_k_vision." in name for name in begun.tensors)
+    for name in begun.tensors:
+        if name.startswith(PROJECTOR_PREFIX):
+            if name.endswith(("to_q.weight", "projector_base.weight")):
+                assert not np.array_equal(begun.tensors[name], bundled.tensors[name])
+        else:
+            np.testing.assert_array_equal(begun.tensors[name], bundled.tensors[name])

@@ -21,7 +21,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from benchmarks.experiments.train_adapters import ADAPTERS, FURTHER
+from benchmarks.experiments.train_adapters import ADAPTERS, ANEW, FURTHER
 from realcustom_jax.evaluation.miniature.cases import TASKS, make_cases
 from realcustom_jax.evaluation.miniature.generate import Generator
 from realcustom_jax.evaluation.miniature.scores import METRICS, score_masks, score_pictures
@@ -36,7 +36,7 @@ class Setting:
     """One row: what differs from the model's own preset.
 
     preset: choices that are replaced. overlap: how several references share a picture. vision: the strength of the
-    visual term. adapter: of `ADAPTERS` or `FURTHER`, or the bundled one.
+    visual term. adapter: of `ADAPTERS`, `FURTHER` or `ANEW`, or the bundled one.
     """
 
     group: str
@@ -75,7 +75,8 @@ def settings() -> list[Setting]:
     # Whether a word chooses within the whole of a reference is what training decides.
     whole = {"shared_reference": "whole"}
     rows += [Setting("training", name, TASKS, preset=whole, adapter=name) for name in ADAPTERS]
-    rows += [Setting("further", name.removeprefix("further/"), TASKS, preset=whole, adapter=name) for name in FURTHER]
+    for group, names in (("further", FURTHER), ("anew", ANEW)):
+        rows += [Setting(group, name.removeprefix(f"{group}/"), TASKS, preset=whole, adapter=name) for name in names]
     return rows
 
 

@@ -24,6 +24,7 @@ TITLES = {
     "shared": "What each word is given of one reference",
     "training": "Adapters that were trained in other ways",
     "further": "The bundled adapter, trained further in other ways",
+    "anew": "New projectors under the bundled adapter's keys and values",
 }
 
 
