@@ -2,6 +2,7 @@
 
     python -m benchmarks.experiments.study --out runs/study                 # every row, resumable: a row is a file
     python -m benchmarks.experiments.study --out runs/study --report docs/evidence.md
+    python -m benchmarks.experiments.study --out runs/study --groups further --differences-from unchanged
 
 A row is one way to sample (or one adapter), on the cases of one task; its scores are kept case by case, so that rows
 are compared on the same cases. Adapters that a row needs are trained by `train_adapters` and given as
@@ -13,7 +14,7 @@ import dataclasses
 import json
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from benchmarks.experiments.study_report import differences, write_report
 from benchmarks.experiments.train_adapters import ADAPTERS, ANEW, FURTHER
 from realcustom_jax.evaluation.miniature.cases import TASKS, make_cases
 from realcustom_jax.evaluation.miniature.generate import Generator
@@ -94,24 +96,43 @@ def arranged(generator: Generator, setting: Setting) -> Generator:
     return dataclasses.replace(generator, pipeline=dataclasses.replace(pipeline, preset=preset, unet=unet))
 
 
-def pending(folder: Path, adapters: Path | None) -> Iterator[tuple[Setting, str, Path]]:
-    """(row, task, file) of what has not been made yet."""
-    for setting in settings():
-        if setting.adapter and not (adapters and (adapters / setting.adapter).is_dir()):
-            continue
-        for task in setting.tasks:
-            name = re.sub(r"[^\w.-]+", "_", f"{setting.group}.{setting.name}.{task}")
-            if not (folder / f"{name}.json").is_file():
-                yield setting, task, folder / f"{name}.json"
+def row_files(folder: Path, groups: Sequence[str] | None = None) -> list[tuple[Setting, str, Path]]:
+    """(row, task, its file, there or not) of every row, or of those of the groups, in their order."""
+    return [(setting, task, folder / re.sub(r"[^\w.-]+", "_", f"{setting.group}.{setting.name}.{task}.json"))
+            for setting in settings() if not groups or setting.group in groups for task in setting.tasks]
+
+
+def pending(folder: Path, adapters: Path | None, groups: Sequence[str] | None) -> list[tuple[Setting, str, Path]]:
+    """Those that have not been made yet, and whose adapter is there."""
+    return [(setting, task, file) for setting, task, file in row_files(folder, groups) if not file.is_file() and (
+        setting.adapter is None or (adapters and (adapters / setting.adapter).is_dir()))]
+
+
+def read_rows(folder: Path, groups: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    """What has been made, in the order of `settings`."""
+    return [json.loads(file.read_bytes()) for *_, file in row_files(folder, groups) if file.is_file()]
+
+
+def check_same(folder: Path, of_all: Mapping[str, Any]) -> None:
+    """Raises ValueError if a row in the folder was made of other cases, or from another preset of the model, than
+    `of_all` says: it would be compared with those that come."""
+    for row in read_rows(folder):
+        for name, value in of_all.items():
+            found = row["of_all"].get(name)
+            if found != value:
+                raise ValueError(f"{folder} holds rows of another study: their {name} is {found}, not {value}; give "
+                                 "another folder, or the same model and options.")
 
 
 def run_study(options: argparse.Namespace) -> None:
     """Makes every row that is not there yet."""
     options.out.mkdir(parents=True, exist_ok=True)
     generators = {None: Generator.load(options.model)}
+    of_all = {"num_subjects": options.num_subjects, "seed": options.seed,
+              **dataclasses.asdict(generators[None].pipeline.preset)}
+    check_same(options.out, of_all)
     cases = {task: make_cases(task, options.num_subjects, options.seed) for task in TASKS}
-    todo = [row for row in pending(options.out, options.adapters)
-            if not options.groups or row[0].group in options.groups]
+    todo = pending(options.out, options.adapters, options.groups)
     for setting, task, file in tqdm(todo, desc="rows", unit="row"):
         if setting.adapter not in generators:
             generators[setting.adapter] = Generator.load(options.model, options.adapters / setting.adapter)
@@ -123,8 +144,7 @@ def run_study(options: argparse.Namespace) -> None:
         write_json(file, {
             **{name: getattr(setting, name) for name in ("group", "name", "method", "preset", "overlap", "vision",
                                                          "adapter")},
-            "task": task, "num_subjects": options.num_subjects, "seed": options.seed,
-            "subjects": [case.subject for case in cases[task]],
+            "of_all": of_all, "task": task, "subjects": [case.subject for case in cases[task]],
             "scores": {name: np.round(values, 4).tolist() for name, values in scores.items()
                        if name in METRICS[task] or name in ("primary", "secondary", "pattern", "accessory", "build")},
             "seconds": round(time.monotonic() - started, 1)})
@@ -140,11 +160,14 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1, help="not the evaluation's 0: choices are made by this table")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--report", type=Path, help="Markdown file to write from the rows, instead of making any")
+    parser.add_argument("--differences-from", metavar="ROW", help="instead of making rows, prints how far the others "
+                        "of each group are from this one, paired over subjects")
     options = parser.parse_args()
+    rows = read_rows(options.out, options.groups)
     if options.report:
-        from benchmarks.experiments.study_report import write_report
-
-        write_report([json.loads(file.read_bytes()) for file in sorted(options.out.glob("*.json"))], options.report)
+        write_report(rows, options.report)
+    elif options.differences_from:
+        print(differences(rows, options.differences_from))
     else:
         run_study(options)
 

@@ -66,6 +66,27 @@ def _mean(row: Row, metric: str) -> dict[str, Any]:
     return mean_with_interval(np.array(row["scores"][metric]), np.array(row["subjects"]))
 
 
+def differences(rows: Sequence[Row], base: str) -> str:
+    """A Markdown table of how far the other rows of each group are from the one of the name `base`, score by score:
+    the mean over subjects of what is paired, with its 95 % interval.
+
+    Raises ValueError if no group has that row.
+    """
+    bases = {(row["group"], row["task"]): row for row in rows if row["name"] == base}
+    if not bases:
+        raise ValueError(f"No row is called {base!r}; there are {', '.join(sorted({row['name'] for row in rows}))}.")
+    lines = [f"| difference from {base} | task | score | | 95 % interval | leaves 0 out |", "|---|---|---|--:|---|---|"]
+    for row in rows:
+        compared = bases.get((row["group"], row["task"]), row)
+        for metric in METRICS[row["task"]] if compared is not row else ():
+            entry = mean_with_interval(
+                np.array(row["scores"][metric]) - np.array(compared["scores"][metric]), np.array(row["subjects"]))
+            low, high = entry["ci95"]
+            lines.append(f"| {row['name']} | {row['task']} | {metric.replace('_', ' ')} | {entry['value']:+.3f} | "
+                         f"[{low:.3f}, {high:.3f}] | {'yes' if low > 0 or high < 0 else ''} |")
+    return "\n".join(lines)
+
+
 def _plot_plane(rows: Sequence[Row], file: Path) -> None:
     import matplotlib
 
