@@ -22,7 +22,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from benchmarks.experiments.study_report import differences, write_report
+from benchmarks.experiments.study_report import TITLES, differences, write_report
 from benchmarks.experiments.train_adapters import ADAPTERS, ANEW, FURTHER
 from realcustom_jax.evaluation.miniature.cases import TASKS, make_cases
 from realcustom_jax.evaluation.miniature.generate import Generator
@@ -118,7 +118,7 @@ def check_same(folder: Path, of_all: Mapping[str, Any]) -> None:
     `of_all` says: it would be compared with those that come."""
     for row in read_rows(folder):
         for name, value in of_all.items():
-            found = row["of_all"].get(name)
+            found = row.get("of_all", {}).get(name)
             if found != value:
                 raise ValueError(f"{folder} holds rows of another study: their {name} is {found}, not {value}; give "
                                  "another folder, or the same model and options.")
@@ -133,19 +133,22 @@ def run_study(options: argparse.Namespace) -> None:
     check_same(options.out, of_all)
     cases = {task: make_cases(task, options.num_subjects, options.seed) for task in TASKS}
     todo = pending(options.out, options.adapters, options.groups)
+    alike: dict[tuple, dict[str, np.ndarray]] = {}  # a preset's own choice stands in several groups
     for setting, task, file in tqdm(todo, desc="rows", unit="row"):
         if setting.adapter not in generators:
             generators[setting.adapter] = Generator.load(options.model, options.adapters / setting.adapter)
         generator = arranged(generators[setting.adapter], setting)
         started = time.monotonic()
-        made = generator.in_batches(cases[task], setting.method, options.batch_size)
-        scores = score_pictures(generator.judge, cases[task], made.images)
-        scores |= score_masks(generator.judge, cases[task], made)
+        what = task, setting.method, generator.pipeline.preset, setting.vision, setting.adapter
+        if what not in alike:
+            made = generator.in_batches(cases[task], setting.method, options.batch_size)
+            alike[what] = score_pictures(generator.judge, cases[task], made.images)
+            alike[what] |= score_masks(generator.judge, cases[task], made)
         write_json(file, {
             **{name: getattr(setting, name) for name in ("group", "name", "method", "preset", "overlap", "vision",
                                                          "adapter")},
             "of_all": of_all, "task": task, "subjects": [case.subject for case in cases[task]],
-            "scores": {name: np.round(values, 4).tolist() for name, values in scores.items()
+            "scores": {name: np.round(values, 4).tolist() for name, values in alike[what].items()
                        if name in METRICS[task] or name in ("primary", "secondary", "pattern", "accessory", "build")},
             "seconds": round(time.monotonic() - started, 1)})
 
@@ -155,7 +158,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the rows")
     parser.add_argument("--model", default="mini")
     parser.add_argument("--adapters", type=Path, help="folder of adapters that were trained for rows")
-    parser.add_argument("--groups", nargs="*", help="only rows of these groups; all by default")
+    parser.add_argument("--groups", nargs="*", choices=list(TITLES), help="only rows of these groups; all by default")
     parser.add_argument("--num-subjects", type=int, default=24)
     parser.add_argument("--seed", type=int, default=1, help="not the evaluation's 0: choices are made by this table")
     parser.add_argument("--batch-size", type=int, default=8)
