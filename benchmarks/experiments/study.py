@@ -51,17 +51,18 @@ class Setting:
     adapter: str | None = None
 
 
-_ONE, _TWO, _BOTH = ("one", "bystander"), ("bystander",), ("bystander", "many")
+_ONE, _TWO, _BOTH, _THREE = ("one", "bystander"), ("bystander",), ("bystander", "many"), ("one", "bystander", "many")
 
 
 def settings() -> list[Setting]:
     """All rows; the first is what the others differ from."""
-    rows = [Setting("baseline", "the miniature's preset", _ONE), Setting("baseline", "no mask", _ONE, "no_mask"),
-            Setting("baseline", "sequential", _BOTH, "sequential")]
+    rows = [Setting("baseline", "the miniature's preset", _THREE), Setting("baseline", "no mask", _THREE, "no_mask"),
+            Setting("baseline", "sequential", _THREE, "sequential")]
     rows += [Setting("scope", f"soft {scope}", _ONE, preset={"scope": scope, "binary": False})
              for scope in (0.1, 0.25, 0.4, 1.0)]
     rows += [Setting("scope", f"binary {scope}", _ONE, preset={"scope": scope, "binary": True})
              for scope in (0.1, 0.25, 0.4)]
+    rows += [Setting("scope", "binary 1.0", _ONE, "no_mask")]
     rows += [Setting("mask", f"normalised by {normalize}", _TWO, preset={"normalize": normalize, "binary": False})
              for normalize in ("max_norm", "min_max_norm", "min_max_per_channel")]
     rows += [Setting("mask", f"refined at 1/{refine} of the latents" if refine else "not refined", _BOTH,
@@ -76,6 +77,7 @@ def settings() -> list[Setting]:
     rows += [Setting("shared", way, ("one2many",), preset={"shared_reference": way}) for way in SHARED_REFERENCES]
     # Whether a word chooses within the whole of a reference is what training decides.
     whole = {"shared_reference": "whole"}
+    rows += [Setting("training", "the bundled one: curriculum", TASKS, preset=whole)]
     rows += [Setting("training", name, TASKS, preset=whole, adapter=name) for name in ADAPTERS]
     for group, names in (("further", FURTHER), ("anew", ANEW)):
         rows += [Setting(group, name.removeprefix(f"{group}/"), TASKS, preset=whole, adapter=name) for name in names]

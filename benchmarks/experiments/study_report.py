@@ -1,5 +1,6 @@
 """docs/evidence.md from the study's rows: a table a group with intervals, and plots."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,14 @@ TITLES = {
 }
 
 
-_IN_THE_PLANE = ("baseline", "scope", "guidance", "strength")
+_SWEEPS = {
+    "soft masks, scope": r"soft ([\d.]+)",
+    "binary masks, scope": r"binary ([\d.]+)",
+    "masks of the strongest, at least": r"at least ([\d.]+) of the strongest",
+    "guidance scale": r"scale ([\d.]+)",
+    "strength of the visual term": r"visual term x ([\d.]+)",
+}
+"""The lines of the plane, by the names of their rows, in which the value is found that is swept."""
 
 
 def write_report(rows: Sequence[Row], file: Path) -> None:
@@ -44,7 +52,7 @@ def write_report(rows: Sequence[Row], file: Path) -> None:
                          if any(row["group"] == group for row in rows))
     before, after = page[: page.index(start) + len(start)], page[page.index(end) :]
     write_file(file, f"{before}\n\n{tables}\n\n{after}".encode())
-    _plot_plane([row for row in rows if row["group"] in _IN_THE_PLANE], file.with_name("evidence_plane.png"))
+    _plot_plane([row for row in rows if row["task"] == "bystander"], file.with_name("evidence_plane.png"))
     _plot_scope([row for row in rows if row["group"] == "scope"], file.with_name("evidence_scope.png"))
 
 
@@ -88,40 +96,38 @@ def differences(rows: Sequence[Row], base: str) -> str:
 
 
 def _plot_plane(rows: Sequence[Row], file: Path) -> None:
+    """What the text keeps of the bystander against similarity: a line for each choice that is swept."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    tasks = {task: metrics for task, metrics in METRICS.items()
-             if sum(row["task"] == task for row in rows) > 1}  # one point is no plane
-    figure, panels = pyplot.subplots(1, len(tasks), figsize=(5 * len(tasks) + 3.4, 5.2), sharey=True, squeeze=False)
-    panels = panels[0]
-    groups = list(dict.fromkeys(row["group"] for row in rows))
-    names = list(dict.fromkeys((row["group"], row["name"]) for row in rows))
-    entries = {}
-    for panel, (task, metrics) in zip(panels, tasks.items(), strict=True):
-        across = "bystander_fidelity" if "bystander_fidelity" in metrics else "text_controllability"
-        for row in (row for row in rows if row["task"] == task):
-            x, y = _mean(row, across), _mean(row, "subject_similarity")
-            bars = {axis: [[entry["value"] - entry["ci95"][0]], [entry["ci95"][1] - entry["value"]]]
-                    for axis, entry in (("xerr", x), ("yerr", y))}
-            # A colour for each group, a number for each of its rows.
-            number = names.index((row["group"], row["name"])) + 1
-            panel.errorbar(x["value"], y["value"], **bars, fmt="none", elinewidth=0.6, alpha=0.35,
-                           ecolor=f"C{groups.index(row['group'])}")
-            entries[number, f"{number}  {row['name']}"] = panel.scatter(
-                x["value"], y["value"], s=110, color=f"C{groups.index(row['group'])}", zorder=2)
-            panel.annotate(str(number), (x["value"], y["value"]), color="white", fontsize=7, ha="center", va="center")
-        panel.set_title(task)
-        panel.set_xlabel(across.replace("_", " "))
-        panel.grid(alpha=0.3)
-    panels[0].set_ylabel("subject similarity")
-    order = sorted(entries)
-    panels[-1].legend([entries[entry] for entry in order], [label for _, label in order], fontsize=8, markerscale=0.5,
-                      loc="center left", bbox_to_anchor=(1.02, 0.5))
+    figure, panel = pyplot.subplots(figsize=(8, 5.4))
+    for color, (title, pattern) in enumerate(_SWEEPS.items()):
+        points = [(float(found[1]), _mean(row, "bystander_fidelity"), _mean(row, "subject_similarity"))
+                  for row in rows if (found := re.fullmatch(pattern, row["name"]))]
+        points.sort(key=lambda point: point[0])
+        xs, ys = ([point[axis]["value"] for point in points] for axis in (1, 2))
+        panel.plot(xs, ys, marker="o", markersize=4, linewidth=1, color=f"C{color}", label=title)
+        for (value, *_), x, y in zip(points, xs, ys, strict=True):
+            panel.annotate(f"{value:g}", (x, y), (4, 4), textcoords="offset points", fontsize=8, color=f"C{color}")
+    for row in (row for row in rows if row["group"] == "baseline" and row["method"] != "sequential"):
+        x, y = _mean(row, "bystander_fidelity"), _mean(row, "subject_similarity")
+        panel.errorbar(x["value"], y["value"], xerr=_reach(x), yerr=_reach(y), fmt="s", color="black", capsize=2,
+                       elinewidth=0.8, alpha=0.5, zorder=0)
+        panel.annotate(row["name"], (x["value"], y["value"]), (8, -14), textcoords="offset points", fontsize=9)
+    panel.set_xlabel("bystander fidelity")
+    panel.set_ylabel("subject similarity")
+    panel.grid(alpha=0.3)
+    panel.legend(fontsize=8)
     figure.tight_layout()
     figure.savefig(file, dpi=110)
+
+
+def _reach(entry: dict[str, Any]) -> list[list[float]]:
+    """An interval as the length of its two sides, as error bars have it."""
+    low, high = entry["ci95"]
+    return [[entry["value"] - low], [high - entry["value"]]]
 
 
 def _plot_scope(rows: Sequence[Row], file: Path) -> None:
@@ -133,14 +139,15 @@ def _plot_scope(rows: Sequence[Row], file: Path) -> None:
     figure, panels = pyplot.subplots(1, 3, figsize=(12, 3.4))
     shown = (("one", "subject_similarity"), ("bystander", "subject_similarity"), ("bystander", "bystander_fidelity"))
     for panel, (task, metric) in zip(panels, shown, strict=True):
-        for kind in ("soft", "binary"):
+        for kind, shift in (("soft", -0.006), ("binary", 0.006)):
             points = sorted((float(row["name"].split()[1]), _mean(row, metric)) for row in rows
                             if row["task"] == task and row["name"].startswith(kind))
             if points:
                 xs, entries = zip(*points, strict=True)
                 ys = np.array([entry["value"] for entry in entries])
                 low, high = np.array([entry["ci95"] for entry in entries]).T
-                panel.errorbar(xs, ys, yerr=[ys - low, high - ys], marker="o", capsize=2, label=kind)
+                # A little apart, so that neither's bars hide the other's.
+                panel.errorbar(np.array(xs) + shift, ys, yerr=[ys - low, high - ys], marker="o", capsize=2, label=kind)
         panel.set_title(f"{task}: {metric.replace('_', ' ')}")
         panel.set_xlabel("scope γ")
         panel.grid(alpha=0.3)
