@@ -34,6 +34,7 @@ def test_what_is_made_is_not_pending_nor_what_has_no_adapter(tmp_path):
 
 
 def test_rows_are_read_in_the_order_of_the_study_and_written_so(tmp_path):
+    pytest.importorskip("matplotlib")
     for name in ("soft 1.0", "soft 0.1", "binary 0.1", "soft 0.25"):
         write_row(tmp_path, "scope", name, [0, 0, 1, 1])
     assert [row["name"] for row in study.read_rows(tmp_path)] == ["soft 0.1", "soft 0.25", "soft 1.0", "binary 0.1"]

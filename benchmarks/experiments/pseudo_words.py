@@ -1,13 +1,14 @@
 """The other way to customise, on the miniature: a pseudo-word for each subject. docs/evidence.md, "Pseudo-words".
 
     python -m benchmarks.experiments.pseudo_words --out runs/pseudo_words            # resumable: a row is a file
-    python -m benchmarks.experiments.pseudo_words --out runs/pseudo_words --report   # the table, from the files
+    python -m realcustom_jax.evaluation --tasks one,bystander --json scores.json       # the methods beside them
+    python -m benchmarks.experiments.pseudo_words --out runs/pseudo_words --scores scores.json --plot words.png
 
 Textual inversion (arXiv 2208.01618): for each subject a word of its own is trained, which begins as its noun, until the
 base model draws the reference from "a WORD"; in prompts it then stands where the noun stood. The weight `keep` of its
 squared distance from the noun, in units of the noun's own square, is what is swept: a word that may not leave its noun
 is controlled by the text, one that may go anywhere is like the reference, and the paper says that it cannot be both.
-The rows beside it are made of the same cases from the same noise.
+The evaluation's scores, which stand beside them, are of the same cases from the same noise.
 """
 
 import argparse
@@ -25,6 +26,7 @@ import optax
 from PIL import Image
 from tqdm import tqdm
 
+from benchmarks.experiments.study_report import reach
 from realcustom_jax.conditioning.prompts import encode_prompt
 from realcustom_jax.conditioning.text_states import text_states
 from realcustom_jax.evaluation.intervals import mean_with_interval
@@ -41,7 +43,7 @@ from realcustom_jax.sampling.solvers import add_noise, velocity
 
 TASKS = {"one": ("subject_similarity", "text_controllability"),
          "bystander": ("subject_similarity", "text_controllability", "bystander_fidelity")}
-METHODS = "text_only", "no_mask", "fused"
+METHODS = "text_only", "described", "no_mask", "fused"
 KEEPS = 0.1, 0.01, 0.001, 0.0
 """Weights of the distance from the noun; 0 lets a word go anywhere."""
 _DRAWS = 2  # of noise and timestep, of each subject in a step
@@ -160,50 +162,90 @@ def make_rows(options: argparse.Namespace) -> None:
     cases = {task: make_cases(task, options.num_subjects, options.seed) for task in TASKS}
     firsts = [case for i, case in enumerate(cases["one"]) if i == 0 or case.subject != cases["one"][i - 1].subject]
     train = lessons(generator, firsts, options.steps, options.seed)
-    rows = [(method, None) for method in METHODS] + [(f"pseudo-word, keep {keep:g}", keep) for keep in KEEPS]
-    for name, keep in tqdm(rows, desc="rows", unit="row"):
-        file = options.out / f"{name.replace(' ', '_').replace(',', '')}.json"
+    for keep in tqdm(KEEPS, desc="rows", unit="row"):
+        file = options.out / f"keep_{keep:g}.json"
         if file.is_file():
             continue
-        found: dict[str, Any] = {"name": name, "keep": keep, "seed": options.seed, "scores": {}, "subjects": {}}
-        if keep is not None:
-            words = train(keep)
-            found |= {"steps": options.steps, "moved": words.moved.tolist()}
+        words = train(keep)
+        scores: dict[str, Any] = {}
         for task, metrics in TASKS.items():
-            images = (generator.in_batches(cases[task], name, options.batch_size).images if keep is None
-                      else pictures_of(generator, words, cases[task], options.batch_size))
-            scores = score_pictures(generator.judge, cases[task], images)
-            found["scores"][task] = {metric: scores[metric].tolist() for metric in metrics}
-            found["subjects"][task] = [case.subject for case in cases[task]]
+            images = pictures_of(generator, words, cases[task], options.batch_size)
+            found = score_pictures(generator.judge, cases[task], images)
+            subjects = np.array([case.subject for case in cases[task]])
+            scores[task] = {metric: mean_with_interval(found[metric], subjects) for metric in metrics}
             write_file(file.with_suffix(f".{task}.png"), png(_strip(images[:24:2])))
-        write_json(file, found)
+        write_json(file, {"keep": keep, "steps": options.steps, "num_subjects": options.num_subjects,
+                          "seed": options.seed, "moved": words.moved.tolist(), "scores": scores})
 
 
 def _strip(images: np.ndarray) -> Image.Image:
     return Image.fromarray(np.concatenate(images, axis=1))
 
 
-def read_rows(folder: Path) -> list[dict[str, Any]]:
-    """The rows that are there, the methods first, then the words from the one that is kept most."""
-    rows = [json.loads(file.read_text()) for file in folder.glob("*.json")]
-    order = [*METHODS, *(f"pseudo-word, keep {keep:g}" for keep in KEEPS)]
-    return sorted(rows, key=lambda row: order.index(row["name"]))
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """The scores of one way, {task: {metric: {"value", "ci95"}}}; moved: how far its words went, on average."""
+
+    name: str
+    scores: dict[str, Any]
+    moved: float | None = None
 
 
-def report(rows: list[dict[str, Any]]) -> str:
-    """A table of the rows with half the width of their 95 % intervals over subjects."""
+def read_rows(folder: Path, scores: Path | None) -> list[Row]:
+    """The methods in the evaluation's JSON first, then the words that are there, from those that are kept most.
+
+    Raises ValueError if the two are not of the same cases.
+    """
+    found = [json.loads(file.read_bytes()) for file in folder.glob("keep_*.json")]
+    words = [Row(f"pseudo-word, keep {row['keep']:g}", row["scores"], float(np.mean(row["moved"])))
+             for row in sorted(found, key=lambda row: -row["keep"])]
+    if scores is None:
+        return words
+    of_methods = json.loads(scores.read_bytes())
+    for row in found:
+        for name in ("num_subjects", "seed"):
+            if row[name] != of_methods[name]:
+                raise ValueError(f"{scores} has {name} {of_methods[name]}, the words in {folder} {row[name]}; make "
+                                 "both with the same.")
+    return [*(Row(method.replace("_", " "), {task: of_methods["tasks"][task]["methods"][method] for task in TASKS})
+              for method in METHODS), *words]
+
+
+def report(rows: list[Row]) -> str:
+    """A table of the rows, with the farther side of their 95 % intervals over subjects."""
     columns = [(task, metric) for task, metrics in TASKS.items() for metric in metrics]
     titles = " | ".join(f"`{task}`: {metric.replace('_', ' ')} | ±" for task, metric in columns)
     lines = [f"| | moved | {titles} |", "|---|" + "--:|" * (2 * len(columns) + 1)]
     for row in rows:
-        cells = [number_cells(_mean(row, task, metric)) for task, metric in columns]
-        moved = f"{np.mean(row['moved']):.2f}" if "moved" in row else ""
-        lines.append(f"| {row['name'].replace('_', ' ')} | {moved} | {' | '.join(cells)} |")
+        cells = [number_cells(row.scores[task][metric]) for task, metric in columns]
+        lines.append(f"| {row.name} | {'' if row.moved is None else f'{row.moved:.2f}'} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _mean(row: dict[str, Any], task: str, metric: str) -> dict[str, Any]:
-    return mean_with_interval(np.array(row["scores"][task][metric]), np.array(row["subjects"][task]))
+def plot(rows: list[Row], file: Path) -> None:
+    """Similarity against what the text controls, beside a bystander; the words are joined by a line."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(1, 2, figsize=(10, 4.6), sharey=True)
+    for panel, metric in zip(panels, TASKS["bystander"][1:], strict=True):
+        found = [(row, row.scores["bystander"][metric], row.scores["bystander"]["subject_similarity"]) for row in rows]
+        for row, x, y in found:
+            color = "C0" if row.moved is None else "C1"
+            panel.errorbar(x["value"], y["value"], xerr=reach(x), yerr=reach(y), fmt="o", color=color, capsize=2,
+                           elinewidth=0.8)
+            panel.annotate(row.name.removeprefix("pseudo-word, "), (x["value"], y["value"]), (6, 5), fontsize=9,
+                           textcoords="offset points", color=color)
+        words = [(x["value"], y["value"]) for row, x, y in found if row.moved is not None]
+        panel.plot(*zip(*words, strict=True), color="C1", label="a pseudo-word, the freer the less it is kept")
+        panel.set_xlabel(metric.replace("_", " "))
+        panel.grid(alpha=0.3)
+    panels[0].set_ylabel("subject similarity")
+    panels[0].legend()
+    figure.tight_layout()
+    figure.savefig(file, dpi=110)
 
 
 def main() -> None:
@@ -214,12 +256,15 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=120, help="of training a word")
     parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--report", action="store_true", help="only read the rows that are there")
+    parser.add_argument("--scores", type=Path, help="the evaluation's JSON, for its methods")
+    parser.add_argument("--plot", type=Path, help="PNG to write")
     options = parser.parse_args()
-    if not options.report:
-        options.out.mkdir(parents=True, exist_ok=True)
-        make_rows(options)
-    print(report(read_rows(options.out)))
+    options.out.mkdir(parents=True, exist_ok=True)
+    make_rows(options)
+    rows = read_rows(options.out, options.scores)
+    print(report(rows))
+    if options.plot:
+        plot(rows, options.plot)
 
 
 if __name__ == "__main__":

@@ -113,7 +113,7 @@ def _plot_plane(rows: Sequence[Row], file: Path) -> None:
             panel.annotate(f"{value:g}", (x, y), (4, 4), textcoords="offset points", fontsize=8, color=f"C{color}")
     for row in (row for row in rows if row["group"] == "baseline" and row["method"] != "sequential"):
         x, y = _mean(row, "bystander_fidelity"), _mean(row, "subject_similarity")
-        panel.errorbar(x["value"], y["value"], xerr=_reach(x), yerr=_reach(y), fmt="s", color="black", capsize=2,
+        panel.errorbar(x["value"], y["value"], xerr=reach(x), yerr=reach(y), fmt="s", color="black", capsize=2,
                        elinewidth=0.8, alpha=0.5, zorder=0)
         panel.annotate(row["name"], (x["value"], y["value"]), (8, -14), textcoords="offset points", fontsize=9)
     panel.set_xlabel("bystander fidelity")
@@ -124,7 +124,7 @@ def _plot_plane(rows: Sequence[Row], file: Path) -> None:
     figure.savefig(file, dpi=110)
 
 
-def _reach(entry: dict[str, Any]) -> list[list[float]]:
+def reach(entry: dict[str, Any]) -> list[list[float]]:
     """An interval as the length of its two sides, as error bars have it."""
     low, high = entry["ci95"]
     return [[entry["value"] - low], [high - entry["value"]]]
