@@ -162,7 +162,7 @@ def make_rows(options: argparse.Namespace) -> None:
     cases = {task: make_cases(task, options.num_subjects, options.seed) for task in TASKS}
     firsts = [case for i, case in enumerate(cases["one"]) if i == 0 or case.subject != cases["one"][i - 1].subject]
     train = lessons(generator, firsts, options.steps, options.seed)
-    for keep in tqdm(KEEPS, desc="rows", unit="row"):
+    for keep in tqdm(options.keeps, desc="rows", unit="row"):
         file = options.out / f"keep_{keep:g}.json"
         if file.is_file():
             continue
@@ -255,6 +255,7 @@ def main() -> None:
     parser.add_argument("--num-subjects", type=int, default=24)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=120, help="of training a word")
+    parser.add_argument("--keeps", type=float, nargs="+", default=KEEPS, help="weights of the distance from the noun")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--scores", type=Path, help="the evaluation's JSON, for its methods")
     parser.add_argument("--plot", type=Path, help="PNG to write")
