@@ -102,20 +102,23 @@ def _plot_plane(rows: Sequence[Row], file: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    def point(row):
+        return tuple(_mean(row, metric)["value"] for metric in ("bystander_fidelity", "subject_similarity"))
+
     figure, panel = pyplot.subplots(figsize=(8, 5.4))
+    named = {point(row): row for row in rows if row["group"] == "baseline" and row["method"] != "sequential"}
     for color, (title, pattern) in enumerate(_SWEEPS.items()):
-        points = [(float(found[1]), _mean(row, "bystander_fidelity"), _mean(row, "subject_similarity"))
-                  for row in rows if (found := re.fullmatch(pattern, row["name"]))]
-        points.sort(key=lambda point: point[0])
-        xs, ys = ([point[axis]["value"] for point in points] for axis in (1, 2))
-        panel.plot(xs, ys, marker="o", markersize=4, linewidth=1, color=f"C{color}", label=title)
-        for (value, *_), x, y in zip(points, xs, ys, strict=True):
-            panel.annotate(f"{value:g}", (x, y), (4, 4), textcoords="offset points", fontsize=8, color=f"C{color}")
-    for row in (row for row in rows if row["group"] == "baseline" and row["method"] != "sequential"):
-        x, y = _mean(row, "bystander_fidelity"), _mean(row, "subject_similarity")
-        panel.errorbar(x["value"], y["value"], xerr=reach(x), yerr=reach(y), fmt="s", color="black", capsize=2,
-                       elinewidth=0.8, alpha=0.5, zorder=0)
-        panel.annotate(row["name"], (x["value"], y["value"]), (8, -14), textcoords="offset points", fontsize=9)
+        swept = sorted((float(found[1]), point(row)) for row in rows if (found := re.fullmatch(pattern, row["name"])))
+        panel.plot(*np.array([place for _, place in swept]).reshape(-1, 2).T, marker="o", markersize=4, linewidth=1,
+                   color=f"C{color}", label=title)
+        for value, place in swept:
+            if place not in named:
+                panel.annotate(f"{value:g}", place, (4, 4), textcoords="offset points", fontsize=8, color=f"C{color}")
+    for place, row in named.items():
+        sides = {axis: reach(_mean(row, metric)) for axis, metric in (
+            ("xerr", "bystander_fidelity"), ("yerr", "subject_similarity"))}
+        panel.errorbar(*place, **sides, fmt="s", color="black", capsize=2, elinewidth=0.8, alpha=0.5, zorder=0)
+        panel.annotate(row["name"], place, (8, 6), textcoords="offset points", fontsize=9)
     panel.set_xlabel("bystander fidelity")
     panel.set_ylabel("subject similarity")
     panel.grid(alpha=0.3)
