@@ -233,17 +233,18 @@ def plot(rows: list[Row], file: Path) -> None:
     for panel, metric in zip(panels, TASKS["bystander"][1:], strict=True):
         found = [(row, row.scores["bystander"][metric], row.scores["bystander"]["subject_similarity"]) for row in rows]
         for row, x, y in found:
-            color = "C0" if row.moved is None else "C1"
-            panel.errorbar(x["value"], y["value"], xerr=reach(x), yerr=reach(y), fmt="o", color=color, capsize=2,
-                           elinewidth=0.8)
-            panel.annotate(row.name.removeprefix("pseudo-word, "), (x["value"], y["value"]), (6, 5), fontsize=9,
-                           textcoords="offset points", color=color)
+            word = row.moved is not None
+            panel.errorbar(x["value"], y["value"], xerr=reach(x), yerr=reach(y), fmt="o", color=f"C{int(word)}",
+                           capsize=2, elinewidth=0.8, alpha=0.6)
+            panel.annotate(row.name.removeprefix("pseudo-word, keep "), (x["value"], y["value"]),
+                           (-4, 5) if word else (-8, -14), fontsize=9, textcoords="offset points", ha="right",
+                           color=f"C{int(word)}")
         words = [(x["value"], y["value"]) for row, x, y in found if row.moved is not None]
-        panel.plot(*zip(*words, strict=True), color="C1", label="a pseudo-word, the freer the less it is kept")
+        panel.plot(*zip(*words, strict=True), color="C1", label="pseudo-words, by how much they are kept")
         panel.set_xlabel(metric.replace("_", " "))
         panel.grid(alpha=0.3)
     panels[0].set_ylabel("subject similarity")
-    panels[0].legend()
+    panels[0].legend(loc="center left")
     figure.tight_layout()
     figure.savefig(file, dpi=110)
 
