@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -162,6 +163,17 @@ def test_workers_tell_how_far_they_are(tmp_path):
 def _count_twice(count):
     count()
     count()
+
+
+@pytest.mark.parametrize("task", ["_count_twice", "what cannot be called"])
+def test_a_worker_whose_user_is_killed_says_nothing(task):
+    """It may meet the end of its replies before that of its tasks."""
+    worker = subprocess.Popen([sys.executable, "-m", workers.__name__], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                              stderr=subprocess.PIPE, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)})
+    worker.stdout.close()
+    worker.stdin.write(pickle.dumps((globals().get(task, task), ())))
+    worker.stdin.flush()
+    assert worker.wait(timeout=60) == 1 and worker.stderr.read() == b""
 
 
 def _print_and_fail(count):

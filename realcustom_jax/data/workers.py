@@ -149,8 +149,11 @@ def _reply(replies: BinaryIO, kind: str, value: Any) -> None:
         pickle.loads(content)  # not every exception can be made again
     except Exception:
         content = pickle.dumps((kind, RuntimeError(f"{type(value).__name__}: {value}")))
-    replies.write(content)
-    replies.flush()
+    try:
+        replies.write(content)
+        replies.flush()
+    except BrokenPipeError:
+        os._exit(1)  # whoever gave the task is gone, which the thread that listens may not have heard yet
 
 
 if __name__ == "__main__":
