@@ -76,6 +76,7 @@ def test_the_mask_lies_on_the_strongest_positions():
     np.testing.assert_allclose(mask, values / 8, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_references_are_independent_and_permute():
     maps = random_maps()
     order = jnp.array([2, 0, 1])

@@ -73,6 +73,7 @@ def test_solvers_strengths_and_no_guidance(mini_pipeline, result):
     np.testing.assert_allclose(without, with_lane, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_noise_can_be_given(mini_pipeline, result):
     noise = np.stack([jax.random.normal(jax.random.fold_in(jax.random.key(0), i), (8, 8, 4)) for i in range(2)])
     given = mini_pipeline(DOG, PROMPT, "dog", num_images=2, seed=7, latents=noise, **QUICK)

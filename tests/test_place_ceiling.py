@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import optax
+import pytest
 
 from benchmarks.experiments.place_ceiling import (
     PlaceTask,
@@ -38,6 +39,7 @@ def test_the_truth_scores_one_and_a_flat_map_one_half():
     np.testing.assert_allclose(score([np.ones((6, 2, 4, 4))], painted), 0.5)
 
 
+@pytest.mark.slow
 def test_the_network_learns_which_of_two_things_is_where():
     seen, unseen = pictures(64), pictures(80).part(slice(64, None))
     task = PlaceTask(SMALL, seen, solvers.betas(), batch_size=32)

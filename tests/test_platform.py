@@ -106,6 +106,7 @@ def test_each_platform_samples_in_its_own_way():
     assert "platform_index" not in {name for ops in found.values() for name in ops}
 
 
+@pytest.mark.slow
 def test_a_tpus_program_has_nothing_of_a_cpus(monkeypatch):
     """Neither its norms nor its layout of kept tokens, though it is traced on a CPU."""
     expected = text(sampler("tpu"))

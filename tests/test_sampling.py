@@ -322,7 +322,8 @@ def single_call():
 
 
 @pytest.mark.parametrize("branches, freeze, calls_before, calls_in_loops", [
-    ("fused", 4, 2, [1, 1]), ("fused", 1, 2, [1]), ("fused", 99, 2, [1]), ("sequential", 4, 0, [2, 1]),
+    ("fused", 4, 2, [1, 1]), pytest.param("fused", 1, 2, [1], marks=pytest.mark.slow),
+    pytest.param("fused", 99, 2, [1], marks=pytest.mark.slow), ("sequential", 4, 0, [2, 1]),
 ])
 def test_calls_of_the_unet(branches, freeze, calls_before, calls_in_loops):
     """One call in each fused loop; tokens are projected once in every layer, and no loop knows of the timestep."""

@@ -200,7 +200,8 @@ def test_mistakes_are_named(change, words):
         jax.eval_shape(lambda: rc.sample_latents(**arguments))
 
 
-@pytest.mark.parametrize("one", [1, 1.0, np.float32(1), jnp.float32(1), np.array(1.0)])
+@pytest.mark.parametrize("one", [1, *(pytest.param(one, marks=pytest.mark.slow) for one in (
+    1.0, np.float32(1), jnp.float32(1), np.array(1.0)))])
 def test_a_scale_of_one_needs_no_negative_lane(one):
     assert rc.Guidance().needed(one) is None
     assert rc.Guidance("none", 3.0).needed(one) is one, "the text may guide in a cascade"

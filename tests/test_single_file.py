@@ -231,7 +231,7 @@ def test_names_are_translated(kind, part, theirs, ours):
     assert single_file.rename(original_names(kind))[part][ours] == single_file.Entry(ORIGINAL[kind][part][0] + theirs)
 
 
-@pytest.mark.parametrize("kind", TINY)
+@pytest.mark.parametrize("kind", ["sdxl", pytest.param("sd15", marks=pytest.mark.slow)])
 def test_a_file_gives_back_the_values_of_its_parts(kind, tmp_path):
     rng = np.random.default_rng(0)
     trees = {part: parameter_shapes(part, config) for part, config in configs(kind, tiny=True).items()}

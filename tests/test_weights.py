@@ -54,7 +54,8 @@ def test_round_trip_is_exact(name):
     assert all(k.endswith("position_ids") for k in unused)
 
 
-@pytest.mark.parametrize("name", ["unet_sdxl", "unet_sdxl_shallow", "unet_sd15"])
+@pytest.mark.parametrize("name", [
+    "unet_sdxl", *(pytest.param(name, marks=pytest.mark.slow) for name in ("unet_sdxl_shallow", "unet_sd15"))])
 def test_unet_and_projector_together_are_the_released_file(name):
     ours = weights.to_torch(load(rc.load_unet, name)[1])
     ours |= weights.to_torch(load(rc.load_projector, name)[1], weights.PROJECTOR_PREFIX)
