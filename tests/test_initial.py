@@ -172,6 +172,7 @@ def painted(mini_pipeline):
     return mini_pipeline(DOG, PROMPT, "dog", init_image=PHOTO, mask_image=HOLE, **QUICK)
 
 
+@pytest.mark.slow
 def test_the_subject_goes_into_a_photograph(painted):
     made = np.asarray(painted.images[0])
     assert np.array_equal(made[~HOLE], PHOTO[~HOLE]) and (made[HOLE] != PHOTO[HOLE]).mean() > 0.5

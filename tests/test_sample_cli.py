@@ -333,6 +333,7 @@ def test_a_batch_is_made_once(command, tmp_path):
     assert code == 2 and "nowhere.jsonl" in lines[-1]
 
 
+@pytest.mark.slow
 def test_the_memory_report_writes_nothing_and_says_whether_it_fits(command, capsys, monkeypatch):
     code, _, files = command("--memory")
     assert (code, files) == (0, [])
