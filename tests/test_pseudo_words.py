@@ -22,11 +22,11 @@ def rows(tmp_path):
     """A folder of two words, and the evaluation's JSON."""
     for keep in (0.0, 0.1):
         (tmp_path / f"keep_{keep:g}.json").write_text(json.dumps(
-            {"keep": keep, "num_subjects": 2, "seed": 0, "moved": [0.4, 0.6], "scores": scores(0.3)}))
+            {"keep": keep, "steps": 120, "num_subjects": 2, "seed": 0, "moved": [0.4, 0.6], "scores": scores(0.3)}))
     methods = {method: 0.1 * i for i, method in enumerate(("sequential", *pseudo_words.METHODS))}
     tasks = {task: {"methods": {name: scores(value)[task] for name, value in methods.items()}}
              for task in pseudo_words.TASKS}
-    file = tmp_path / "scores.json.of_all"
+    file = tmp_path / "scores.json"
     file.write_text(json.dumps({"num_subjects": 2, "seed": 0, "tasks": tasks}))
     return tmp_path, file
 
@@ -46,6 +46,14 @@ def test_scores_of_other_cases_are_refused(rows):
     file.write_text(file.read_text().replace('"seed": 0', '"seed": 1'))
     with pytest.raises(ValueError, match=r"has seed 1, the words in .* 0; make both with the same\."):
         pseudo_words.read_rows(folder, file)
+
+
+@pytest.mark.parametrize("name, value", [("steps", 600), ("num_subjects", 24), ("seed", 1)])
+def test_a_word_that_was_made_otherwise_is_refused(rows, name, value):
+    file, same = rows[0] / "keep_0.json", {"steps": 120, "num_subjects": 2, "seed": 0}
+    pseudo_words.check_same(file, same)
+    with pytest.raises(ValueError, match=f"was made with {name} {same[name]}, not {value}; give another folder"):
+        pseudo_words.check_same(file, same | {name: value})
 
 
 def test_the_plot_shows_something(rows):

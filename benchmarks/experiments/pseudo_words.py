@@ -157,7 +157,11 @@ def _sample(unet, params, noise, positive, negative, *, solver, guidance_scale) 
 
 
 def make_rows(options: argparse.Namespace) -> None:
-    """Scores every row that is not there yet, and keeps its first pictures as a strip."""
+    """Scores every row that is not there yet, and keeps its first pictures as a strip.
+
+    Raises ValueError for a row that is there, but was made of other cases or trained for other steps.
+    """
+    of_all = {name: getattr(options, name) for name in ("steps", "num_subjects", "seed")}
     generator = Generator.load(options.model)
     cases = {task: make_cases(task, options.num_subjects, options.seed) for task in TASKS}
     firsts = [case for i, case in enumerate(cases["one"]) if i == 0 or case.subject != cases["one"][i - 1].subject]
@@ -165,6 +169,7 @@ def make_rows(options: argparse.Namespace) -> None:
     for keep in tqdm(options.keeps, desc="rows", unit="row"):
         file = options.out / f"keep_{keep:g}.json"
         if file.is_file():
+            check_same(file, of_all)
             continue
         words = train(keep)
         scores: dict[str, Any] = {}
@@ -174,8 +179,16 @@ def make_rows(options: argparse.Namespace) -> None:
             subjects = np.array([case.subject for case in cases[task]])
             scores[task] = {metric: mean_with_interval(found[metric], subjects) for metric in metrics}
             write_file(file.with_suffix(f".{task}.png"), png(_strip(images[:24:2])))
-        write_json(file, {"keep": keep, "steps": options.steps, "num_subjects": options.num_subjects,
-                          "seed": options.seed, "moved": words.moved.tolist(), "scores": scores})
+        write_json(file, {"keep": keep, **of_all, "moved": words.moved.tolist(), "scores": scores})
+
+
+def check_same(file: Path, of_all: dict[str, int]) -> None:
+    """Raises ValueError if the row in the file differs from `of_all` in what is named there."""
+    row = json.loads(file.read_bytes())
+    for name, value in of_all.items():
+        if row[name] != value:
+            raise ValueError(f"{file} was made with {name} {row[name]}, not {value}; give another folder, or the same "
+                             "options.")
 
 
 def _strip(images: np.ndarray) -> Image.Image:
